@@ -1,0 +1,1 @@
+"""One file a device, holding only its own logic; everything common is in devices.runtime."""

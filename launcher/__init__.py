@@ -1,0 +1,1 @@
+"""The one package that knows everybody: command line, spawning, supervision."""

@@ -1,0 +1,11 @@
+"""Names the C extensions; everything else about the build is in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=[
+        "protocol/ring/build.py:ffi",
+        "vmm/hypervisor/kvm/build.py:ffi",
+        "devices/runtime/seal/build.py:ffi",
+    ]
+)

@@ -1,0 +1,1 @@
+"""The machine: vCPUs, memory map, buses, transports, boot protocols, platform devices."""

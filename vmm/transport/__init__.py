@@ -1,0 +1,1 @@
+"""How a guest finds and drives a virtio device."""
