@@ -1,0 +1,83 @@
+"""The only place that speaks ZeroMQ: one pair of sockets, one conversation.
+
+A channel is one ``ipc://`` endpoint for one peer and one generation. PAIR sockets talk to
+exactly one peer; reconnection is off, so nothing stale can arrive and a dead peer stays
+dead; limits are set before bind or connect. A channel belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import zmq
+
+from protocol import codec
+from protocol.errors import ProtocolError
+from protocol.messages import MAX_MESSAGE
+
+# Messages that may wait in either direction. Control is request and answer: a peer with more
+# than this many unread ones floods (arbitrary, far above what a conversation needs).
+_HIGH_WATER = 256
+
+
+class Channel:
+    """Messages to and from one peer; ``incoming`` are the classes that it may send."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], incoming: Iterable[type], generation: int = 0
+    ) -> None:
+        self._incoming = tuple(incoming)
+        self._generation = generation
+        self._socket = context.socket(zmq.PAIR)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_MESSAGE),
+            (zmq.SNDHWM, _HIGH_WATER),
+            (zmq.RCVHWM, _HIGH_WATER),
+            (zmq.RECONNECT_IVL, -1),
+        ):
+            self._socket.setsockopt(option, value)
+
+    def bind(self, path: str) -> None:
+        """Wait for the peer at the Unix socket ``path`` (made now, in a directory of mode 0700)."""
+        self._socket.bind(f"ipc://{path}")
+
+    def connect(self, path: str) -> None:
+        """Connect, once, to a peer that has bound ``path``."""
+        self._socket.connect(f"ipc://{path}")
+
+    @property
+    def fd(self) -> int:
+        """Becomes readable, edge-triggered, when :meth:`receive` may have something."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def send(self, message: object, sequence: int = 0) -> None:
+        """Queue ``message``; ProtocolError when the peer does not read its messages."""
+        try:
+            self._socket.send(codec.encode(message, sequence, self._generation), flags=zmq.DONTWAIT)
+        except zmq.Again:
+            raise ProtocolError("the peer does not read its messages") from None
+
+    def receive(self) -> codec.Envelope | None:
+        """The next message of this generation, or None when there is none now."""
+        while True:
+            try:
+                frame = self._socket.recv(flags=zmq.DONTWAIT)
+            except zmq.Again:
+                return None
+            if self._socket.getsockopt(zmq.RCVMORE):
+                raise ProtocolError("a message is one frame")
+            envelope = codec.decode(frame, self._incoming)
+            if envelope.generation == self._generation:
+                return envelope
+
+    def wait(self, seconds: float) -> codec.Envelope | None:
+        """The next message, waiting for it at most ``seconds``; None when none came."""
+        envelope = self.receive()
+        if envelope is None and self._socket.poll(int(seconds * 1000)):
+            envelope = self.receive()
+        return envelope
+
+    def close(self) -> None:
+        """Close at once; what was not sent is dropped."""
+        self._socket.close(linger=0)

@@ -1,0 +1,33 @@
+"""Doorbells: eventfds that one side rings and the other waits for.
+
+A kick goes from the guest to a device, a call from a device to the guest; KVM wires both
+(ioeventfd, irqfd), so no process of ours stands between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def create() -> int:
+    """A fresh doorbell, close-on-exec and non-blocking; the caller owns the descriptor."""
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+
+def ring(fd: int) -> None:
+    """Ring once. A full counter is a doorbell that is ringing already.
+
+    Never from a thread that may not block where a hostile process holds the other end: it
+    can fill the counter and clear O_NONBLOCK, which both ends share.
+    """
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(fd, 1)
+
+
+def drain(fd: int) -> int:
+    """How often it was rung since the last drain; 0 if not at all."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0

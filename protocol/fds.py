@@ -1,0 +1,95 @@
+"""Descriptors by name: handed from process to process, and audited.
+
+The launcher keeps one Unix socket to each child. A *handover* over it is a single packet:
+a payload, the names, and the descriptors as SCM_RIGHTS. ZeroMQ never carries any. It works
+the same for a spawned process, for one that was forked by somebody else, and for one that a
+person started by hand.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from protocol import codec
+from protocol.errors import ProtocolError
+
+# SCM_MAX_FD of the kernel (include/net/scm.h).
+MAX_DESCRIPTORS = 253
+_MAX_PAYLOAD = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What came: the payload, and the descriptors by name, now owned by the receiver."""
+
+    payload: bytes
+    fds: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    payload: bytes
+    names: tuple[str, ...]
+
+
+def handover_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a channel for handovers; both close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(channel: socket.socket, payload: bytes, fds: Mapping[str, int]) -> None:
+    """Send ``payload`` and duplicates of ``fds``; the caller keeps its own."""
+    if len(fds) > MAX_DESCRIPTORS:
+        raise ProtocolError(f"{len(fds)} descriptors do not fit one handover")
+    packet = codec.pack(codec.to_plain(_Packet(payload, tuple(fds))))
+    rights = array.array("i", fds.values())
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
+    channel.sendmsg([packet], ancillary)
+
+
+def receive(channel: socket.socket) -> Handover | None:
+    """The next handover, or None when the other side is gone.
+
+    Descriptors without a name, and names without a descriptor, are a ProtocolError; what
+    came with the broken packet is closed (a sender could otherwise fill our table).
+    """
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, flags, _ = channel.recvmsg(_MAX_PAYLOAD, space, socket.MSG_CMSG_CLOEXEC)
+    received = array.array("i")
+    for level, kind, rights in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(rights[: len(rights) - len(rights) % received.itemsize])
+    if not data and not received:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("handover too large")
+        packet = codec.from_plain(_Packet, codec.unpack(data))
+        if len(packet.names) != len(received) or len(set(packet.names)) != len(received):
+            raise ProtocolError(f"{len(packet.names)} names for {len(received)} descriptors")
+    except ProtocolError:
+        close_all(received)
+        raise
+    return Handover(packet.payload, dict(zip(packet.names, received, strict=True)))
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every one of ``fds``, whatever the others do."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def open_descriptors() -> dict[int, str]:
+    """What this process has open: number to the kernel's name of it (``socket:[12]``, a path)."""
+    found: dict[int, str] = {}
+    for entry in os.listdir("/proc/self/fd"):
+        # The descriptor of the listing itself is gone by the time it is looked at.
+        with contextlib.suppress(FileNotFoundError):
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+    return found

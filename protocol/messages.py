@@ -1,0 +1,232 @@
+"""Every control message, by direction: this file is the wire reference (docs/protocol.md tells it).
+
+A message on the wire is one ZeroMQ frame, a msgpack array of four::
+
+    [name, sequence, generation, {field: value, …}]
+
+``name`` is the class's name below. A request has a sequence number above 0 and is answered
+by exactly one reply with the same number; an event has sequence 0 and no answer. Whatever
+belongs to another generation of a device than the current one is dropped. The semantics of
+the device half are vhost-user's: features, ring addresses, start, stop, configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROTOCOL_VERSION = 1
+"""Of this file: raised whenever a message changes its meaning or fields."""
+
+STATE_VERSION = 1
+"""Of what a device hands to its successor: statistics and ring positions."""
+
+MAX_MESSAGE = 64 * 1024
+"""Bytes of the largest message; the largest real one, a report of all exits, is far below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSetup:
+    """Where one virtqueue lies: ``size`` entries; guest addresses of its three parts."""
+
+    index: int
+    size: int
+    desc: int
+    avail: int
+    used: int
+
+
+# ── a device to the VMM ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a device: who it is, what it offers, its configuration space."""
+
+    protocol: int
+    state: int
+    kind: str
+    device_id: int
+    features: int
+    queue_sizes: tuple[int, ...]
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The jail is closed; from here on the device accepts Start.
+
+    ``syscalls`` is the size of the allowlist, ``descriptors`` the names of what it holds.
+    """
+
+    syscalls: int
+    descriptors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Reply: the request was carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Reply: the request was not carried out, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """Reply to GetStats: counters by name, all since the process started."""
+
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanged:
+    """Event, and reply to WriteConfig: the whole configuration space as it now is."""
+
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsReset:
+    """Event: the driver broke a ring beyond repair; the device waits for its reset."""
+
+    reason: str
+
+
+# ── the VMM to a device ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to Hello: versions match, go on to the seal."""
+
+    protocol: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Answer to Hello: no; both sides' numbers are in ``reason``. The device exits."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """DRIVER_OK: serve these queues with these features. Reply: Done or Failed."""
+
+    features: int
+    queues: tuple[QueueSetup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Reset: finish or drop what is in flight, touch guest memory no more, then reply Done."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopQueue:
+    """QueueReady = 0: the same for one queue. Reply: Done."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """The driver wrote ``data`` at ``offset`` of the configuration. Reply: ConfigChanged."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GetStats:
+    """Reply: DeviceStats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Reply: Done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """The VM ends: stop, reply Done, exit."""
+
+
+# ── the VMM to the launcher ───────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReady:
+    """Event: every device is sealed and the first instruction is about to run.
+
+    ``milliseconds`` from the VMM's own start, by phase.
+    """
+
+    phases: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Event: the guest runs no more. ``reason`` is one of launcher-visible words:
+    power-off, reset, panic, died, host-error, stopped, device-died."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCount:
+    """Exits of one kind at one address: how many, and nanoseconds spent in handling them."""
+
+    kind: str
+    address: int
+    device: str
+    count: int
+    nanoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One device as the VMM sees it, with the device's own counters (empty if it did not say)."""
+
+    name: str
+    state: str
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStats:
+    """Reply to GetMachineStats: returns of KVM_RUN, exits by kind and address, devices."""
+
+    run_returns: int
+    nanoseconds: int
+    exits: tuple[ExitCount, ...]
+    devices: tuple[DeviceReport, ...]
+
+
+# ── the launcher to the VMM ───────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class GetMachineStats:
+    """Reply: MachineStats."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressPowerButton:
+    """ACPI's fixed power button. Reply: Done."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopMachine:
+    """Stop the vCPUs and the devices, and reply with the last MachineStats."""
+
+
+FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsReset)
+TO_DEVICE = (Welcome, Refused, Start, Stop, StopQueue, WriteConfig, GetStats, Ping, Quit)
+FROM_VMM = (MachineReady, Ended, MachineStats, Done, Failed)
+TO_VMM = (GetMachineStats, PressPowerButton, StopMachine)
