@@ -212,6 +212,11 @@ class MachineStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Attach:
+    """First message of the launcher: it is there, and events may be sent. Reply: Done."""
+
+
+@dataclass(frozen=True, slots=True)
 class GetMachineStats:
     """Reply: MachineStats."""
 
@@ -229,4 +234,4 @@ class StopMachine:
 FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsReset)
 TO_DEVICE = (Welcome, Refused, Start, Stop, StopQueue, WriteConfig, GetStats, Ping, Quit)
 FROM_VMM = (MachineReady, Ended, MachineStats, Done, Failed)
-TO_VMM = (GetMachineStats, PressPowerButton, StopMachine)
+TO_VMM = (Attach, GetMachineStats, PressPowerButton, StopMachine)
