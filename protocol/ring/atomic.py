@@ -1,0 +1,34 @@
+"""Atomic 32-bit accesses to shared memory, which Python itself cannot promise.
+
+A store is a release and a load an acquire: whoever loads a value sees everything that was
+written before it was stored. On the hosts we run on this is x86 TSO or arm64 ldar/stlr.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from protocol.ring._ring import ffi, lib
+
+
+def store32(view: memoryview | mmap.mmap, offset: int, value: int) -> None:
+    """Store ``value``, an unsigned 32-bit number, at ``offset`` bytes into a writable buffer.
+
+    ValueError if the offset is not a multiple of 4 or the word not inside the buffer;
+    OverflowError if the value does not fit.
+    """
+    with ffi.from_buffer(view, require_writable=True) as start:
+        lib.ring_store32(_word(start, view, offset), value)
+
+
+def load32(view: memoryview | mmap.mmap, offset: int) -> int:
+    """The unsigned 32-bit number at ``offset``; ValueError as in :func:`store32`."""
+    with ffi.from_buffer(view) as start:
+        return int(lib.ring_load32(_word(start, view, offset)))
+
+
+def _word(start: Any, view: memoryview | mmap.mmap, offset: int) -> Any:
+    if offset % 4 or not 0 <= offset <= len(view) - 4:
+        raise ValueError(f"no aligned 32-bit word at {offset} of {len(view)} bytes")
+    return ffi.cast("uint32_t *", start + offset)
