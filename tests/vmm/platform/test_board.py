@@ -1,0 +1,71 @@
+"""The board: every platform device at its address, its interrupt line and its request."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm.bus import Bus
+from vmm.platform.board import Board
+from vmm.platform.ports import ACPI_RESET, ACPI_RESET_VALUE, S5_SLEEP_TYPE
+from vmm.platform.power import Reason
+
+
+class Machine:
+    """A bus with a board, and what it did to the outside."""
+
+    def __init__(self) -> None:
+        self.bus = Bus()
+        self.lines: list[tuple[int, bool]] = []
+        self.printed = bytearray()
+        self.asked: list[Reason] = []
+        self.board = Board(
+            self.bus,
+            lambda gsi, level: self.lines.append((gsi, level)),
+            self.printed.extend,
+            self.asked.append,
+        )
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_both_consoles_print(machine: Machine) -> None:
+    machine.bus.pio_write(0x3F8, 1, ord("p"))
+    machine.bus.mmio_write(0x9000_0000, 4, ord("m"))
+
+    assert machine.printed == b"pm"
+
+
+@pytest.mark.parametrize(
+    ("port", "size", "value", "reason"),
+    [
+        (0x604, 2, S5_SLEEP_TYPE << 10 | 1 << 13, Reason.POWER_OFF),
+        (0x64, 1, 0xFE, Reason.RESET),
+        (ACPI_RESET, 1, ACPI_RESET_VALUE, Reason.RESET),
+        (0x505, 1, 1, Reason.PANIC),
+    ],
+)
+def test_each_way_to_end_reaches_the_machine(
+    machine: Machine, port: int, size: int, value: int, reason: Reason
+) -> None:
+    machine.bus.pio_write(port, size, value)
+
+    assert machine.asked == [reason]
+
+
+def test_interrupts_arrive_on_the_lines_of_a_pc(machine: Machine) -> None:
+    machine.bus.pio_write(0x3FC, 1, 0x08)
+    machine.bus.pio_write(0x3F9, 1, 0x01)
+    machine.board.uart.receive(b"x")
+    machine.bus.pio_write(0x602, 2, 0x0100)
+    machine.board.pm.press_power_button()
+
+    assert machine.lines == [(4, True), (9, True)]
+
+
+def test_the_clock_answers_at_its_ports(machine: Machine) -> None:
+    machine.bus.pio_write(0x70, 1, 0x0D)
+
+    assert machine.bus.pio_read(0x71, 1) == 0x80

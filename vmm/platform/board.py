@@ -1,0 +1,46 @@
+"""The platform devices of one machine, put on its bus where ports.py and the memory map say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm import memory_map
+from vmm.bus import Bus
+from vmm.platform import ports
+from vmm.platform.i8042 import I8042
+from vmm.platform.mmio_console import MmioConsole
+from vmm.platform.pm import PowerManagement
+from vmm.platform.power import Request
+from vmm.platform.pvpanic import PvPanic
+from vmm.platform.rtc import Rtc
+from vmm.platform.uart import Uart16550
+
+
+class Board:
+    """What every machine has: ``uart`` (COM1), ``mmio_console``, ``pm``; the rest needs no name.
+
+    ``set_irq(gsi, level)`` drives an interrupt line; ``sink`` takes what the guest prints on
+    either console; ``request`` hears that the guest ends or panics; ``on_room`` as the UART's.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        set_irq: Callable[[int, bool], None],
+        sink: Callable[[bytes], None],
+        request: Request,
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.uart = Uart16550(sink, lambda level: set_irq(ports.COM1_IRQ, level), on_room)
+        self.mmio_console = MmioConsole(sink, on_room)
+        self.pm = PowerManagement(lambda level: set_irq(ports.SCI_IRQ, level), request)
+        bus.add_pio(ports.COM1, ports.COM1_LENGTH, self.uart)
+        bus.add_mmio(memory_map.MMIO_CONSOLE, memory_map.MMIO_CONSOLE_SIZE, self.mmio_console)
+        bus.add_pio(ports.PM1A_EVENT, ports.PM1A_EVENT_LENGTH, self.pm.event)
+        bus.add_pio(ports.PM1A_CONTROL, ports.PM1A_CONTROL_LENGTH, self.pm.control)
+        bus.add_pio(ports.ACPI_RESET, 1, self.pm.reset)
+        bus.add_pio(ports.RTC_INDEX, 2, Rtc())
+        bus.add_pio(ports.PVPANIC, 1, PvPanic(request))
+        keyboard = I8042(request)
+        bus.add_pio(ports.I8042_DATA, 1, keyboard.data)
+        bus.add_pio(ports.I8042_COMMAND, 1, keyboard.command)

@@ -1,0 +1,31 @@
+"""I/O ports and interrupt lines of the platform devices: one table for the devices and for ACPI.
+
+The PC's own are where every PC has them since the AT. The ACPI blocks may lie anywhere, for
+the tables name them; these places are arbitrary, chosen clear of what a PC might probe.
+"""
+
+from __future__ import annotations
+
+COM1 = 0x3F8
+COM1_LENGTH = 8
+COM1_IRQ = 4
+
+RTC_INDEX = 0x70
+RTC_DATA = 0x71
+
+I8042_DATA = 0x60
+I8042_COMMAND = 0x64
+
+# QEMU's address of the device: Linux takes it from ACPI, small guests assume it.
+PVPANIC = 0x505
+
+# PM1a event block: status in the low two bytes, enable in the high two.
+PM1A_EVENT = 0x600
+PM1A_EVENT_LENGTH = 4
+PM1A_CONTROL = 0x604
+PM1A_CONTROL_LENGTH = 2
+ACPI_RESET = 0x608
+# The value that resets the machine, arbitrary, and the SLP_TYP of \_S5, arbitrary as well.
+ACPI_RESET_VALUE = 0x01
+S5_SLEEP_TYPE = 5
+SCI_IRQ = 9
