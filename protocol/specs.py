@@ -62,7 +62,9 @@ class MachineSpec:
 
     ``cleanup`` names files and directories that it removes should the launcher die first.
     With it come ``memory``, ``serial`` (a stream socket to the launcher: console output
-    and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot.
+    and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot; and,
+    where ``termios`` is not empty, ``terminal``, to which protocol.terminal.restore puts it
+    back should the launcher die first.
     """
 
     name: str
@@ -74,3 +76,4 @@ class MachineSpec:
     stats: bool
     log: int
     cleanup: tuple[str, ...]
+    termios: bytes = b""
