@@ -1,0 +1,62 @@
+# The ways into this project. `make` builds; only `make setup` installs, and says what.
+PYTHON_BIN := .venv/bin
+PYTHON := $(PYTHON_BIN)/python
+PYTEST := $(PYTHON) -m pytest -q
+CMD ?=
+# What `make lab` runs when it is not told: the tests that need real KVM, on real KVM.
+LAB_TESTS := python -m pytest -q -m 'lab or kvm' -p no:cacheprovider tests
+LAB_OPTIONS ?=
+
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm devices/runtime/seal
+# cffi writes the files whose names begin with an underscore.
+C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
+GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)
+SETUP := .venv/setup.stamp
+BUILT := .venv/build.stamp
+
+.PHONY: build setup demo test test-fast lab check bench clean
+build: $(BUILT)
+
+ifneq ($(shell tools/setup --missing),)
+.PHONY: $(SETUP)
+endif
+
+setup:
+	tools/setup
+
+$(SETUP): pyproject.toml setup.py tools/setup
+	tools/setup
+
+$(BUILT): $(SETUP) $(C_SOURCES) $(GUEST_SOURCES)
+	find $(C_FOLDERS) -name '*.so' -delete
+	$(PYTHON) setup.py -q build_ext --inplace --force
+	tests/kernels/build.sh
+	$(PYTHON) -m compileall -q protocol devices vmm launcher tests
+	touch $@
+
+demo: build
+	tools/demo
+
+test: build
+	$(PYTEST) -m "not lab"
+
+test-fast: build
+	$(PYTEST) -m "not kvm and not root and not lab and not slow"
+
+lab: build
+	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(if $(CMD),'$(subst ','\'',$(CMD))',"$(LAB_TESTS)")
+
+check: build
+	$(PYTHON_BIN)/ruff check .
+	$(PYTHON_BIN)/ruff format --check .
+	$(PYTHON_BIN)/mypy
+
+bench: build
+	$(PYTHON) -m tests.perf
+
+# The virtual environment and the downloaded kernels stay: `rm -rf .venv .cache` for those.
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs
+	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
+	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
+	rm -f tests/kernels/*.raw tests/kernels/*.elf $(BUILT)
