@@ -7,6 +7,7 @@ wholly inside one region: no access runs over the end of RAM or across a hole.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -105,9 +106,10 @@ class GuestMemory:
         return self._view
 
     def close(self) -> None:
-        """Unmap, as far as no view is still held by somebody."""
-        self._view.release()
-        self._map.close()
+        """Unmap; if somebody still holds a view, the last of them to go does that."""
+        with contextlib.suppress(BufferError):
+            self._view.release()
+            self._map.close()
 
     def __enter__(self) -> GuestMemory:
         return self

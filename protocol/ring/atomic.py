@@ -15,8 +15,8 @@ from protocol.ring._ring import ffi, lib
 def store32(view: memoryview | mmap.mmap, offset: int, value: int) -> None:
     """Store ``value``, an unsigned 32-bit number, at ``offset`` bytes into a writable buffer.
 
-    ValueError if the offset is not a multiple of 4 or the word not inside the buffer;
-    OverflowError if the value does not fit.
+    ValueError if the word is not aligned to 4 bytes or not inside the buffer; OverflowError if
+    the value does not fit.
     """
     with ffi.from_buffer(view, require_writable=True) as start:
         lib.ring_store32(_word(start, view, offset), value)
@@ -29,6 +29,7 @@ def load32(view: memoryview | mmap.mmap, offset: int) -> int:
 
 
 def _word(start: Any, view: memoryview | mmap.mmap, offset: int) -> Any:
-    if offset % 4 or not 0 <= offset <= len(view) - 4:
+    address = int(ffi.cast("uintptr_t", start)) + offset
+    if address % 4 or not 0 <= offset <= len(view) - 4:
         raise ValueError(f"no aligned 32-bit word at {offset} of {len(view)} bytes")
     return ffi.cast("uint32_t *", start + offset)
