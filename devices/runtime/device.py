@@ -1,0 +1,178 @@
+"""What a device is: its identity, its options, its queues and its logic; the runtime is the rest.
+
+A device is a class in a file of its own. ``open`` runs in the launcher, with the user's rights,
+and returns descriptors; an instance lives in the device's own process, behind the seal, and has
+those descriptors and guest memory, nothing else.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from protocol.ring import Chain
+from protocol.virtio import MAX_QUEUE_SIZE, DeviceId
+
+C = TypeVar("C")
+H = TypeVar("H", bound=Callable[..., int | None])
+
+
+class Host(Protocol):
+    """What the launcher does for ``Device.open``; made for one device."""
+
+    @property
+    def name(self) -> str:
+        """The device's name, such as ``console0``."""
+
+    def terminal(self, name: str) -> int:
+        """A stream socket to the launcher's terminal, where ``name`` is what it is shown as."""
+
+    def cleanup(self, path: str) -> None:
+        """Remove the file ``path`` when the machine ends."""
+
+    def announce(self, text: str) -> None:
+        """Tell the user ``text``; the launcher puts the device's name before it."""
+
+
+class Runtime(Protocol):
+    """What the runtime does for a device; see the methods of the same names in :class:`Device`."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+    def soon(self, callback: Callable[[], None]) -> None: ...
+
+    def complete(self, index: int, chain: Chain, written: int) -> None: ...
+
+    def oldest(self, index: int) -> Chain | None: ...
+
+    def config_changed(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """What a device may do beyond the common set: system calls, by the kernel's names."""
+
+    syscalls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDeclaration:
+    """Virtqueue ``index`` of a device: the most entries it may have, and its handler's name."""
+
+    index: int
+    size: int
+    name: str
+
+
+def virtqueue(index: int, *, size: int) -> Callable[[H], H]:
+    """Make a method the handler of queue ``index``, which has up to ``size`` entries.
+
+    It is called once a chain and returns the number of bytes that it wrote, or None to keep the
+    chain in flight; then the device completes it later. Chains that the driver got wrong never
+    arrive. An exception is the device's mistake and ends the process; a guest must not be able
+    to cause one.
+    """
+    if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
+        raise ValueError(f"a split virtqueue has no {size} entries (virtio 1.2, section 2.7)")
+
+    def mark(handler: H) -> H:
+        handler.__dict__["virtqueue"] = (index, size)
+        return handler
+
+    return mark
+
+
+class Device(Generic[C]):
+    """One virtio device. ``C`` is the dataclass of its options, the keys of ``--device``.
+
+    ``counters`` are the device's own statistics, by name.
+    """
+
+    device_id: ClassVar[DeviceId]
+    jail: ClassVar[Jail] = Jail()
+    config_type: ClassVar[type]
+    queues: ClassVar[tuple[QueueDeclaration, ...]]
+
+    def __init_subclass__(cls) -> None:
+        (cls.config_type,) = typing.get_args(cls.__dict__["__orig_bases__"][0])
+        if not is_dataclass(cls.config_type):
+            raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
+        found = [
+            QueueDeclaration(*method.virtqueue, name)
+            for name, method in vars(cls).items()
+            if hasattr(method, "virtqueue")
+        ]
+        cls.queues = tuple(sorted(found, key=lambda queue: queue.index))
+        if [queue.index for queue in cls.queues] != list(range(len(cls.queues))):
+            raise TypeError(f"{cls.__name__}: queues are numbered from 0 without a gap")
+
+    @classmethod
+    def open(cls, config: C, host: Host) -> dict[str, int]:
+        """Open, check and lock what ``config`` names; descriptors by name, owned by the caller.
+
+        Runs in the launcher, before anything is started. BadInput when it cannot be had; its
+        ``where`` is the key at fault (``path``), before which the launcher puts the option.
+        """
+        return {}
+
+    def __init__(self, config: C, fds: Mapping[str, int], runtime: Runtime) -> None:
+        self.config = config
+        self.fds = fds
+        self.counters: Counter[str] = Counter()
+        self._runtime = runtime
+
+    @property
+    def features(self) -> int:
+        """The device type's own feature bits; the runtime adds those of the ring."""
+        return 0
+
+    def config_space(self) -> bytes:
+        """The device configuration space as it is now."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver wrote ``data``, anywhere and of any length; ignored unless overridden."""
+
+    def start(self, features: int) -> None:
+        """The driver is ready and agreed to ``features``; chains follow."""
+
+    def stop(self) -> None:
+        """The driver took the device back: no chains any more, none kept, nothing watched."""
+
+    # What a device calls, in its own process.
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when something changed at ``fd``, which does not block: once now, if
+        it is ready, and then at every edge, so read and write until it would block. Ends with
+        ``stop``."""
+        self._runtime.watch(fd, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Watch ``fd`` no more; before it is closed."""
+        self._runtime.unwatch(fd)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, after the handlers of this turn of the loop."""
+        self._runtime.soon(callback)
+
+    def complete(self, index: int, chain: Chain, written: int) -> None:
+        """Give back a chain that the handler of queue ``index`` kept. One that is not in flight
+        any more, because the driver reset the device, is left alone."""
+        self._runtime.complete(index, chain, written)
+
+    def oldest(self, index: int) -> Chain | None:
+        """The chain that queue ``index`` has kept the longest."""
+        return self._runtime.oldest(index)
+
+    def config_changed(self) -> None:
+        """Tell the driver that ``config_space`` has changed."""
+        self._runtime.config_changed()
+
+
+AnyDevice = Device[Any]
+"""A device of whatever options."""
