@@ -1,0 +1,1 @@
+"""ACPI: the tables through which a guest finds CPUs, interrupts, power control and devices."""

@@ -1,0 +1,187 @@
+"""What to put into guest memory and where the CPU starts: planned first, then loaded.
+
+A plan is made without memory and writes nothing, so the launcher makes one too, to refuse bad
+input before anything starts and to print it for ``--dry-run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from protocol.errors import BadInput
+from protocol.memory import PAGE_SIZE, GuestMemory
+from protocol.specs import BootSpec
+from vmm.boot.acpi.tables import build_tables
+from vmm.boot.bzimage import is_bzimage, read_bzimage
+from vmm.boot.cpu import CpuState, Mode, page_tables
+from vmm.boot.e820 import Entry, e820_map
+from vmm.boot.elf import is_elf, read_elf
+from vmm.boot.hardware import Hardware
+from vmm.boot.image import FilePart, Image
+from vmm.boot.kernel import Kernel, Kind
+from vmm.boot.layout import COMMAND_LINE, COMMAND_LINE_END, PAGE_TABLES, RSDP, START_INFO
+from vmm.boot.pvh import start_info
+from vmm.boot.raw import plan_raw
+from vmm.boot.segment import Segment, highest_room
+from vmm.boot.unbootable import what_else
+from vmm.boot.zero_page import zero_page
+from vmm.memory_map import HIGH_RAM, LOW_RAM_END, MIB
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
+# Enough for every header and magic number that is looked at.
+_HEAD = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class BootPlan:
+    """All that :func:`load` will do, and the state in which the boot CPU then starts."""
+
+    kind: Kind
+    title: str
+    segments: tuple[Segment, ...]
+    cpu: CpuState
+    e820: tuple[Entry, ...]
+
+    @property
+    def entry(self) -> int:
+        """Guest address of the first instruction."""
+        return self.cpu.rip
+
+
+def plan(
+    boot: BootSpec,
+    kernel: FileDescriptorLike,
+    initrd: FileDescriptorLike | None,
+    hardware: Hardware,
+) -> BootPlan:
+    """How to boot ``kernel``, an open file, on ``hardware``; its kind is found by looking at it.
+
+    The files are only read, at explicit offsets, and have to stay open until :func:`load`.
+    BadInput names the option that cannot be met.
+    """
+    e820 = e820_map(hardware.regions)
+    tables = build_tables(hardware.cpus, hardware.devices, hardware.irqchip)
+    if boot.binary:
+        _refuse(
+            "--kernel, not --binary",
+            {"--initrd": initrd is not None, "--cmdline": boot.cmdline != ""},
+        )
+        pieces, cpu = plan_raw(boot, Image(kernel, "--binary"), hardware.regions)
+        kind, title = Kind.RAW, Kind.RAW.value
+    else:
+        _refuse(
+            "--binary, not --kernel",
+            {"--entry": boot.entry is not None, "--load": boot.load is not None},
+        )
+        found = _read_kernel(Image(kernel, "--kernel"), hardware)
+        archive = None if initrd is None else Image(initrd, "--initrd")
+        pieces, cpu = _plan_kernel(found, boot.cmdline, archive, e820, hardware)
+        kind, title = found.kind, found.title
+    segments = (*pieces, cpu.gdt(), tables)
+    _check_apart(segments)
+    ordered = sorted(segments, key=lambda segment: segment.gpa)
+    return BootPlan(kind, title, tuple(ordered), cpu, e820)
+
+
+def load(plan: BootPlan, memory: GuestMemory) -> None:
+    """Copy every segment to where the plan puts it, into memory that is zero so far."""
+    for segment in plan.segments:
+        if isinstance(segment.data, FilePart):
+            segment.data.read_into(memory.view(segment.gpa, len(segment.data)))
+        else:
+            memory.write(segment.gpa, segment.data)
+
+
+def describe(plan: BootPlan) -> list[str]:
+    """The plan in lines for people: what starts where, what lies where, what the guest is told."""
+    lines = [f"kernel: {plan.title}", f"entry: {plan.entry:#x} in {plan.cpu.mode.value}"]
+    lines += ["", "loaded into guest memory:"]
+    lines += [_line(segment.gpa, segment.end, segment.name) for segment in plan.segments]
+    lines += ["", "memory map the guest is given:"]
+    lines += [_line(entry.gpa, entry.end, entry.kind.name.lower()) for entry in plan.e820]
+    return lines
+
+
+def _line(start: int, end: int, what: str) -> str:
+    return f"  {start:#011x}-{end:#011x}  {_size(end - start):>8}  {what}"
+
+
+def _size(size: int) -> str:
+    for unit, letter in ((MIB, "M"), (1024, "K")):
+        if size >= unit:
+            return f"{size / unit:.4g}{letter}"
+    return str(size)
+
+
+def _refuse(belongs_to: str, given: dict[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise BadInput(option, f"goes with {belongs_to}")
+
+
+def _read_kernel(image: Image, hardware: Hardware) -> Kernel:
+    head = image.read(0, _HEAD)
+    if is_elf(head):
+        return read_elf(image, hardware.regions)
+    if is_bzimage(head):
+        return read_bzimage(image, hardware.regions)
+    raise image.bad(f"this is not a kernel: {what_else(head)}")
+
+
+def _plan_kernel(
+    kernel: Kernel, cmdline: str, archive: Image | None, e820: Sequence[Entry], hardware: Hardware
+) -> tuple[list[Segment], CpuState]:
+    command_line = _command_line(kernel, cmdline)
+    initrd = None if archive is None else _initrd(kernel, archive, hardware)
+    segments = [*kernel.segments, command_line]
+    if initrd is not None:
+        segments.append(initrd)
+    if kernel.kind is Kind.PVH:
+        segments.append(start_info(command_line, initrd, e820, RSDP))
+        return segments, CpuState(Mode.FLAT32, rip=kernel.entry, rbx=START_INFO)
+    segments.append(
+        zero_page(kernel.setup_header, kernel.segments[0], command_line, initrd, e820, RSDP)
+    )
+    # All of it lies below 4 GiB; a kernel maps the rest by itself.
+    segments.append(page_tables(PAGE_TABLES, HIGH_RAM))
+    return segments, CpuState(Mode.FLAT64, rip=kernel.entry, rsi=START_INFO, page_table=PAGE_TABLES)
+
+
+def _command_line(kernel: Kernel, text: str) -> Segment:
+    # What the shell passed in another encoding goes to the guest as it came.
+    data = text.encode("utf-8", "surrogateescape")
+    most = min(kernel.cmdline_size, COMMAND_LINE_END - COMMAND_LINE - 1)
+    if b"\0" in data:
+        raise BadInput("--cmdline", "it contains a NUL, which would end it")
+    if len(data) > most:
+        raise BadInput("--cmdline", f"it is {len(data)} bytes long; this kernel takes {most}")
+    return Segment("command line", COMMAND_LINE, data + b"\0")
+
+
+def _initrd(kernel: Kernel, archive: Image, hardware: Hardware) -> Segment:
+    limit = min(kernel.initrd_addr_max + 1, LOW_RAM_END)
+    room = highest_room(hardware.regions[1:], archive.size, limit, PAGE_SIZE, kernel.segments)
+    if room is None:
+        raise archive.bad(
+            f"its {archive.size / MIB:.0f}M do not fit in low RAM beside the kernel; "
+            "more --mem may help"
+        )
+    return Segment("initrd", room, archive.part())
+
+
+def _check_apart(segments: Iterable[Segment]) -> None:
+    for one, other in combinations(segments, 2):
+        if one.overlaps(other):
+            # What we put there ourselves never overlaps: one of the two came from a file.
+            source = one if isinstance(one.data, FilePart) else other
+            beside = other if source is one else one
+            assert isinstance(source.data, FilePart)
+            raise source.data.image.bad(
+                f"its {source.name} at {source.gpa:#x}-{source.end:#x} overlaps the "
+                f"{beside.name} at {beside.gpa:#x}-{beside.end:#x}"
+            )

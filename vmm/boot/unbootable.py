@@ -1,0 +1,25 @@
+"""Names for what people hand over in place of a kernel."""
+
+from __future__ import annotations
+
+# Offset, magic number, what it is. Compression formats as in the kernel's lib/decompress.c;
+# arm64 from its Documentation/arch/arm64/booting.rst.
+_KNOWN = (
+    (0, b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
+    (0, b"\xfd7zXZ\0", "it is compressed with xz; unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first"),
+    (0, b"\x02\x21\x4c\x18", "it is compressed with lz4; unpack it first"),
+    (0, b"\x04\x22\x4d\x18", "it is compressed with lz4; unpack it first"),
+    (0, b"BZh", "it is compressed with bzip2; unpack it first"),
+    (0, b"070701", "it is a cpio archive; is it the initrd?"),
+    (0, b"#!", "it is a script"),
+    (56, b"ARM\x64", "it is an arm64 kernel"),
+)
+
+
+def what_else(head: bytes) -> str:
+    """What a file that starts with ``head``, and is neither bzImage nor ELF, is."""
+    for offset, magic, name in _KNOWN:
+        if head[offset : offset + len(magic)] == magic:
+            return name
+    return "it is neither bzImage nor ELF (for a raw binary there is --binary)"
