@@ -7,7 +7,7 @@ dead; limits are set before bind or connect. A channel belongs to one thread at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import zmq
 
@@ -37,6 +37,11 @@ class Channel:
             (zmq.RECONNECT_IVL, -1),
         ):
             self._socket.setsockopt(option, value)
+
+    @property
+    def handle(self) -> zmq.Socket[bytes]:
+        """What :func:`wait_any` waits for."""
+        return self._socket
 
     def bind(self, path: str) -> None:
         """Wait for the peer at the Unix socket ``path`` (made now, in a directory of mode 0700)."""
@@ -81,3 +86,21 @@ class Channel:
     def close(self) -> None:
         """Close at once; what was not sent is dropped."""
         self._socket.close(linger=0)
+
+
+def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """The process's ZeroMQ context: starts its two threads at the first channel."""
+    return zmq.Context()
+
+
+def wait_any(
+    channels: Sequence[Channel], fds: Sequence[int], seconds: float | None
+) -> tuple[list[Channel], list[int]]:
+    """Wait until one of ``channels`` may have a message or one of ``fds`` is readable."""
+    poller = zmq.Poller()
+    for channel in channels:
+        poller.register(channel.handle, zmq.POLLIN)
+    for fd in fds:
+        poller.register(fd, zmq.POLLIN)
+    ready = {key for key, _ in poller.poll(None if seconds is None else int(seconds * 1000))}
+    return [c for c in channels if c.handle in ready], [fd for fd in fds if fd in ready]

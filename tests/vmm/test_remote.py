@@ -1,0 +1,155 @@
+"""Requests to a device process: answered, refused, or ended by force at the deadline."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.channel import Channel, new_context
+from protocol.errors import DeviceGone
+from protocol.lifecycle import State
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    STATE_VERSION,
+    TO_DEVICE,
+    Done,
+    Hello,
+    Ping,
+    Refused,
+    Sealed,
+    Start,
+    Welcome,
+)
+from protocol.specs import DeviceSlot
+from vmm.control import Control
+from vmm.remote import RemoteDevice
+
+HELLO = Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (64,), b"")
+
+
+class Pair:
+    """A RemoteDevice with its control thread, a stand-in for the process, and its channel."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL
+        )
+        self.pidfd = os.pidfd_open(self.process.pid)
+        endpoint = f"{run_dir}/rng0.1"
+        self.control = Control()
+        slot = DeviceSlot("rng0", "rng", 4, 3, 11, 1, 1, endpoint)
+        self.remote = RemoteDevice(slot, self.pidfd, self.control)
+        self.control.start()
+        self.context = new_context()
+        self.device = Channel(self.context, TO_DEVICE, generation=1)
+        self.device.connect(endpoint)
+
+    def expect(self, kind: type) -> object:
+        envelope = self.device.wait(5)
+        assert envelope is not None
+        assert isinstance(envelope.message, kind)
+        return envelope.message
+
+    def get_ready(self) -> None:
+        self.device.send(HELLO)
+        self.expect(Welcome)
+        self.device.send(Sealed(60, ("memory",)))
+        self.remote.ready.result(5)
+
+    def close(self) -> None:
+        self.control.end()
+        self.device.close()
+        self.context.term()
+        self.process.kill()
+        self.process.wait()
+        os.close(self.pidfd)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    yield made
+    made.close()
+
+
+def test_hello_and_seal_make_it_ready(pair: Pair) -> None:
+    pair.get_ready()
+
+    assert pair.remote.life.state is State.READY
+    assert pair.remote.queue_sizes == (64,)
+
+
+@pytest.mark.parametrize(
+    ("hello", "complaint"),
+    [
+        (Hello(99, 98, "rng", 4, 0, (64,), b""), "protocol 99 and state 98 do not fit"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "blk", 2, 0, (64,), b""), "blk says hello"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (), b""), "1 queues were expected"),
+    ],
+)
+def test_another_version_kind_or_shape_is_refused(pair: Pair, hello: Hello, complaint: str) -> None:
+    pair.device.send(hello)
+
+    refused = pair.expect(Refused)
+
+    assert isinstance(refused, Refused)
+    assert complaint in refused.reason
+    with pytest.raises(DeviceGone, match="was refused"):
+        pair.remote.ready.result(5)
+
+
+def test_a_refusal_names_both_sides_numbers(pair: Pair) -> None:
+    pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
+
+    refused = pair.expect(Refused)
+
+    assert isinstance(refused, Refused)
+    assert f"protocol {PROTOCOL_VERSION} and state {STATE_VERSION}" in refused.reason
+
+
+def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> None:
+    pair.get_ready()
+
+    with pytest.raises(DeviceGone, match="did not answer Ping"):
+        pair.remote.call(Ping(), deadline=0.05)
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert pair.remote.life.state is State.GONE
+    with pytest.raises(DeviceGone):
+        pair.remote.call(Ping())
+
+
+def test_a_device_that_breaks_the_protocol_is_killed(pair: Pair) -> None:
+    broken: list[str] = []
+    pair.remote.on_broken = broken.append
+    pair.get_ready()
+
+    pair.device.send(HELLO)  # a second one, while READY
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    pair.control.end()
+    assert broken == ["rng0 broke the protocol"]
+    pair.control = Control()  # for close()
+    pair.control.start()
+
+
+def test_a_device_may_not_ask(pair: Pair) -> None:
+    pair.get_ready()
+
+    pair.device.send(Done(), 77)
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+
+
+def test_death_fails_what_waits(pair: Pair) -> None:
+    pair.get_ready()
+    reply = pair.control.post(pair.remote._channel, Start(0, ()))
+
+    pair.remote.gone()
+
+    with pytest.raises(DeviceGone, match="rng0 is gone"):
+        reply.result(5)

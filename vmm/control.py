@@ -1,0 +1,152 @@
+"""The control thread: owner of every ZeroMQ channel that the VMM has.
+
+Other threads post requests and wait for a future; what peers say unasked is handed to them on
+this thread, so their handlers must not wait. A peer that breaks the protocol is cut off, and
+everybody else goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from protocol import channel as channels
+from protocol import codec, doorbell
+from protocol.channel import Channel
+from protocol.errors import DeviceGone, ProtocolError
+from protocol.trace import Trace
+
+
+class Peer(Protocol):
+    """Who is at the other end of a channel; all of it is called on the control thread."""
+
+    def on_event(self, message: object) -> None:
+        """A message that is no reply and wants none."""
+        ...
+
+    def on_request(self, message: object, sequence: int) -> None:
+        """A message that wants a reply, by :meth:`Control.send`; or ProtocolError."""
+        ...
+
+    def on_violation(self, error: ProtocolError) -> None:
+        """The peer was cut off because of ``error``."""
+        ...
+
+
+@dataclass(slots=True)
+class _Conversation:
+    peer: Peer
+    pending: dict[int, Future[Any]] = field(default_factory=dict)
+
+
+class Control(threading.Thread):
+    """The thread that owns every channel of the VMM."""
+
+    def __init__(self, trace: Trace | None = None) -> None:
+        super().__init__(name="control", daemon=True)
+        self._context = channels.new_context()
+        self._trace = trace
+        self._conversations: dict[Channel, _Conversation] = {}
+        self._outgoing: deque[tuple[Channel, object, int]] = deque()
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._wake = doorbell.create()
+        self._ending = False
+
+    def bind(self, endpoint: str, incoming: Sequence[type], generation: int, peer: Peer) -> Channel:
+        """A new channel, bound; ``peer`` hears of what comes in. Before :meth:`start` only."""
+        made = Channel(self._context, incoming, generation)
+        made.bind(endpoint)
+        self._conversations[made] = _Conversation(peer)
+        return made
+
+    def post(self, channel: Channel, request: object) -> Future[Any]:
+        """Send ``request``; the future of its reply. From any thread but this one."""
+        reply: Future[Any] = Future()
+        with self._lock:
+            self._sequence += 1
+            self._conversations[channel].pending[self._sequence] = reply
+            self._outgoing.append((channel, request, self._sequence))
+        doorbell.ring(self._wake)
+        return reply
+
+    def send(self, channel: Channel, message: object, sequence: int = 0) -> None:
+        """Send an event, or the reply to request ``sequence``. From any thread."""
+        self._outgoing.append((channel, message, sequence))
+        doorbell.ring(self._wake)
+
+    def abandon(self, channel: Channel, why: str) -> None:
+        """Nothing more will come on ``channel``: fail what waits for it. From any thread."""
+        with self._lock:
+            pending = self._conversations[channel].pending
+            waiting = list(pending.values())
+            pending.clear()
+        for reply in waiting:
+            reply.set_exception(DeviceGone(why))
+
+    def end(self) -> None:
+        """Send what is queued, stop the thread and close the channels."""
+        self._ending = True
+        doorbell.ring(self._wake)
+        self.join()
+        for channel in self._conversations:
+            channel.close()
+        self._context.term()
+        os.close(self._wake)
+
+    def run(self) -> None:
+        """The thread: send what is queued, hand out what comes in."""
+        listening = list(self._conversations)
+        while True:
+            doorbell.drain(self._wake)
+            ending = self._ending
+            self._send_all(listening)
+            if ending:
+                return
+            ready, _ = channels.wait_any(listening, [self._wake], None)
+            for channel in ready:
+                self._guard(channel, listening, partial(self._receive_all, channel))
+
+    def _guard(
+        self, channel: Channel, listening: list[Channel], action: Callable[[], None]
+    ) -> None:
+        # A peer that breaks the protocol is cut off; everybody else goes on.
+        try:
+            action()
+        except ProtocolError as error:
+            if channel in listening:
+                listening.remove(channel)
+            self._conversations[channel].peer.on_violation(error)
+
+    def _send_all(self, listening: list[Channel]) -> None:
+        while self._outgoing:
+            channel, message, sequence = self._outgoing.popleft()
+            if channel not in listening:
+                self.abandon(channel, "the peer was cut off")
+                continue
+            if self._trace:
+                self._trace.event("control", f"> {message}"[:200])
+            self._guard(channel, listening, partial(channel.send, message, sequence))
+
+    def _receive_all(self, channel: Channel) -> None:
+        while (envelope := channel.receive()) is not None:
+            if self._trace:
+                self._trace.event("control", f"< {envelope.message}"[:200])
+            self._hand_out(self._conversations[channel], envelope)
+
+    def _hand_out(self, conversation: _Conversation, envelope: codec.Envelope) -> None:
+        if not envelope.sequence:
+            conversation.peer.on_event(envelope.message)
+            return
+        with self._lock:
+            reply = conversation.pending.pop(envelope.sequence, None)
+        if reply is not None:
+            reply.set_result(envelope.message)
+        else:
+            conversation.peer.on_request(envelope.message, envelope.sequence)

@@ -1,0 +1,30 @@
+"""``python -m vmm.entry FD``: the VMM process. FD is the handover socket to the launcher."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+
+from protocol import codec, fds
+from protocol.log import set_up as set_up_log
+from protocol.specs import MachineSpec
+from vmm.session import Session
+
+
+def main() -> int:
+    """Receive the machine's spec and descriptors, and run it."""
+    # The launcher decides when a VM ends; what a terminal sends is for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handover = socket.socket(fileno=int(sys.argv[1]))
+    got = fds.receive(handover)
+    if got is None:
+        return 1
+    spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
+    set_up_log(spec.log)
+    Session(handover, spec, got.fds).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

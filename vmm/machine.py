@@ -1,0 +1,251 @@
+"""The machine: memory, vCPUs, platform and transports, put together and run.
+
+Each vCPU has a thread that calls ``vcpu.run(handler)``. Whatever ends the guest is noted once,
+by whichever thread sees it first; then every vCPU is kicked out of the guest.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from protocol import doorbell
+from protocol import fds as descriptors
+from protocol.errors import GuestDied, VibeError
+from protocol.memory import GuestMemory
+from protocol.messages import DeviceReport, ExitCount, MachineStats
+from protocol.specs import DeviceSlot, MachineSpec
+from protocol.trace import Trace
+from protocol.virtio import Mmio
+from vmm import memory_map
+from vmm.boot.hardware import Hardware, VirtioMmio
+from vmm.boot.plan import load, plan
+from vmm.bus import Bus
+from vmm.exits import CountingHandler, Place, TracingHandler, report
+from vmm.hypervisor.base import ExitHandler, Hypervisor, Stop, Vcpu, Vm
+from vmm.platform import ports
+from vmm.platform.board import Board
+from vmm.platform.power import Reason
+from vmm.remote import RemoteDevice
+from vmm.transport.mmio import MmioTransport
+from vmm.transport.page import RegisterPage
+
+log = logging.getLogger(__name__)
+
+# Memory slots: RAM takes the first few, register pages those from here on, one each.
+_FIRST_PAGE_SLOT = 8
+
+# Seconds that a vCPU thread has to leave the guest after its kick. It may be waiting for a
+# device that does not answer, so longer than that takes.
+_VCPU_DEADLINE = 15.0
+
+_POWER = {Reason.POWER_OFF: "power-off", Reason.RESET: "reset", Reason.PANIC: "panic"}
+_STOPS = {Stop.POWERED_OFF: "power-off", Stop.RESET: "reset"}
+
+PLACES = (
+    Place("port", ports.COM1, ports.COM1_LENGTH, "serial"),
+    Place("port", ports.RTC_INDEX, 2, "rtc"),
+    Place("port", ports.I8042_DATA, 1, "i8042"),
+    Place("port", ports.I8042_COMMAND, 1, "i8042"),
+    Place("port", ports.PM1A_EVENT, ports.PM1A_EVENT_LENGTH, "pm"),
+    Place("port", ports.PM1A_CONTROL, ports.PM1A_CONTROL_LENGTH, "pm"),
+    Place("port", ports.ACPI_RESET, 1, "pm"),
+    Place("port", ports.PVPANIC, 1, "pvpanic"),
+    Place("mmio", memory_map.MMIO_CONSOLE, memory_map.MMIO_CONSOLE_SIZE, "mmio-console"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why the guest runs no more: a word of messages.Ended, and a sentence or a dump."""
+
+    reason: str
+    detail: str
+
+
+class Line:
+    """An interrupt line, as far as the VMM itself raises it: edges only."""
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+
+    def pulse(self) -> None:
+        """One edge."""
+        self._vm.set_irq(self._gsi, True)
+        self._vm.set_irq(self._gsi, False)
+
+
+class Machine:
+    """One virtual machine, from its spec; ``fds`` are the descriptors that came with the spec.
+
+    ``console`` takes what the guest prints, ``on_room`` hears that it can take input again,
+    ``on_end`` (on any thread) that it ended.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        fds: Mapping[str, int],
+        hypervisor: Hypervisor,
+        console: Callable[[bytes], None],
+        on_room: Callable[[], None],
+        on_end: Callable[[], None],
+        trace: Trace | None = None,
+    ) -> None:
+        self._spec = spec
+        self._fds = fds
+        self._hypervisor = hypervisor
+        self._trace = trace
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self.end: End | None = None
+        self.stopping = False
+        self.vm = hypervisor.create_vm(spec.cpus)
+        self.bus = Bus()
+        self.board = Board(self.bus, self.vm.set_irq, console, self._power, on_room)
+        self.memory = GuestMemory(fds["memory"], memory_map.regions(spec.memory_size))
+        self.devices: list[RemoteDevice] = []
+        self._places = list(PLACES)
+        self._pages: list[RegisterPage] = []
+        self._acks: list[int] = []
+        self._counting: list[CountingHandler] = []
+        self._threads: list[threading.Thread] = []
+        self._started_ns = time.monotonic_ns()
+        for slot, region in enumerate(self.memory.regions):
+            ram = self.memory.whole[region.offset : region.offset + region.size]
+            self.vm.map_ram(slot, region.gpa, ram)
+        self._load()
+
+    # ── putting it together ───────────────────────────────────────────────────────────
+
+    def _load(self) -> None:
+        hardware = Hardware(
+            self._spec.memory_size,
+            self._spec.cpus,
+            tuple(VirtioMmio(device.slot, device.gsi) for device in self._spec.devices),
+        )
+        first_state = plan(self._spec.boot, self._fds["kernel"], self._fds.get("initrd"), hardware)
+        load(first_state, self.memory)
+        for index in range(self._spec.cpus):
+            self.vm.create_vcpu(index)
+        first = self.vm.vcpus[0]
+        sregs = first.get_sregs()
+        first_state.cpu.set_up(sregs)
+        first.set_sregs(sregs)
+        first.set_regs(first_state.cpu.regs())
+
+    def plug_in(self, device: RemoteDevice) -> None:
+        """Give ``device``, which has said hello, its registers, doorbells and interrupt line."""
+        slot = device.slot
+        gpa = memory_map.slot_address(slot.slot)
+        read_only = self._hypervisor.capabilities.read_only_slots
+        page = RegisterPage(self.vm, gpa, _FIRST_PAGE_SLOT + slot.slot if read_only else None)
+        transport = MmioTransport(page, device, Line(self.vm, slot.gsi), device.config)
+        device.on_config = transport.config_changed
+        device.on_broken = transport.needs_reset
+        self.bus.add_mmio(gpa, memory_map.VIRTIO_SLOT_SIZE, transport)
+        self._wire(slot, gpa)
+        self._pages.append(page)
+        self._places.append(Place("mmio", gpa, memory_map.VIRTIO_SLOT_SIZE, slot.name))
+        self.devices.append(device)
+
+    def _wire(self, slot: DeviceSlot, gpa: int) -> None:
+        # From here on KVM carries kicks and interrupts; no thread of ours is on their way.
+        for queue in range(slot.queues):
+            kick = self._fds[f"{slot.name}.kick{queue}"]
+            self.vm.add_ioeventfd(kick, gpa + Mmio.QUEUE_NOTIFY, 4, queue)
+        # An acknowledgement of "used buffer" alone needs no answer, so nobody reads this one.
+        ack = doorbell.create()
+        self._acks.append(ack)
+        self.vm.add_ioeventfd(ack, gpa + Mmio.INTERRUPT_ACK, 4, 1)
+        self.vm.add_irqfd(self._fds[f"{slot.name}.call"], slot.gsi)
+
+    # ── running it ────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Let the vCPUs run, each on a thread of its own."""
+        self._started_ns = time.monotonic_ns()
+        for vcpu in self.vm.vcpus:
+            thread = threading.Thread(
+                target=self._run, args=(vcpu, self._handler(vcpu)), name=f"vcpu{vcpu.index}"
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _handler(self, vcpu: Vcpu) -> ExitHandler:
+        handler: ExitHandler = self.bus
+        if self._trace:
+            handler = TracingHandler(handler, self._trace, vcpu.index)
+        if self._spec.stats:
+            counting = CountingHandler(handler)
+            self._counting.append(counting)
+            handler = counting
+        return handler
+
+    def _run(self, vcpu: Vcpu, handler: ExitHandler) -> None:
+        try:
+            while not self.stopping:
+                stop = vcpu.run(handler)
+                if stop in _STOPS:
+                    self.finish(_STOPS[stop], f"the guest {stop.value}")
+        except GuestDied as error:
+            self.finish("died", str(error))
+        except VibeError as error:
+            self.finish("host-error", str(error))
+        except Exception:
+            log.exception("vCPU %d met an error of ours", vcpu.index)
+            self.finish("host-error", f"an error in the VMM itself, on vCPU {vcpu.index}")
+
+    def _power(self, reason: Reason) -> None:
+        self.finish(_POWER[reason], reason.value)
+
+    def finish(self, reason: str, detail: str) -> None:
+        """The guest ends, for the first reason that anybody gives. From any thread."""
+        with self._lock:
+            if self.end is None:
+                self.end = End(reason, detail)
+            self.stopping = True
+        for vcpu in self.vm.vcpus:
+            vcpu.kick()
+        self._on_end()
+
+    def stop(self) -> None:
+        """Take the vCPUs out of the guest, and wait for their threads."""
+        self.finish("stopped", "stopped from outside")
+        for thread in self._threads:
+            thread.join(_VCPU_DEADLINE)
+            if thread.is_alive():
+                log.error("%s does not leave the guest", thread.name)
+        if self._trace:
+            self._trace.flush()
+
+    def stats(self, ask_devices: bool = True) -> MachineStats:
+        """What happened so far. Asks every device for its counters, so not on a vCPU's thread."""
+        return MachineStats(
+            run_returns=sum(vcpu.run_returns for vcpu in self.vm.vcpus),
+            nanoseconds=time.monotonic_ns() - self._started_ns,
+            exits=self._exits(),
+            devices=tuple(
+                DeviceReport(
+                    device.name,
+                    device.life.state.value,
+                    device.counters() if ask_devices else {},
+                )
+                for device in self.devices
+            ),
+        )
+
+    def _exits(self) -> tuple[ExitCount, ...]:
+        return report(self._counting, self._places)
+
+    def close(self) -> None:
+        """Release the machine; its vCPUs must have stopped."""
+        for page in self._pages:
+            page.close()
+        self.vm.close()
+        descriptors.close_all(self._acks)
+        self.memory.close()

@@ -1,0 +1,286 @@
+"""The VMM's main thread: one loop over everything that can happen outside of the guest.
+
+The control thread owns the channels, the vCPU threads the guest. Both wake this one through
+an eventfd; what the launcher asks, a device's death and console input arrive here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+
+from protocol import doorbell, fds, terminal
+from protocol.errors import BadInput, DeviceGone, HostError, ProtocolError, VibeError
+from protocol.messages import (
+    TO_VMM,
+    Attach,
+    Done,
+    Ended,
+    Failed,
+    GetMachineStats,
+    MachineReady,
+    MachineStats,
+    PressPowerButton,
+    StopMachine,
+)
+from protocol.specs import MachineSpec
+from protocol.trace import Trace
+from vmm.control import Control
+from vmm.hypervisor.kvm import Kvm
+from vmm.machine import Machine
+from vmm.remote import RemoteDevice
+
+log = logging.getLogger(__name__)
+
+# Seconds that all devices together have from their start to their seal. An interpreter starts
+# in 25 to 190 ms; from a cold network file system in several seconds.
+_READY_DEADLINE = 60.0
+
+
+class LauncherPeer:
+    """The launcher's end of the conversation: requests are queued for the main thread, for what
+    they ask may need other channels, which the control thread has to serve meanwhile."""
+
+    def __init__(self, wake: int) -> None:
+        self.requests: SimpleQueue[tuple[object, int]] = SimpleQueue()
+        self._wake = wake
+
+    def on_event(self, message: object) -> None:
+        """The launcher sends requests only."""
+        raise ProtocolError(f"{type(message).__name__} wants a sequence number")
+
+    def on_request(self, message: object, sequence: int) -> None:
+        """Queue it."""
+        self.requests.put((message, sequence))
+        doorbell.ring(self._wake)
+
+    def on_violation(self, error: ProtocolError) -> None:
+        """We believe the launcher; one that talks nonsense is another version."""
+        log.critical("the launcher broke the protocol: %s", error)
+
+
+class Session:
+    """From the handover to the last statistics. ``descriptors`` are those of specs.MachineSpec,
+    and stay open until the process ends."""
+
+    def __init__(
+        self, handover: socket.socket, spec: MachineSpec, descriptors: Mapping[str, int]
+    ) -> None:
+        self._began = time.monotonic()
+        self._handover = handover
+        self._spec = spec
+        self._fds = descriptors
+        self._trace = Trace(descriptors["trace"], "vmm") if "trace" in descriptors else None
+        self._wake = doorbell.create()
+        self._launcher = LauncherPeer(self._wake)
+        self._control = Control(self._trace)
+        self._channel = self._control.bind(spec.endpoint, TO_VMM, 0, self._launcher)
+        self._remotes = [
+            RemoteDevice(slot, descriptors[f"{slot.name}.pidfd"], self._control)
+            for slot in spec.devices
+        ]
+        self._serial = socket.socket(fileno=os.dup(descriptors["serial"]))
+        self._phases: dict[str, int] = {}
+        self._machine: Machine | None = None
+        self._failure: VibeError | None = None
+        self._is_attached = self._has_started = self._has_told_end = self._is_over = False
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def run(self) -> None:
+        """Run the machine until the launcher ends it, or is gone."""
+        self._watch(self._handover.fileno(), self._orphaned)
+        self._watch(self._wake, lambda: None)  # woken: look at everything, below
+        for remote in self._remotes:
+            remote.ready.add_done_callback(self._ring)
+            self._watch(self._fds[f"{remote.name}.pidfd"], self._reaper(remote))
+        self._control.start()
+        fds.send(self._handover, b"bound", {})
+        try:
+            self._machine = self._build()
+            self._mark("machine built")
+        except VibeError as error:
+            self._failure = error
+        while not self._is_over:
+            try:
+                self._turn()
+            except VibeError as error:
+                self._failure = error
+        self._close()
+
+    def _turn(self) -> None:
+        timeout = None if self._has_started else _READY_DEADLINE * 1000
+        ready = self._poll.poll(timeout)
+        if not ready and not self._has_started:
+            raise HostError(f"a device was not ready within {_READY_DEADLINE:g} s")
+        for fd, _ in ready:
+            if fd in self._handlers:
+                self._handlers[fd]()
+        doorbell.drain(self._wake)
+        self._answer_launcher()
+        if self._can_start():
+            self._start()
+        self._listen_to_serial()
+        self._tell_end()
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def _forget(self, fd: int) -> None:
+        if self._handlers.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def _ring(self, _: Future[None] | None = None) -> None:
+        doorbell.ring(self._wake)
+
+    def _mark(self, phase: str) -> None:
+        self._phases[phase] = int((time.monotonic() - self._began) * 1000)
+
+    # ── starting ──────────────────────────────────────────────────────────────────────
+
+    def _build(self) -> Machine:
+        return Machine(
+            self._spec,
+            self._fds,
+            Kvm(),
+            console=self._print,
+            on_room=self._ring,
+            on_end=self._ring,
+            trace=self._trace,
+        )
+
+    def _can_start(self) -> bool:
+        return (
+            self._is_attached
+            and not self._has_started
+            and self._failure is None
+            and all(remote.ready.done() for remote in self._remotes)
+        )
+
+    def _start(self) -> None:
+        assert self._machine is not None
+        self._has_started = True
+        for remote in self._remotes:
+            try:
+                remote.ready.result()
+            except DeviceGone as error:
+                raise HostError(str(error)) from error
+            self._machine.plug_in(remote)
+        self._mark("devices ready")
+        self._control.send(self._channel, MachineReady(self._phases))
+        self._machine.start()
+
+    # ── the guest's console ───────────────────────────────────────────────────────────
+
+    def _print(self, data: bytes) -> None:
+        # On a vCPU's thread. A launcher that is gone reads nothing; _orphaned() ends that.
+        with contextlib.suppress(OSError):
+            self._serial.sendall(data)
+
+    def _listen_to_serial(self) -> None:
+        # Input is read only while the guest's port has room for it.
+        has_room = self._has_started and self._machine and self._machine.board.uart.writable() > 0
+        if has_room and self._serial.fileno() not in self._handlers:
+            self._watch(self._serial.fileno(), self._take_input)
+        elif not has_room:
+            self._forget(self._serial.fileno())
+
+    def _take_input(self) -> None:
+        assert self._machine is not None
+        uart = self._machine.board.uart
+        data = self._serial.recv(max(1, uart.writable()))
+        uart.receive(data)
+        if not data:
+            self._forget(self._serial.fileno())
+
+    # ── ends ──────────────────────────────────────────────────────────────────────────
+
+    def _reaper(self, remote: RemoteDevice) -> Callable[[], None]:
+        def reap() -> None:
+            self._forget(self._fds[f"{remote.name}.pidfd"])
+            remote.gone()
+            remote.on_broken(f"{remote.name} is dead")
+
+        return reap
+
+    def _tell_end(self) -> None:
+        if self._has_told_end or not self._is_attached:
+            return
+        if self._failure is not None:
+            reason = "bad-input" if isinstance(self._failure, BadInput) else "host-error"
+            self._control.send(self._channel, Ended(reason, str(self._failure)))
+            self._has_told_end = True
+        elif self._machine and self._machine.end:
+            end = self._machine.end
+            self._control.send(self._channel, Ended(end.reason, end.detail))
+            self._has_told_end = True
+
+    def _orphaned(self) -> None:
+        # The launcher is dead. It cannot clean up, so we do; the devices die by themselves.
+        log.error("the launcher is gone; the VM ends")
+        if self._spec.termios:
+            terminal.restore(self._fds["terminal"], self._spec.termios)
+        for path in self._spec.cleanup:
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+        # No orderly end: a vCPU may be waiting for a device that is dead, or for the launcher.
+        os._exit(1)
+
+    def _close(self) -> None:
+        self._control.end()
+        if self._machine:
+            self._machine.close()
+
+    # ── what the launcher asks ────────────────────────────────────────────────────────
+
+    def _answer_launcher(self) -> None:
+        while True:
+            try:
+                request, sequence = self._launcher.requests.get_nowait()
+            except Empty:
+                return
+            self._control.send(self._channel, self._answer(request), sequence)
+
+    def _answer(self, request: object) -> object:
+        match request:
+            case Attach():
+                self._is_attached = True
+                return Done()
+            case GetMachineStats():
+                return self._stats()
+            case PressPowerButton():
+                if self._machine is None:
+                    return Failed("there is no machine")
+                self._machine.board.pm.press_power_button()
+                return Done()
+            case StopMachine():
+                return self._stop()
+        return Failed(f"{type(request).__name__} is not understood")
+
+    def _stats(self) -> MachineStats:
+        return self._machine.stats() if self._machine else MachineStats(0, 0, (), ())
+
+    def _stop(self) -> MachineStats:
+        self._is_over = self._has_told_end = True
+        if self._machine:
+            self._machine.stop()
+        last = self._stats()
+        for remote in self._remotes:
+            # One that is not through its seal does not listen yet.
+            if remote.ready.done():
+                remote.quit()
+            else:
+                remote.fence("the VM ends before it was ready")
+        return last
