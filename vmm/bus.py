@@ -141,21 +141,25 @@ class Bus:
                 return
             self._logged.add((space, address))
             is_last = len(self._logged) == MAX_LOGGED
-        # Kernels probe ports for what a PC might have; an address they touch is mostly a mistake.
+        # Kernels read ports and virtio slots to see what is there. The rest is mostly a mistake.
         if space == "port":
             log.info("%s of port %#x: no device there", verb, address)
         else:
-            log.warning("MMIO %s of unmapped address %#x: %s", verb, address, _hint(address))
+            level = logging.INFO if verb == "read" and _slot(address) >= 0 else logging.WARNING
+            log.log(level, "MMIO %s of unmapped address %#x: %s", verb, address, _hint(address))
         if is_last:
             log.warning("%d unclaimed addresses; no further ones are logged", MAX_LOGGED)
 
 
+def _slot(address: int) -> int:
+    # The virtio slot that the address lies in, or -1.
+    slot = (address - memory_map.VIRTIO_WINDOW) // memory_map.VIRTIO_SLOT_SIZE
+    return slot if 0 <= slot < memory_map.MAX_VIRTIO_DEVICES else -1
+
+
 def _hint(address: int) -> str:
-    in_window = address - memory_map.VIRTIO_WINDOW
-    if 0 <= in_window < memory_map.VIRTIO_WINDOW_SIZE:
-        slot = in_window // memory_map.VIRTIO_SLOT_SIZE
-        if slot < memory_map.MAX_VIRTIO_DEVICES:
-            return f"no device in virtio slot {slot}; attach one with --device"
+    if _slot(address) >= 0:
+        return f"no device in virtio slot {_slot(address)}; attach one with --device"
     if address < memory_map.LOW_RAM_END or address >= memory_map.HIGH_RAM:
         return "no memory there; the guest may need a larger --mem"
     return "no device there; check the address against the memory map (--dry-run prints it)"

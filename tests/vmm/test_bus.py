@@ -82,17 +82,18 @@ def test_unclaimed_reads_give_ones_of_that_width_and_writes_are_dropped(size: in
 
 
 @pytest.mark.parametrize(
-    ("address", "hint"),
+    ("address", "level", "hint"),
     [
-        (0x00A0_3010, "no device in virtio slot 3; attach one with --device"),
-        (0x00A0_F000, "no memory there; the guest may need a larger --mem"),
-        (0x4000_0000, "no memory there; the guest may need a larger --mem"),
-        (0x9000_2000, "check the address against the memory map"),
+        (0x00A0_3010, "INFO", "no device in virtio slot 3; attach one with --device"),
+        (0x00A0_F000, "WARNING", "no memory there; the guest may need a larger --mem"),
+        (0x4000_0000, "WARNING", "no memory there; the guest may need a larger --mem"),
+        (0x9000_2000, "WARNING", "check the address against the memory map"),
     ],
 )
 def test_an_unmapped_mmio_address_is_logged_once_with_a_hint(
-    address: int, hint: str, caplog: pytest.LogCaptureFixture
+    address: int, level: str, hint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     bus = Bus()
 
     bus.mmio_read(address, 4)
@@ -101,6 +102,14 @@ def test_an_unmapped_mmio_address_is_logged_once_with_a_hint(
     (record,) = caplog.records
     assert f"MMIO read of unmapped address {address:#x}" in record.message
     assert hint in record.message
+    assert record.levelname == level
+
+
+def test_a_write_to_an_empty_virtio_slot_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    Bus().mmio_write(0x00A0_3050, 4, 0)
+
+    (record,) = caplog.records
+    assert (record.levelname, "virtio slot 3" in record.message) == ("WARNING", True)
 
 
 def test_an_unclaimed_port_is_logged_below_the_level_of_a_warning(

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Builds every guest here from source into NAME.raw, a flat image. Needs gcc and binutils for
+# x86-64; clang, lld and llvm-objcopy for arm64, which is skipped without them.
+set -eu
+cd "$(dirname "$0")"
+
+: "${CC:=gcc}" "${LD:=ld}" "${OBJCOPY:=objcopy}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Only general registers and no red zone, for interrupts come on the same stack; no calls to a C
+# library, for there is none.
+CFLAGS="-std=gnu11 -O2 -Wall -Wextra -Werror -ffreestanding -fpie -fvisibility=hidden
+        -mgeneral-regs-only -mno-red-zone -fno-stack-protector -fcf-protection=none
+        -fno-asynchronous-unwind-tables -fno-jump-tables -fno-tree-loop-distribute-patterns"
+
+# image NAME OBJECT...: links the objects, the entry first, into NAME.raw. Others may be reading
+# the old one, so the new one takes its place whole.
+image() {
+        name=$1; shift
+        "$LD" -pie --no-dynamic-linker -z noexecstack -T flat.ld -o "$work/$name.elf" "$@"
+        "$OBJCOPY" -O binary "$work/$name.elf" "$work/$name.raw"
+        mv "$work/$name.raw" "$name.raw"
+        echo "built tests/kernels/$name.raw"
+}
+
+for name in x86_64_hello_serial x86_64_hello_mmio; do
+        "$CC" -c -o "$work/$name.o" "$name.S"
+        image "$name" "$work/$name.o"
+done
+
+objects=
+for source in demo/start.S demo/*.c; do
+        object=$work/$(basename "$source").o
+        # shellcheck disable=SC2086 # the flags are words
+        "$CC" $CFLAGS -c -o "$object" "$source"
+        objects="$objects $object"
+done
+# shellcheck disable=SC2086
+image x86_64_demo $objects
+
+if command -v clang ld.lld llvm-objcopy >/dev/null 2>&1; then
+        clang --target=aarch64-none-elf -c -o "$work/arm64_hello.o" arm64_hello.S
+        (LD=ld.lld OBJCOPY=llvm-objcopy; image arm64_hello "$work/arm64_hello.o")
+else
+        echo "skipped arm64_hello: needs clang, ld.lld and llvm-objcopy"
+fi

@@ -1,0 +1,89 @@
+// virtio-blk (virtio 1.2, section 5.2).
+#include "devices.h"
+
+enum { REQUESTQ = 0 };
+enum { IN = 0, OUT = 1, FLUSH = 4 };
+static const uint64_t read_only = 1ull << 5, flush = 1ull << 9;
+
+enum { SECTOR = 512, WORDS = SECTOR / 8 };
+
+static struct {
+        uint32_t type, reserved;
+        uint64_t sector;
+} header;
+static uint64_t data[WORDS];
+static uint8_t status;
+
+// One request; the data goes in or out as the type says.
+static void request(struct device *device, uint32_t type, uint64_t sector)
+{
+        const struct buffer chain[] = {
+                { &header, sizeof header, false },
+                { data, SECTOR, type == IN },
+                { &status, 1, true },
+        };
+        const struct buffer bare[] = { chain[0], chain[2] };
+        header.type = type;
+        header.sector = sector;
+        status = 0xFF;
+        if (type == FLUSH)
+                submit(device, REQUESTQ, bare, 2);
+        else
+                submit(device, REQUESTQ, chain, 3);
+        uint32_t written = complete(device, REQUESTQ);
+        if (status != 0)
+                fail("disk request %u at sector %u ended with status %u", type, (unsigned)sector,
+                     status);
+        if (written != (type == IN ? SECTOR + 1 : 1))
+                fail("disk request %u says %u bytes were written", type, written);
+}
+
+// Different in every word of every sector.
+static uint64_t pattern(uint64_t sector, unsigned word)
+{
+        return (sector << 32 | word) ^ 0x5669626556ff4d4d;
+}
+
+static unsigned capacity(struct device *device)
+{
+        volatile uint32_t *config = &device->registers[CONFIG];
+        return config[1] ? ~0u : config[0];
+}
+
+void try_disk(struct device *device, unsigned number, unsigned sectors, bool interrupts)
+{
+        start(device, read_only | flush, 1, interrupts);
+        if (sectors > capacity(device))
+                sectors = capacity(device);
+        if (device->features & read_only) {
+                for (unsigned sector = 0; sector < sectors; sector++)
+                        request(device, IN, sector);
+                say("demo: blk%u is read-only; read %u sectors", number, sectors);
+                return;
+        }
+        for (unsigned sector = 0; sector < sectors; sector++) {
+                for (unsigned word = 0; word < WORDS; word++)
+                        data[word] = pattern(sector, word);
+                request(device, OUT, sector);
+        }
+        if (device->features & flush)
+                request(device, FLUSH, 0);
+        for (unsigned sector = 0; sector < sectors; sector++) {
+                for (unsigned word = 0; word < WORDS; word++)
+                        data[word] = 0;
+                request(device, IN, sector);
+                for (unsigned word = 0; word < WORDS; word++)
+                        if (data[word] != pattern(sector, word))
+                                fail("blk%u: sector %u differs at word %u", number, sector, word);
+        }
+        say("demo: blk%u wrote %u sectors, read them back, verified", number, sectors);
+}
+
+void stream_from_disk(struct device *device, unsigned requests, bool interrupts)
+{
+        start(device, 0, 1, interrupts);
+        out32(TEST_PORT, requests);
+        for (unsigned i = 0; i < requests; i++)
+                request(device, IN, 0);
+        out32(TEST_PORT, requests);
+}

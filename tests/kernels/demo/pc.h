@@ -1,0 +1,54 @@
+// The machine around the demo guest: ports, memory barriers, words for the terminal.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+static inline void out8(uint16_t port, uint8_t value)
+{
+        asm volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline void out16(uint16_t port, uint16_t value)
+{
+        asm volatile("outw %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline void out32(uint16_t port, uint32_t value)
+{
+        asm volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+}
+
+// This processor keeps loads in order and stores in order; so must the compiler.
+static inline void compiler_barrier(void)
+{
+        asm volatile("" : : : "memory");
+}
+
+// A store, then a load of something else: the one order that x86 itself does not keep. Not MFENCE,
+// which KVM's instruction emulator lacks.
+static inline void full_barrier(void)
+{
+        asm volatile("lock addl $0, (%%rsp)" : : : "memory", "cc");
+}
+
+// Prints on the serial port; knows %s, %u, %x.
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Says why, reports a panic, and does not return.
+void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+
+// Enters S5 and does not return.
+void power_off(void) __attribute__((noreturn));
+
+// Takes interrupts from now on; each of the lines of the virtio slots ends in the handler of
+// interrupt.c, which acknowledges it at the device whose registers these are.
+void take_interrupts_of(volatile uint32_t *registers, unsigned line);
+
+// Sleeps until an interrupt has been taken. Interrupts are off before and after, so that none can
+// come between looking for work and falling asleep.
+static inline void sleep_until_interrupt(void)
+{
+        asm volatile("sti; hlt; cli" : : : "memory");
+}
