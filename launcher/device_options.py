@@ -1,0 +1,162 @@
+"""Device strings: ``blk,/images/a.img,readonly=on`` to a kind, a name and its Config.
+
+Keys and types come from the dataclass that each device has for its options; nothing about a
+single kind of device is known here.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, Literal
+
+from launcher.options import suggestion
+from protocol.errors import BadInput
+from vmm.memory_map import parse_size
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}\Z")
+"""Names of machines and devices: they become file names and parts of messages."""
+
+_BOOLS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A device as it was asked for. ``option`` is how; a key of None is the implicit first."""
+
+    option: str
+    kind: str
+    settings: tuple[tuple[str | None, str | None], ...]
+
+
+def parse(option: str, text: str) -> Request:
+    """Take ``KIND[,KEY=VALUE…]`` apart; for --disk and --console the kind is given by the option.
+
+    A doubled comma is a comma in a value. A key without ``=`` is a switch that is on.
+    """
+    # Split where a comma has no comma beside it: each doubled one stands for itself.
+    items = [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
+    kind = {"--disk": "blk", "--console": "console"}.get(option) or items.pop(0)
+    if not kind:
+        raise BadInput(option, "which kind of device?")
+    settings: list[tuple[str | None, str | None]] = []
+    for position, item in enumerate(items):
+        key, equals, value = item.partition("=")
+        # A path such as /a=b.img is no key with a value: keys are plain words.
+        if equals and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", key):
+            settings.append((key, value))
+        elif position == 0:
+            if item:
+                settings.append((None, item))
+        elif item:
+            settings.append((item, None))
+        else:
+            raise BadInput(option, f"{text!r} has a comma too many")
+    return Request(option, kind, tuple(settings))
+
+
+def from_table(option: str, table: Mapping[str, object]) -> Request:
+    """The same from a TOML table: ``{kind = "blk", path = "a.img", readonly = true}``."""
+    given = dict(table)
+    kind = {"--disk": "blk", "--console": "console"}.get(option) or given.pop("kind", None)
+    if not isinstance(kind, str) or not kind:
+        raise BadInput(option, "a table needs the key 'kind'")
+    settings: list[tuple[str | None, str | None]] = []
+    for key, value in given.items():
+        if isinstance(value, bool):
+            settings.append((key, "on" if value else "off"))
+        elif isinstance(value, int | str):
+            settings.append((key, str(value)))
+        else:
+            raise BadInput(option, f"{key}: a string, a number or true or false is expected")
+    return Request(option, kind, tuple(settings))
+
+
+def configure(request: Request, config: type[Any]) -> tuple[str | None, Any]:
+    """The name that was asked for, if any, and a ``config`` with the settings.
+
+    BadInput for a key that it has not, one given twice, a wrong value, one that is missing.
+    """
+    hints = typing.get_type_hints(config)
+    known = [field.name for field in fields(config)]
+    option, name = request.option, None
+    values: dict[str, Any] = {}
+    for key, text in request.settings:
+        wanted = (key or (known[0] if known else "")).replace("-", "_")
+        if key is None and not known:
+            raise BadInput(option, f"{request.kind} takes no value such as {text!r}")
+        if wanted == "id":
+            if name is not None:
+                raise BadInput(option, "id is given twice")
+            name = _name(option, text or "")
+            continue
+        if wanted not in known:
+            hint = suggestion(wanted, [*known, "id"])
+            raise BadInput(option, f"{request.kind} has no key {wanted!r}{hint}")
+        if wanted in values:
+            raise BadInput(option, f"{wanted} is given twice")
+        values[wanted] = _value(f"{option}: {wanted}", hints[wanted], text)
+    for field in fields(config):
+        if field.name not in values and not has_default(field):
+            raise BadInput(option, f"{request.kind} needs {field.name}=…")
+    try:
+        return name, config(**values)
+    except ValueError as error:
+        raise BadInput(option, str(error)) from error
+
+
+def _name(option: str, text: str) -> str:
+    if not NAME.match(text):
+        raise BadInput(option, f"id {text!r} is not letters, digits, - and _, 31 at most")
+    return text
+
+
+def _value(where: str, wanted: Any, text: str | None) -> Any:
+    origin = typing.get_origin(wanted)
+    if origin in (types.UnionType, typing.Union):
+        (wanted,) = (kind for kind in typing.get_args(wanted) if kind is not type(None))
+        return _value(where, wanted, text)
+    if wanted is bool:
+        return _bool(where, text)
+    if text is None or text == "":
+        raise BadInput(where, "needs a value")
+    if origin is Literal:
+        choices = typing.get_args(wanted)
+        if text not in choices:
+            raise BadInput(where, f"{text!r} is not one of {', '.join(choices)}")
+        return text
+    if wanted is int:
+        return _int(where, text)
+    return text
+
+
+def _bool(where: str, text: str | None) -> bool:
+    if text is None:
+        return True
+    if text.lower() not in _BOOLS:
+        raise BadInput(where, f"{text!r} is neither on nor off")
+    return _BOOLS[text.lower()]
+
+
+def _int(where: str, text: str) -> int:
+    if text.lower().startswith("0x"):
+        return number(where, text)
+    return parse_size(text, where)
+
+
+def number(where: str, text: str) -> int:
+    """A number of 64 bits, decimal or hexadecimal with 0x."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise BadInput(where, f"{text!r} is not a number such as 4096 or 0x1000") from None
+    if not 0 <= value < 1 << 64:
+        raise BadInput(where, f"{text} is not a number of 64 bits")
+    return value
+
+
+def has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING

@@ -1,0 +1,107 @@
+"""The log: what children write to standard error, made one line an event and made harmless.
+
+A line comes out as ``HH:MM:SS.mmm name level text``. Children are not believed: control
+characters are shown and not sent, long lines are cut, floods are held back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from launcher.output import Output
+from protocol.log import Level
+
+# Lines kept of each process, for the message when it dies.
+_TAIL = 20
+# Characters of a line that are shown, and lines that a process may write at once and a second
+# after that (arbitrary: a traceback and a debug log pass, a flood does not fill a disk).
+_MAX_LINE = 2000
+_BURST = 400
+_PER_SECOND = 200
+
+_WORDS = {"E": "error", "C": "error", "W": "warn", "I": "info", "D": "debug"}
+
+
+@dataclass(slots=True)
+class _Source:
+    partial: bytes = b""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
+    tokens: float = _BURST
+    refilled: float = 0.0
+    held_back: int = 0
+
+
+class Logs:
+    """Collects the lines of all processes and writes them to ``output``."""
+
+    def __init__(self, output: Output, launcher_level: Level = Level.WARN) -> None:
+        self._output = output
+        self._level = launcher_level
+        self._sources: dict[str, _Source] = {}
+
+    def note(self, level: Level, text: str) -> None:
+        """A line of the launcher's own."""
+        if level <= self._level:
+            self._emit("launcher", level.name.lower(), text)
+
+    def feed(self, name: str, data: bytes) -> None:
+        """Bytes that came from the standard output or error of process ``name``."""
+        source = self._sources.setdefault(name, _Source())
+        *lines, source.partial = (source.partial + data).split(b"\n")
+        if len(source.partial) > _MAX_LINE:
+            lines.append(source.partial)
+            source.partial = b""
+        for line in lines:
+            self._line(name, source, line)
+
+    def close(self, name: str) -> None:
+        """Process ``name`` will write no more: what it left unfinished is a line, too."""
+        source = self._sources.get(name)
+        if source is None:
+            return
+        if source.partial:
+            self._line(name, source, source.partial)
+            source.partial = b""
+        self._tell_held_back(name, source)
+
+    def tail(self, name: str) -> tuple[str, ...]:
+        """The last lines of ``name``, without time and name."""
+        return tuple(self._sources[name].tail) if name in self._sources else ()
+
+    def _line(self, name: str, source: _Source, line: bytes) -> None:
+        text = printable(line[:_MAX_LINE])
+        source.tail.append(text)
+        now = time.monotonic()
+        source.tokens = min(_BURST, source.tokens + (now - source.refilled) * _PER_SECOND)
+        source.refilled = now
+        if source.tokens < 1:
+            source.held_back += 1
+            return
+        source.tokens -= 1
+        self._tell_held_back(name, source)
+        # Lines of the logging module begin with their level; a traceback's do not.
+        if len(text) > 1 and text[1] == " " and text[0] in _WORDS:
+            self._emit(name, _WORDS[text[0]], text[2:])
+        else:
+            self._emit(name, "output", text)
+
+    def _tell_held_back(self, name: str, source: _Source) -> None:
+        if source.held_back:
+            self._emit(name, "warn", f"({source.held_back} lines were held back)")
+            source.held_back = 0
+
+    def _emit(self, name: str, level: str, text: str) -> None:
+        now = time.time()
+        clock = time.strftime("%H:%M:%S", time.localtime(now))
+        line = f"{clock}.{int(now * 1000) % 1000:03} {name} {level} {text}\n"
+        self._output.write(line.encode())
+
+
+def printable(data: bytes) -> str:
+    """``data`` as text in which nothing can move a cursor or change a colour."""
+    text = data.decode("utf-8", "backslashreplace").expandtabs(4)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.rstrip()
+    )

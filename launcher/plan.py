@@ -1,0 +1,209 @@
+"""What a run will be, complete and checked, before anything is started.
+
+Everything that can be wrong with the input is found here: files are opened, disks locked, the
+kernel looked at, devices given names, slots and interrupt lines. A plan that was made can be
+printed (``--dry-run``), started, or closed again without a trace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from devices import kinds
+from launcher import device_options
+from launcher.config import RunOptions
+from launcher.device_options import Request
+from launcher.host import Host, Streams
+from launcher.options import suggestion
+from protocol.errors import BadInput
+from protocol.specs import BootSpec
+from vmm import memory_map
+from vmm.boot.hardware import Hardware, VirtioMmio
+from vmm.boot.plan import BootPlan, describe
+from vmm.boot.plan import plan as plan_boot
+
+if TYPE_CHECKING:
+    from devices.runtime.device import AnyDevice
+
+# The seed's map: the first console, block and network device have slots of their own.
+_FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
+
+# Names of processes and streams that are not devices'.
+_RESERVED = frozenset({"vmm", "launcher", "serial"})
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDevice:
+    """A device with its place in the machine; ``fds`` are what its kind opened, by name."""
+
+    name: str
+    kind: str
+    option: str
+    device: type[AnyDevice]
+    config: Any
+    slot: int
+    fds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gsi(self) -> int:
+        """Its interrupt line."""
+        return memory_map.VIRTIO_GSIS[self.slot]
+
+    @property
+    def queues(self) -> int:
+        """How many virtqueues it has."""
+        return len(self.device.queues)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can be started: its files are open, its disks locked, until :meth:`close`."""
+
+    options: RunOptions
+    boot: BootSpec
+    boot_plan: BootPlan
+    devices: tuple[PlannedDevice, ...]
+    kernel: int
+    initrd: int | None
+    streams: Streams
+    _resources: ExitStack
+
+    def close(self) -> None:
+        """Give back all that is held, and remove what devices asked to have removed."""
+        self._resources.close()
+
+    def text(self) -> str:
+        """For people: what would be started, and where everything would lie."""
+        lines = describe(self.boot_plan)
+        if self.boot.cmdline:
+            lines.insert(1, f"command line: {self.boot.cmdline}")
+        lines += ["", "devices:"]
+        for device in self.devices:
+            address = memory_map.slot_address(device.slot)
+            lines.append(
+                f"  {device.name:<10} {device.kind:<8} slot {device.slot:<2} at {address:#x}, "
+                f"GSI {device.gsi}, {device.queues} queue(s), {device.config}"
+            )
+        lines.append(f"  {'serial':<10} {'16550':<8} port 0x3f8, GSI 4, {self.options.serial}")
+        lines.append(f"  {'mmio':<10} {'console':<8} at {memory_map.MMIO_CONSOLE:#x}")
+        names = ", ".join(["vmm", *(device.name for device in self.devices)])
+        lines += ["", f"processes: {names}", f"CPUs: {self.options.cpus}"]
+        return "\n".join(lines)
+
+
+def make(options: RunOptions) -> Plan:
+    """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
+    with ExitStack() as resources:
+        check_memory_of_host(options.memory)
+        planned = _place(options.devices)
+        check_log_names(options, planned)
+        boot = BootSpec(options.binary is not None, options.cmdline, options.entry, options.load)
+        if options.binary is not None:
+            kernel = _open(resources, "--binary", options.binary)
+        else:
+            kernel = _open(resources, "--kernel", options.kernel or "")
+        initrd = None
+        if options.initrd is not None:
+            initrd = _open(resources, "--initrd", options.initrd)
+        wiring = tuple(VirtioMmio(device.slot, device.gsi) for device in planned)
+        hardware = Hardware(options.memory, options.cpus, wiring)
+        boot_plan = plan_boot(boot, kernel, initrd, hardware)
+        streams = Streams()
+        resources.callback(streams.close)
+        for device in planned:
+            _open_device(device, streams, resources)
+        return Plan(options, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all())
+
+
+def check_memory_of_host(size: int) -> None:
+    """BadInput if ``size`` is more than all memory and swap of this host."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        sizes = dict(line.split(":") for line in file)
+    have = sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024
+    if size > have:
+        raise BadInput(
+            "--mem", f"{size >> 20}M are more than the {have >> 20}M that this host has in all"
+        )
+
+
+def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> None:
+    """BadInput if --log names a process that there will not be."""
+    known = ["vmm", "launcher", *(device.name for device in devices)]
+    for process, _ in options.log.by_process:
+        if process not in known:
+            raise BadInput("--log", f"no process is called {process!r}{suggestion(process, known)}")
+
+
+def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
+    chosen: list[tuple[Request, type[AnyDevice], str | None, Any]] = []
+    for number, request in enumerate(requests, 1):
+        if number > memory_map.MAX_VIRTIO_DEVICES:
+            raise BadInput(
+                request.option,
+                f"this is virtio device number {number}; a machine has interrupt lines for "
+                f"{memory_map.MAX_VIRTIO_DEVICES}",
+            )
+        device = kinds.find(request.kind, request.option)
+        chosen.append((request, device, *device_options.configure(request, device.config_type)))
+    names = _names(chosen)
+    slots = _slots([request.kind for request in requests])
+    return tuple(
+        PlannedDevice(name, request.kind, request.option, device, config, slot)
+        for (request, device, _, config), name, slot in zip(chosen, names, slots, strict=True)
+    )
+
+
+def _names(chosen: Sequence[tuple[Request, object, str | None, object]]) -> list[str]:
+    # Names that were asked for come first, so that none made up here takes one of them.
+    taken = set(_RESERVED)
+    for request, _, asked, _ in chosen:
+        if asked in taken:
+            raise BadInput(request.option, f"id={asked} is taken")
+        if asked is not None:
+            taken.add(asked)
+    names: list[str] = []
+    for request, _, asked, _ in chosen:
+        free = (f"{request.kind}{number}" for number in range(len(taken) + 1))
+        name = asked or next(name for name in free if name not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _slots(kinds_in_order: Sequence[str]) -> list[int]:
+    slots: list[int] = []
+    preferred = [slot for slot in range(memory_map.MAX_VIRTIO_DEVICES) if slot > 2] + [0, 1, 2]
+    # The slots of first devices are theirs even if those come last on the command line.
+    kept = {_FIRST_OF_KIND[kind] for kind in kinds_in_order if kind in _FIRST_OF_KIND}
+    for kind in kinds_in_order:
+        own = _FIRST_OF_KIND.get(kind)
+        if own is not None and own not in slots:
+            slots.append(own)
+        else:
+            slots.append(next(s for s in preferred if s not in slots and s not in kept))
+    return slots
+
+
+def _open(resources: ExitStack, option: str, path: str) -> int:
+    try:
+        # Not held up by a FIFO without a writer; that it is no regular file is found out next.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadInput(option, f"{path}: {why}") from error
+    resources.callback(os.close, fd)
+    return fd
+
+
+def _open_device(device: PlannedDevice, streams: Streams, resources: ExitStack) -> None:
+    try:
+        opened = device.device.open(device.config, Host(device.name, streams))
+    except BadInput as error:
+        raise BadInput(f"{device.option}: {error.where}", error.why) from error
+    for fd in opened.values():
+        resources.callback(os.close, fd)
+    device.fds.update(opened)

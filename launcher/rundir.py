@@ -1,0 +1,115 @@
+"""The run directory: where one machine's sockets are while it runs; nobody else can enter it.
+
+One directory a machine, in one that belongs to the user::
+
+    $XDG_RUNTIME_DIR/vibevmm/NAME/      or /run/vibevmm/NAME for root, /tmp/vibevmm-UID/NAME
+
+It is locked by its launcher for as long as that lives. A directory without a lock was left
+behind by launcher and VMM both being killed; the next start removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from types import TracebackType
+
+from protocol.errors import BadInput, HostError
+
+# A Unix socket's path has 108 bytes with the NUL (unix(7)); a device's socket is named after it,
+# 31 characters at most, and its generation.
+_LONGEST = 107 - len("/" + "d" * 31 + ".4294967295")
+
+
+class RunDirectory:
+    """A fresh directory, mode 0700, for machine ``name``; removed by :meth:`close`.
+
+    BadInput if another machine of this user has the name. Without a name a free one is made up.
+    """
+
+    def __init__(self, name: str | None, base: str | None = None) -> None:
+        base = base or base_directory()
+        _own_directory(base)
+        base_lock = _lock(base, wait=True)
+        try:
+            _remove_stale(base)
+            self.name = name or f"vm-{secrets.token_hex(3)}"
+            self.path = os.path.join(base, self.name)
+            if len(os.fsencode(self.path)) > _LONGEST:
+                raise HostError(
+                    f"{self.path} is too long for the paths of sockets; "
+                    "choose a shorter --name or XDG_RUNTIME_DIR"
+                )
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                raise BadInput("--name", f"a machine named {self.name!r} is running") from None
+            except OSError as error:
+                raise HostError(f"cannot make {self.path}: {error.strerror}") from error
+            # Locked before anybody else can look: they would need the lock of the base.
+            self._fd = _lock(self.path)
+        finally:
+            os.close(base_lock)
+
+    def close(self) -> None:
+        """Remove the directory with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._fd)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def base_directory() -> str:
+    """The directory of all machines of this user."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
+        return os.path.join(runtime, "vibevmm")
+    if os.geteuid() == 0:
+        return "/run/vibevmm"
+    return f"/tmp/vibevmm-{os.geteuid()}"
+
+
+def _own_directory(path: str) -> None:
+    # In /tmp somebody else may have been first: with a directory, or with a link to one of ours.
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        found = os.lstat(path)
+    except OSError as error:
+        raise HostError(f"cannot make {path}: {error.strerror}; set XDG_RUNTIME_DIR") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise HostError(
+            f"{path} is not a directory that only its owner, you, can enter; "
+            "remove it, or set XDG_RUNTIME_DIR"
+        )
+
+
+def _lock(path: str, wait: bool = False) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _remove_stale(base: str) -> None:
+    for entry in os.scandir(base):
+        try:
+            fd = _lock(entry.path)
+        except OSError:
+            continue  # a launcher has it, or it is no directory of ours
+        shutil.rmtree(entry.path, ignore_errors=True)
+        os.close(fd)

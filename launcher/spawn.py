@@ -1,0 +1,120 @@
+"""Child processes: started with nothing but what they need, watched, and always reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+
+from protocol import fds
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# What a child may know of the user's environment: how to show text and time, where libraries
+# are, whether Python may write compiled files.
+_KEPT = (
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+)
+
+# The child's descriptors: standard input, output and error, then its handover socket.
+_HANDOVER = 3
+
+
+class Child:
+    """A process of ours. It hears of everything else over ``handover``.
+
+    ``log`` is the reading end of its standard output and error. ``status`` is, once it has been
+    reaped, what waitpid said as an exit code: negative for a signal.
+    """
+
+    def __init__(self, name: str, module: str) -> None:
+        self.name = name
+        self.status: int | None = None
+        self.handover, theirs = fds.handover_pair()
+        self.log, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # Only our end is non-blocking: the child's output must not get lost when we are slow.
+        os.set_blocking(writing, True)
+        try:
+            self.pid = _spawn(module, theirs, writing)
+        except BaseException:
+            self.handover.close()
+            os.close(self.log)
+            raise
+        finally:
+            theirs.close()
+            os.close(writing)
+        # It cannot be another process's: nobody but us reaps our children.
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def kill(self) -> None:
+        """SIGKILL, if it still lives."""
+        if self.status is None:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def reap(self) -> bool:
+        """Whether it is dead; if so its status is known from now on."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def finish(self) -> None:
+        """Kill it if it lives, wait for it, and close what we have of it."""
+        self.kill()
+        while not self.reap():
+            time.sleep(0.001)  # SIGKILL takes 0.6 to 74 ms
+        self.handover.close()
+        os.close(self.log)
+        os.close(self.pidfd)
+
+    def how_it_ended(self) -> str:
+        """In words: ``exited with status 1``, ``was killed by SIGSYS``."""
+        if self.status is None:
+            return "is alive"
+        if self.status >= 0:
+            return f"exited with status {self.status}"
+        try:
+            word = signal.Signals(-self.status).name
+        except ValueError:
+            word = f"signal {-self.status}"
+        return f"was killed by {word}"
+
+
+def _spawn(module: str, handover: socket.socket, log: int) -> int:
+    # -S and -s: no site module, which would run what .pth files say; the path that it would have
+    # made comes from us. -P: the current directory is no place to import from.
+    argv = [sys.executable, "-P", "-s", "-S", "-m", module, str(_HANDOVER)]
+    return os.posix_spawn(
+        sys.executable,
+        argv,
+        _environment(),
+        # Everything else is close-on-exec. The order matters only if a source is below 4, which
+        # cli.main sees to: 0, 1 and 2 are always open.
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, log, 1),
+            (os.POSIX_SPAWN_DUP2, log, 2),
+            (os.POSIX_SPAWN_DUP2, handover.fileno(), _HANDOVER),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE],
+    )
+
+
+def _environment() -> dict[str, str]:
+    # A child imports from where we do, in the same order, from whatever directory it runs.
+    places = [path for path in sys.path if path and os.path.isabs(path)]
+    if _ROOT not in places:
+        places.insert(0, _ROOT)
+    kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(places)}
