@@ -18,6 +18,8 @@ part ends.
 
 from __future__ import annotations
 
+import os
+
 from protocol.errors import BadInput
 from protocol.memory import PAGE_SIZE, Region
 
@@ -60,13 +62,19 @@ def parse_size(text: str, option: str = "--mem") -> int:
 
 
 def check_memory_size(size: int, option: str = "--mem") -> None:
-    """BadInput unless ``size`` bytes are a machine: at least 16M, whole pages, host permitting."""
+    """BadInput unless ``size`` bytes are a machine's: whole pages, from 16M to what the host has.
+
+    Guest memory is populated as it is used, so as much as all of the host's may be promised.
+    """
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size == 0:
         raise BadInput(option, "a machine needs memory; 0 is none")
     if size < MIN_MEMORY:
         raise BadInput(option, f"{size} bytes are less than the least, 16M")
     if size % PAGE_SIZE:
         raise BadInput(option, f"{size} bytes are not a multiple of 4K")
+    if size > host:
+        raise BadInput(option, f"{size // MIB}M are more than the {host // MIB}M of this host")
 
 
 def slot_address(slot: int) -> int:
