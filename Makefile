@@ -7,7 +7,7 @@ CMD ?=
 LAB_TESTS := python -m pytest -q -m 'lab or kvm' -p no:cacheprovider tests
 LAB_OPTIONS ?=
 
-C_FOLDERS := protocol/ring vmm/hypervisor/kvm devices/runtime/seal
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm devices/runtime/files devices/runtime/seal
 # cffi writes the files whose names begin with an underscore.
 C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
 GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)
@@ -27,9 +27,10 @@ setup:
 $(SETUP): pyproject.toml setup.py tools/setup
 	tools/setup
 
+# cffi's own compile, used by hand, leaves .cpython files, which the interpreter would prefer.
 $(BUILT): $(SETUP) $(C_SOURCES) $(GUEST_SOURCES)
-	find $(C_FOLDERS) -name '*.so' -delete
 	$(PYTHON) setup.py -q build_ext --inplace --force
+	find $(C_FOLDERS) -name '*.cpython-*.so' -delete
 	tests/kernels/build.sh
 	$(PYTHON) -m compileall -q protocol devices vmm launcher tests
 	touch $@
@@ -44,7 +45,7 @@ test-fast: build
 	$(PYTEST) -m "not kvm and not root and not lab and not slow"
 
 lab: build
-	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(if $(CMD),'$(subst ','\'',$(CMD))',"$(LAB_TESTS)")
+	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(if $(value CMD),'$(subst ','\'',$(value CMD))',"$(LAB_TESTS)")
 
 check: build
 	$(PYTHON_BIN)/ruff check .

@@ -119,8 +119,9 @@ def _qemu(kernel: Kernel, scratch: Path, output: int) -> list[str]:
     emulator = shutil.which("qemu-system-x86_64")
     if emulator is None:
         raise HostError("qemu-system-x86_64 is missing; run `make setup`")
-    init = (Path(__file__).parent / "l1_init.sh").read_text()
-    image = initramfs.build(kernel, init, MODULES)
+    here = Path(__file__).parent
+    init = (here / "l1_init.sh").read_text()
+    image = initramfs.build(kernel, init, MODULES, {"inside": here / "l1_inside.sh"})
     # fmt: off
     return [
         # QEMU dies with this process, even when that is killed.

@@ -65,10 +65,12 @@ def test_a_lab_that_dies_says_so() -> None:
         run("true", qemu_arguments=["-device", "no-such-device"], output=bytes)
 
 
-def test_the_lab_does_not_outlive_its_runner() -> None:
+def test_the_lab_does_not_outlive_its_runner(tmp_path: Path) -> None:
     runner = subprocess.Popen(
         [sys.executable, "-m", "tests.lab.run", "--", "echo up; sleep 1000"],
         cwd=kernels.PROJECT,
+        # A killed runner leaves its scratch folder behind.
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
     )
     assert runner.stdout is not None
