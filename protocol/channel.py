@@ -83,9 +83,9 @@ class Channel:
             envelope = self.receive()
         return envelope
 
-    def close(self) -> None:
-        """Close at once; what was not sent is dropped."""
-        self._socket.close(linger=0)
+    def close(self, seconds: float = 0) -> None:
+        """Close; what could not be sent ``seconds`` from now, when the context ends, is dropped."""
+        self._socket.close(linger=int(seconds * 1000))
 
 
 def new_context() -> zmq.Context[zmq.Socket[bytes]]:

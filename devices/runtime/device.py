@@ -103,7 +103,7 @@ class Device(Generic[C]):
         if not is_dataclass(cls.config_type):
             raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
         found = [
-            QueueDeclaration(*method.virtqueue, name)
+            QueueDeclaration(method.virtqueue[0], method.virtqueue[1], name)
             for name, method in vars(cls).items()
             if hasattr(method, "virtqueue")
         ]

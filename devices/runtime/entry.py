@@ -1,0 +1,129 @@
+"""The start and the end of a device process: ``python -m devices.runtime.entry FD``.
+
+FD is a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
+name. Whatever this process and its device ever import, they import before the seal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from devices import kinds
+from devices.runtime import seal
+from devices.runtime.device import AnyDevice
+from devices.runtime.loop import Loop
+from devices.runtime.session import Session
+from devices.runtime.worker import Worker
+from protocol import codec, fds, log
+from protocol.channel import Channel
+from protocol.errors import HostError, VibeError
+from protocol.memory import GuestMemory
+from protocol.messages import TO_DEVICE
+from protocol.specs import DeviceSpec
+from protocol.trace import Trace
+
+_logger = logging.getLogger(__name__)
+
+# How long the last reply may take to leave (arbitrary; it takes a millisecond).
+_LINGER_SECONDS = 1.0
+
+# An exception that nobody expected: our own mistake.
+_EXIT_BUG = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Be the device that comes over the descriptor ``arguments[0]``; returns the exit status."""
+    sys.unraisablehook = lambda bug: _report(bug.exc_type, bug.exc_value, bug.exc_traceback)
+    with socket.socket(fileno=int(arguments[0])) as channel:
+        parent = _peer(channel)
+        handover = fds.receive(channel)
+    if handover is None:  # the launcher gave up before it had anything for us
+        return 0
+    try:
+        spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
+        log.set_up(spec.log)
+        _be(spec, handover.fds, parent)
+    except seal.Orphaned:
+        return 0
+    except VibeError as error:
+        _logger.error("%s", error)
+        return error.exit_status
+    except Exception as error:
+        _report(type(error), error, error.__traceback__)
+        return _EXIT_BUG
+    return 0
+
+
+def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
+    kind = kinds.find(spec.kind)
+    config: Any = codec.from_plain(kind.config_type, codec.unpack(spec.config))
+    _check_names(kind, handed)
+    seal.enter_privileges(parent)
+
+    memory = GuestMemory(handed["memory"], spec.regions)
+    trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
+    # Python's mmap keeps a duplicate of what it maps.
+    held = {*handed.values(), *_same_file(handed["memory"])}
+    seal.audit(held, channel=False)
+    loop = Loop()
+    worker = Worker(kind, config, handed, memory, loop, trace)
+
+    context = zmq.Context()
+    channel = Channel(context, TO_DEVICE, spec.generation)
+    channel.connect(spec.endpoint)
+    session = Session(channel, worker, loop, trace)
+    session.greet(spec.kind)
+    seal.audit(held, channel=True)
+    session.sealed(seal.seal(kind.jail.syscalls), tuple(handed))
+    _logger.info("sealed, with %s", ", ".join(handed))
+
+    loop.run()
+    channel.close(_LINGER_SECONDS)
+    context.term()
+    if trace is not None:
+        trace.flush()
+
+
+def _check_names(kind: type[AnyDevice], handed: dict[str, int]) -> None:
+    wanted = ["memory", "call", *(f"kick{queue.index}" for queue in kind.queues)]
+    missing = [name for name in wanted if name not in handed]
+    if missing:
+        raise HostError(f"the launcher did not hand over {', '.join(missing)}")
+
+
+def _same_file(fd: int) -> list[int]:
+    wanted = os.fstat(fd)
+    return [other for other in fds.open_descriptors() if os.path.samestat(os.fstat(other), wanted)]
+
+
+def _peer(channel: socket.socket) -> int:
+    # Whoever made the pair of sockets: the launcher, which is to be our parent. Asking for our
+    # parent instead would answer too late if it has died already.
+    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
+def _report(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    # Places without their source lines: those would be read from files, and behind the seal
+    # that is a death without the message.
+    places = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(trace)
+    ]
+    _logger.error("bug: %s: %s, in %s", kind.__name__, error, " > ".join(places) or "nothing")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""The event loop of a device process: one thread, descriptors, and nothing else to wait for."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class Loop:
+    """Calls back when descriptors are ready, then what was put off, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        # A dict for its order: a callback that was put off twice is called once.
+        self._soon: dict[Callback, None] = {}
+        self._stopped = False
+
+    def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
+        """Call ``callback`` when ``fd`` has ``events``, level-triggered unless they say EPOLLET."""
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        """Look at ``fd`` no more, if it was looked at."""
+        if self._callbacks.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def soon(self, callback: Callback) -> None:
+        """Call ``callback`` once, before the loop sleeps again."""
+        self._soon[callback] = None
+
+    def stop(self) -> None:
+        """Make :meth:`run` return after this turn."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Serve until stopped. What is put off during a turn's end belongs to the next turn, so
+        a callback that always puts itself off starves no descriptor."""
+        while not self._stopped:
+            for fd, _ in self._epoll.poll(0 if self._soon else -1):
+                # An earlier callback of this turn may have removed it.
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback()
+            put_off, self._soon = self._soon, {}
+            for callback in put_off:
+                callback()

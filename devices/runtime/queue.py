@@ -1,0 +1,177 @@
+"""One virtqueue of a device while its driver runs: from the doorbell to the handler and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from devices.runtime.device import QueueDeclaration
+from devices.runtime.loop import Loop
+from devices.runtime.stats import QueueStats
+from protocol import doorbell, trace
+from protocol.memory import GuestMemory
+from protocol.messages import QueueSetup
+from protocol.ring import Chain, Ring, RingBroken
+from protocol.virtio import Feature, bit
+
+_logger = logging.getLogger(__name__)
+
+# Chains popped and completed together. Arbitrary: a batch halves the cost of a chain at 4, and
+# beyond 32 gains nothing, while the first chain of it waits for the last.
+_BATCH = 32
+
+# Batches before other descriptors get their turn, a Stop among them (arbitrary).
+_BATCHES_A_TURN = 8
+
+Handler = Callable[[Chain], int | None]
+
+
+class Queue:
+    """Serves one queue of a device through ``handler``. ``kick`` and ``call`` are its doorbells,
+    the caller's; ``broken`` is told when the driver has broken the ring.
+
+    ::
+
+        kick ──► pop a batch ──► handler, chain by chain ──► push ──► call, if the driver wants it
+                     ▲    nothing there: enable kicks, look once more, sleep │
+                     └───────────────────────────────────────────────────────┘
+    """
+
+    def __init__(
+        self,
+        declaration: QueueDeclaration,
+        doorbells: tuple[int, int],
+        handler: Handler,
+        loop: Loop,
+        broken: Callable[[str], None],
+    ) -> None:
+        self.declaration = declaration
+        self.stats = QueueStats()
+        self._kick, self._call = doorbells
+        self._handler = handler
+        self._loop = loop
+        self._broken = broken
+        self._ring: Ring | None = None
+        # Chains that the handler kept, oldest first, and completions not yet published.
+        self._kept: dict[int, Chain] = {}
+        self._done: list[tuple[int, int]] = []
+
+    def attach(self, memory: GuestMemory, setup: QueueSetup, features: int) -> None:
+        """Map the ring that ``setup`` describes; RingBroken if it is misplaced."""
+        self._ring = Ring(
+            memory,
+            setup.size,
+            setup.desc,
+            setup.avail,
+            setup.used,
+            event_idx=bool(features & bit(Feature.EVENT_IDX)),
+            indirect=bool(features & bit(Feature.INDIRECT_DESC)),
+        )
+
+    def start(self) -> None:
+        """Serve. What was made available before is noticed, for its kick may be long gone."""
+        self._loop.add(self._kick, self._kicked)
+        self._loop.soon(self._serve)
+
+    def stop(self) -> None:
+        """Touch guest memory no more: chains in flight are forgotten, not completed."""
+        self._loop.remove(self._kick)
+        self._kept.clear()
+        self._done.clear()
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def oldest(self) -> Chain | None:
+        """The chain that the handler has kept the longest."""
+        return next(iter(self._kept.values()), None)
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Give back a kept chain, published before the loop sleeps; a chain from before the last
+        stop is left alone."""
+        if self._kept.get(chain.head) is chain:
+            del self._kept[chain.head]
+            self._finish(chain, written)
+            self._loop.soon(self._publish)
+
+    def _kicked(self) -> None:
+        doorbell.drain(self._kick)
+        self.stats.kicks += 1
+        self._serve()
+
+    def _serve(self) -> None:
+        ring = self._ring
+        if ring is None:  # stopped since this was put off
+            return
+        ring.disable_kicks()
+        try:
+            for _ in range(_BATCHES_A_TURN):
+                chains = ring.pop(_BATCH)
+                if not chains:
+                    if not ring.enable_kicks():
+                        return
+                    ring.disable_kicks()
+                    continue
+                self.stats.batches += 1
+                for chain in chains:
+                    self._take(chain)
+                self._publish()
+        except RingBroken as error:
+            self._broken(f"{self.declaration.name}: {error}")
+            return
+        self._loop.soon(self._serve)
+
+    def _take(self, chain: Chain) -> None:
+        self.stats.chains += 1
+        if chain.error is not None:
+            self.stats.errors += 1
+            _logger.warning("%s: chain %d: %s", self.declaration.name, chain.head, chain.error.name)
+            self._done.append((chain.head, 0))
+            return
+        self.stats.bytes_read += chain.readable.size
+        written = self._handler(chain)
+        if written is None:
+            self._kept[chain.head] = chain
+        else:
+            self._finish(chain, written)
+
+    def _finish(self, chain: Chain, written: int) -> None:
+        self.stats.bytes_written += written
+        self._done.append((chain.head, written))
+
+    def _publish(self) -> None:
+        if self._ring is not None and self._done:
+            done, self._done = self._done, []
+            if self._ring.push(done):
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        self.stats.interrupts += 1
+        doorbell.ring(self._call)
+
+
+class TracedQueue(Queue):
+    """The same, with an event for each kick, chain and interrupt. A class of its own, so that a
+    queue that is not traced does not even ask."""
+
+    trace: trace.Trace
+
+    def _kicked(self) -> None:
+        self.trace.event("kick", self.declaration.name)
+        super()._kicked()
+
+    def _take(self, chain: Chain) -> None:
+        begun = trace.now()
+        super()._take(chain)
+        how = "kept" if chain.head in self._kept else "done"
+        sizes = f"readable={chain.readable.size} writable={chain.writable.size}"
+        self.trace.event("chain", f"{self.declaration.name} {chain.head} {sizes} {how}", begun)
+
+    def complete(self, chain: Chain, written: int) -> None:
+        """Note it, too."""
+        super().complete(chain, written)
+        self.trace.event("complete", f"{self.declaration.name} {chain.head} written={written}")
+
+    def _interrupt(self) -> None:
+        super()._interrupt()
+        self.trace.event("interrupt", self.declaration.name)

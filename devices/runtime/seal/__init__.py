@@ -1,0 +1,105 @@
+"""The jail of a device process, closed in three steps whose order is a law of the kernel.
+
+::
+
+    one thread       enter_privileges   dies with its parent, no new privileges, no capabilities
+    libzmq starts    (connect, hello)   its two threads inherit all that, for it belongs to a thread
+    three threads    seal               seccomp, in all threads at once: an allowlist, for ever
+                                        ──► only now the first chain
+
+Between them :func:`audit` looks at every open descriptor, for the filter can forbid new ones
+only. Whoever makes a forbidden call dies of SIGSYS, and its last line on stderr names the call.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Collection, Iterable
+
+from devices.runtime.seal._seal import lib
+from protocol import fds
+from protocol.errors import HostError, VibeError
+
+COMMON = frozenset(
+    {
+        # The loop: doorbells, the channel, the trace and the log.
+        "read", "write", "close", "poll", "ppoll",
+        "epoll_wait", "epoll_pwait", "epoll_ctl",
+        # libzmq on the socket that it has.
+        "sendto", "recvfrom", "sendmsg", "recvmsg", "shutdown",
+        # Allocators; what maps and protects executable memory is forbidden in seal.c.
+        "brk", "munmap", "mremap", "madvise",
+        # Locks, clocks (where the kernel does not serve them from the vDSO), identity.
+        "futex", "sched_yield", "clock_gettime", "gettimeofday", "getpid", "gettid",
+        # The end of a thread, of the process, and of a signal handler.
+        "exit", "exit_group", "set_robust_list", "rt_sigprocmask", "rt_sigaction",
+        "rt_sigreturn", "restart_syscall",
+    }
+)  # fmt: skip
+"""What the interpreter, libzmq and the loop call once everything is open (measured by strace)."""
+
+# What seal.c adds with conditions on arguments: mmap, mprotect, tgkill.
+_CONDITIONAL = 3
+
+# Descriptors that libzmq and the loop make for themselves, by the kernel's names.
+_OWN = frozenset({"anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:[timerfd]"})
+
+
+class Orphaned(VibeError):
+    """The parent is gone; nobody will ever stop this process."""
+
+
+def enter_privileges(parent: int) -> None:
+    """Give up everything that belongs to a thread, for good. The process must still have one
+    thread, and ``parent`` must be its parent, with which it dies from now on."""
+    if _threads() != 1:
+        raise RuntimeError(f"{_threads()} threads: what is given up now, the others would keep")
+    # After this a change of credentials would clear the death signal; there is none to come.
+    _check("dying with the launcher", lib.seal_death_with_parent())
+    # It may have died before that.
+    if os.getppid() != parent:
+        raise Orphaned(f"process {parent}, which started this one, is gone")
+    _check("no new privileges", lib.seal_no_new_privileges())
+    _check("dropping capabilities", lib.seal_drop_capabilities())
+    # A core file would hold the guest's memory.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def audit(held: Collection[int], *, channel: bool) -> None:
+    """HostError if any descriptor is open besides ``held`` and the three standard ones.
+
+    With ``channel``, there may be what libzmq and the loop have made: eventfds, epolls and one
+    socket.
+    """
+    sockets = 0
+    for fd, what in fds.open_descriptors().items():
+        if fd in held or fd <= 2 or (channel and what in _OWN):
+            continue
+        if channel and stat.S_ISSOCK(os.fstat(fd).st_mode) and not sockets:
+            sockets += 1
+            continue
+        raise HostError(f"descriptor {fd} ({what}) is open, and nobody handed it over")
+
+
+def seal(syscalls: Iterable[str]) -> int:
+    """Allow the common calls and ``syscalls``, in every thread; returns how many that are."""
+    calls = []
+    for name in sorted(COMMON.union(syscalls)):
+        number = lib.seal_resolve(name.encode())
+        if number < 0:
+            raise ValueError(f"{name!r} is not a system call of this machine")
+        calls.append(number)
+    _check("signals of libzmq's threads", lib.seal_unblock_trap(_threads() - 1))
+    _check("seccomp", lib.seal_filter(calls, len(calls)))
+    return len(calls) + _CONDITIONAL
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _check(step: str, result: int) -> None:
+    if result < 0:
+        raise HostError(f"the jail cannot be closed: {step}: {os.strerror(-result)}")

@@ -1,0 +1,33 @@
+/* The calls that jail a device process; __init__.py says when each is made, and why then.
+ *
+ * Each returns 0, or minus an errno. build.py hands the part between the two marks to cffi.
+ */
+#ifndef VIBE_SEAL_H
+#define VIBE_SEAL_H
+
+/* cdef begin */
+
+/* Die when the parent does. */
+int seal_death_with_parent(void);
+
+/* Never gain a privilege by executing something. */
+int seal_no_new_privileges(void);
+
+/* Empty every capability set of this thread, also root's. The bounding set stays as it is where
+ * this thread has not the right to change it; behind no-new-privileges it gives nothing. */
+int seal_drop_capabilities(void);
+
+/* The number of a system call on this machine, or -1 when no such call is known. */
+int seal_resolve(const char *name);
+
+/* Let every other thread of the process take SIGSYS; returns when they do. count is how many
+ * there must be. */
+int seal_unblock_trap(unsigned count);
+
+/* Allow these calls and no others, in all threads, for ever. A forbidden call is named on
+ * stderr, and the process dies of SIGSYS. */
+int seal_filter(const int *calls, unsigned count);
+
+/* cdef end */
+
+#endif

@@ -1,0 +1,146 @@
+"""A device at work: its instance, its queues, and what they are in the middle of."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from devices.runtime.device import AnyDevice
+from devices.runtime.loop import Loop
+from devices.runtime.queue import Queue, TracedQueue
+from devices.runtime.stats import flat
+from protocol.errors import ProtocolError
+from protocol.memory import GuestMemory
+from protocol.messages import QueueSetup
+from protocol.ring import Chain
+from protocol.trace import Trace
+from protocol.virtio import RING_FEATURES, Feature, bit
+
+
+class Worker:
+    """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
+
+    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened. ``broken`` is
+    told of a ring that its driver broke, ``config_changed`` of a new configuration space.
+    """
+
+    def __init__(
+        self,
+        kind: type[AnyDevice],
+        config: Any,
+        fds: Mapping[str, int],
+        memory: GuestMemory,
+        loop: Loop,
+        trace: Trace | None,
+    ) -> None:
+        self.broken: Callable[[str], None] = lambda reason: None
+        self.changed: Callable[[], None] = lambda: None
+        self._memory = memory
+        self._loop = loop
+        self._watched: set[int] = set()
+        self._running = False
+        self.device = kind(config, fds, self)
+        self._queues = [
+            (Queue if trace is None else TracedQueue)(
+                declaration,
+                (fds[f"kick{declaration.index}"], fds["call"]),
+                getattr(self.device, declaration.name),
+                loop,
+                self._ring_broken,
+            )
+            for declaration in kind.queues
+        ]
+        for queue in self._queues:
+            if isinstance(queue, TracedQueue) and trace is not None:
+                queue.trace = trace
+
+    @property
+    def features(self) -> int:
+        """All that is offered to the driver."""
+        return RING_FEATURES | self.device.features
+
+    def start(self, features: int, setups: Sequence[QueueSetup]) -> None:
+        """Serve the queues in ``setups``. ProtocolError, and nothing is started, if the VMM asks
+        for what was not offered; RingBroken if the driver misplaced a ring."""
+        if features & ~self.features:
+            raise ProtocolError(f"features {features & ~self.features:#x} were not offered")
+        if not features & bit(Feature.VERSION_1):
+            raise ProtocolError("the driver is of the time before virtio 1.0")
+        queues = [self._queue(setup) for setup in setups]
+        if len(set(queues)) != len(queues):
+            raise ProtocolError("a queue is set up twice")
+        try:
+            for queue, setup in zip(queues, setups, strict=True):
+                queue.attach(self._memory, setup, features)
+        except BaseException:
+            self._stop_queues()
+            raise
+        self._running = True
+        self.device.start(features)
+        for queue in queues:
+            queue.start()
+
+    def _queue(self, setup: QueueSetup) -> Queue:
+        if setup.index >= len(self._queues):
+            raise ProtocolError(f"there is no queue {setup.index}")
+        queue = self._queues[setup.index]
+        if setup.size > queue.declaration.size:
+            raise ProtocolError(f"queue {setup.index} has no {setup.size} entries")
+        return queue
+
+    def stop(self) -> None:
+        """Be quiet: guest memory is not touched again, nothing in flight is completed."""
+        self._stop_queues()
+        for fd in tuple(self._watched):
+            self.unwatch(fd)
+        if self._running:
+            self._running = False
+            self.device.stop()
+
+    def stop_queue(self, index: int) -> None:
+        """The same for one queue; ProtocolError if there is no such."""
+        if index >= len(self._queues):
+            raise ProtocolError(f"there is no queue {index}")
+        self._queues[index].stop()
+
+    def _stop_queues(self) -> None:
+        for queue in self._queues:
+            queue.stop()
+
+    def _ring_broken(self, reason: str) -> None:
+        self.stop()
+        self.broken(reason)
+
+    def counters(self) -> dict[str, int]:
+        """Every counter of the queues and of the device, by name."""
+        stats = ((queue.declaration.name, queue.stats) for queue in self._queues)
+        return flat(stats, self.device.counters)
+
+    # The device's Runtime.
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """See :meth:`Device.watch`."""
+        self._loop.add(fd, callback, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._watched.add(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """See :meth:`Device.unwatch`."""
+        self._watched.discard(fd)
+        self._loop.remove(fd)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """See :meth:`Device.soon`."""
+        self._loop.soon(callback)
+
+    def complete(self, index: int, chain: Chain, written: int) -> None:
+        """See :meth:`Device.complete`."""
+        self._queues[index].complete(chain, written)
+
+    def oldest(self, index: int) -> Chain | None:
+        """See :meth:`Device.oldest`."""
+        return self._queues[index].oldest()
+
+    def config_changed(self) -> None:
+        """See :meth:`Device.config_changed`."""
+        self.changed()

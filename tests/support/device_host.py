@@ -1,0 +1,318 @@
+"""A VMM and a launcher for one real device process: everything but a guest and vCPUs.
+
+It starts the process as the launcher does, speaks the VMM's half of the protocol over a real
+channel, and plays the driver with the driver half of ``tests/support/driver.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import zmq
+
+from devices import kinds
+from devices.runtime.device import AnyDevice
+from protocol import codec, doorbell, fds
+from protocol.channel import Channel
+from protocol.memory import GuestMemory, Region, create_memfd
+from protocol.messages import (
+    FROM_DEVICE,
+    PROTOCOL_VERSION,
+    STATE_VERSION,
+    DeviceStats,
+    Done,
+    GetStats,
+    Hello,
+    Quit,
+    QueueSetup,
+    Sealed,
+    Start,
+    Stop,
+    Welcome,
+)
+from protocol.specs import DeviceSpec
+from protocol.virtio import Feature, bit
+from tests.support.driver import Driver, Used
+
+M = TypeVar("M")
+
+ROOT = Path(__file__).parents[2]
+
+# Seconds that anything here may take on a busy machine before it counts as a hang.
+DEADLINE = 20.0
+
+MIB = 1 << 20
+# Low memory, a hole, and more: as in a real machine, and small.
+REGIONS = (Region(0, 10 * MIB, 0), Region(11 * MIB, 5 * MIB, 11 * MIB))
+
+# Guest memory that each queue's driver owns: its rings and its buffers.
+DRIVER_ROOM = 4 * MIB
+
+
+class FakeHost:
+    """What the launcher offers to ``Device.open``, remembered."""
+
+    def __init__(self, name: str = "device0") -> None:
+        self.name = name
+        self.announced: list[str] = []
+        self.to_remove: list[str] = []
+        self.terminals: list[socket.socket] = []
+
+    def terminal(self, name: str) -> int:
+        ours, theirs = socket.socketpair()
+        self.terminals.append(ours)
+        return theirs.detach()
+
+    def cleanup(self, path: str) -> None:
+        self.to_remove.append(path)
+
+    def announce(self, text: str) -> None:
+        self.announced.append(text)
+
+    def close(self) -> None:
+        for terminal in self.terminals:
+            terminal.close()
+        for path in self.to_remove:
+            Path(path).unlink(missing_ok=True)
+
+
+class DeviceHost:
+    """One device process of ``kind`` with ``config``, from its start to its end.
+
+    ``register`` adds a kind that is not in the table (``module:Class``). With ``start=False`` it
+    is up to the test to call :meth:`hand_over` and :meth:`greet`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        folder: Path,
+        config: object = None,
+        *,
+        register: str = "",
+        host: FakeHost | None = None,
+        trace: int | None = None,
+        extra: Mapping[str, int] | None = None,
+        start: bool = True,
+    ) -> None:
+        if register:
+            kinds.KINDS.setdefault(kind, register)
+        self.kind = kind
+        self.type: type[AnyDevice] = kinds.find(kind)
+        self.config = self.type.config_type() if config is None else config
+        self.host = host or FakeHost()
+        self.given = self.type.open(self.config, self.host)
+        self.hello: Hello | None = None
+        self.sealed: Sealed | None = None
+        self.events: list[object] = []
+        self.drivers: dict[int, Driver] = {}
+        self._folder = folder
+        self._sequence = 0
+        self._closed = False
+
+        self._memfd = create_memfd("test", REGIONS[-1].offset + REGIONS[-1].size)
+        self.memory = GuestMemory(self._memfd, REGIONS)
+        self.kicks = {queue.index: doorbell.create() for queue in self.type.queues}
+        self.call = doorbell.create()
+        self._extra = dict(extra or {}) | ({} if trace is None else {"trace": trace})
+        self._context = zmq.Context()
+        self.channel = Channel(self._context, FROM_DEVICE, 1)
+        self.endpoint = str(folder / "channel")
+        self.channel.bind(self.endpoint)
+        self.handover, theirs = fds.handover_pair()
+        self._log = (folder / "log").open("w+b")
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _program(kind, register), str(theirs.fileno())],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        if start:
+            try:
+                self.hand_over()
+                self.greet()
+            except BaseException:
+                self.close()
+                raise
+
+    # The launcher.
+
+    def hand_over(self, **changes: Any) -> None:
+        """Send the spec and the descriptors; ``changes`` to fields of the spec."""
+        fields = {
+            "name": self.host.name,
+            "kind": self.kind,
+            "config": codec.pack(codec.to_plain(self.config)),
+            "generation": 1,
+            "endpoint": self.endpoint,
+            "regions": REGIONS,
+            "log": 4,
+        }
+        spec = DeviceSpec(**(fields | changes))
+        handed = {"memory": self._memfd, "call": self.call, **self.given, **self._extra}
+        handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
+        fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
+        self.handed = set(handed)
+
+    def greet(self) -> None:
+        """Hello, Welcome, Sealed."""
+        self.hello = self.expect(Hello)
+        self.channel.send(Welcome(PROTOCOL_VERSION, STATE_VERSION))
+        self.sealed = self.expect(Sealed)
+
+    def log(self) -> str:
+        """What the process has written to stderr so far."""
+        return Path(self._log.name).read_text()
+
+    def wait(self) -> int:
+        """The exit status of a process that ends by itself."""
+        return self.process.wait(DEADLINE)
+
+    # The VMM.
+
+    def expect(self, wanted: type[M]) -> M:
+        """The next message, which must be a ``wanted``."""
+        envelope = self.channel.wait(DEADLINE)
+        if envelope is None:
+            raise AssertionError(f"no {wanted.__name__}; the device says: {self.log()}")
+        if not isinstance(envelope.message, wanted):
+            raise AssertionError(f"{envelope.message} instead of {wanted.__name__}")
+        return envelope.message
+
+    def request(self, message: object, expect: type[M]) -> M:
+        """Send a request; its reply must be an ``expect``. Events on the way are kept."""
+        self._sequence += 1
+        self.channel.send(message, self._sequence)
+        while True:
+            envelope = self.channel.wait(DEADLINE)
+            if envelope is None:
+                raise AssertionError(f"no answer to {message}; the device says: {self.log()}")
+            if envelope.sequence == 0:
+                self.events.append(envelope.message)
+                continue
+            assert envelope.sequence == self._sequence
+            if not isinstance(envelope.message, expect):
+                raise AssertionError(f"{envelope.message} instead of {expect.__name__}")
+            return envelope.message
+
+    def counters(self) -> dict[str, int]:
+        """The device's statistics."""
+        return self.request(GetStats(), DeviceStats).counters
+
+    def quit(self) -> int:
+        """End it in order; its exit status."""
+        self.request(Quit(), Done)
+        return self.wait()
+
+    # The driver.
+
+    def start(self, *features: int, size: int = 16, expect: type[M] = Done) -> M:  # type: ignore[assignment]
+        """Lay out every queue anew, DRIVER_OK with VERSION_1 and ``features``."""
+        self.drivers = {
+            index: Driver(
+                self.memory,
+                size,
+                base=0x10_0000 + index * DRIVER_ROOM,
+                length=DRIVER_ROOM,
+                event_idx=Feature.EVENT_IDX in features,
+            )
+            for index in self.kicks
+        }
+        negotiated = sum(bit(feature) for feature in {*features, Feature.VERSION_1})
+        return self.request(Start(negotiated, self.setups()), expect)
+
+    def setups(self) -> tuple[QueueSetup, ...]:
+        """Where the drivers have laid their queues."""
+        return tuple(
+            QueueSetup(index, driver.size, driver.desc, driver.avail, driver.used)
+            for index, driver in self.drivers.items()
+        )
+
+    def stop(self) -> None:
+        """Reset."""
+        self.request(Stop(), Done)
+
+    def kick(self, index: int = 0) -> None:
+        """Ring the device whether it wants it or not."""
+        doorbell.ring(self.kicks[index])
+
+    def publish(self, index: int = 0) -> None:
+        """Make available what the driver of queue ``index`` has added, and kick if it should."""
+        if self.drivers[index].publish():
+            self.kick(index)
+
+    def send(
+        self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), index: int = 0
+    ) -> Used:
+        """One request and its answer."""
+        head = self.drivers[index].add(readable, writable)
+        self.publish(index)
+        (used,) = self.collect(1, index)
+        assert used.head == head
+        return used
+
+    def collect(self, count: int, index: int = 0) -> list[Used]:
+        """The next ``count`` used buffers, waiting for interrupts in between."""
+        driver, found = self.drivers[index], []
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found += driver.collect()
+            if len(found) >= count:
+                assert len(found) == count
+                return found
+            if not driver.want_interrupts() and not self.interrupted(deadline - time.monotonic()):
+                raise AssertionError(f"{len(found)} of {count} used; the device says {self.log()}")
+
+    def interrupted(self, seconds: float = DEADLINE) -> bool:
+        """Whether the device interrupts within ``seconds``."""
+        if select.select([self.call], [], [], max(seconds, 0))[0]:
+            return doorbell.drain(self.call) > 0
+        return False
+
+    # The end.
+
+    def close(self) -> None:
+        """Kill what still lives and close everything."""
+        if self._closed:
+            return
+        self._closed = True
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+        self.handover.close()
+        self.channel.close()
+        self._context.term()
+        self.host.close()
+        self.memory.close()
+        fds.close_all([self._memfd, self.call, *self.kicks.values(), *self.given.values()])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _program(kind: str, register: str) -> str:
+    table = f"devices.kinds.KINDS.setdefault({kind!r}, {register!r})" if register else ""
+    return f"""
+import sys
+import devices.kinds
+{table}
+from devices.runtime.entry import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
