@@ -31,7 +31,9 @@ def describe(kind: str, config: type[Any]) -> str:
 
 
 def _default(field: Field[Any]) -> Any:
-    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _word(wanted: Any) -> str:

@@ -67,11 +67,14 @@ class Child:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status is not None
 
-    def finish(self) -> None:
-        """Kill it if it lives, wait for it, and close what we have of it."""
+    def kill_and_reap(self) -> None:
+        """Kill it if it lives, and wait until it is gone."""
         self.kill()
         while not self.reap():
             time.sleep(0.001)  # SIGKILL takes 0.6 to 74 ms
+
+    def close(self) -> None:
+        """Close what we have of it, which must be dead."""
         self.handover.close()
         os.close(self.log)
         os.close(self.pidfd)

@@ -1,0 +1,56 @@
+"""Signals as something the event loop can wait for."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any
+
+from launcher.loop import Loop
+
+
+class Signals:
+    """While it is entered, each of ``wanted`` calls ``callback`` from the loop with its number."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        wanted: Iterable[signal.Signals],
+        callback: Callable[[signal.Signals], None],
+    ) -> None:
+        self._loop = loop
+        self._wanted = tuple(wanted)
+        self._callback = callback
+        # The interpreter writes the number of each signal to one end, at once.
+        self._reading, self._writing = socket.socketpair()
+        self._reading.setblocking(False)
+        self._writing.setblocking(False)
+        self._before: dict[signal.Signals, Any] = {}
+        self._wakeup = -1
+
+    def __enter__(self) -> Signals:
+        self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        for number in self._wanted:
+            self._before[number] = signal.signal(number, lambda *_: None)
+        self._loop.on_readable(self._reading.fileno(), self._arrived)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loop.on_readable(self._reading.fileno(), None)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(self._wakeup)
+        self._reading.close()
+        self._writing.close()
+
+    def _arrived(self) -> None:
+        for number in self._reading.recv(64):
+            if number in self._wanted:
+                self._callback(signal.Signals(number))

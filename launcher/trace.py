@@ -1,0 +1,144 @@
+"""``--trace``: a file for each process while it runs, and one file for people in the end.
+
+The lines (see protocol/trace.py) come from processes that are not believed: what is not a line
+of ours is left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TextIO
+
+from launcher.logs import printable
+from protocol.errors import BadInput, HostError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TraceEvent:
+    """One event: times in nanoseconds of CLOCK_MONOTONIC, and who did what."""
+
+    start: int
+    duration: int
+    who: str
+    kind: str
+    what: str
+    process: str
+    pid: int
+
+
+class TraceFile:
+    """The file to be, and the files that become it.
+
+    BadInput if ``path`` cannot be written. A ``path`` that ends in ``.json`` is written for
+    Perfetto (https://ui.perfetto.dev), any other one event a line.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._output = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise BadInput("--trace", f"{path}: {error.strerror}") from error
+        self._parts: dict[str, int] = {}
+
+    def part(self, process: str) -> int:
+        """A descriptor for the trace of ``process``; stays this object's. It has no name, so
+        nothing is left behind whoever dies."""
+        folder = os.path.dirname(os.path.abspath(self._path))
+        try:
+            # There the trace itself will fit; a temporary file system may be too small for it.
+            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            try:
+                with tempfile.TemporaryFile() as file:
+                    fd = os.dup(file.fileno())
+            except OSError as error:
+                raise HostError(f"no file for the trace of {process}: {error.strerror}") from error
+        self._parts[process] = fd
+        return fd
+
+    def write(self, pids: dict[str, int]) -> int:
+        """Merge all parts, sorted by time; the number of lines that made no sense.
+
+        ``pids`` are the processes by name. Call it when all of them have ended.
+        """
+        events: list[TraceEvent] = []
+        skipped = 0
+        for process, fd in self._parts.items():
+            os.lseek(fd, 0, os.SEEK_SET)
+            with open(os.dup(fd), "rb") as file:
+                for line in file:
+                    event = parse(line, process, pids.get(process, 0))
+                    if event is None:
+                        skipped += 1
+                    else:
+                        events.append(event)
+        events.sort()
+        if self._path.endswith(".json"):
+            write_perfetto(events, self._output)
+        else:
+            write_text(events, self._output)
+        return skipped
+
+    def close(self) -> None:
+        """Close the parts and the file."""
+        self._output.close()
+        for fd in self._parts.values():
+            os.close(fd)
+        self._parts.clear()
+
+
+def parse(line: bytes, process: str, pid: int) -> TraceEvent | None:
+    """The event in ``line``; None if it is none."""
+    fields = line.rstrip(b"\n").split(b"\t", 4)
+    if len(fields) != 5 or not line.endswith(b"\n"):
+        return None
+    times = fields[:2]
+    if not all(time.isdigit() and len(time) <= 20 for time in times):
+        return None
+    who, kind, what = (printable(field) for field in fields[2:])
+    return TraceEvent(int(times[0]), int(times[1]), who, kind, what, process, pid)
+
+
+def write_text(events: Iterable[TraceEvent], output: TextIO) -> None:
+    """One line an event: seconds since the first, who, what, and how many microseconds."""
+    first: int | None = None
+    for event in events:
+        first = event.start if first is None else first
+        took = f"  ({event.duration / 1000:.1f} us)" if event.duration else ""
+        seconds = (event.start - first) / 1e9
+        output.write(f"{seconds:14.9f}  {event.who:<12} {event.kind:<10} {event.what}{took}\n")
+
+
+def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
+    """The Trace Event Format that chrome://tracing and Perfetto read: times in microseconds, ``X``
+    for events with a duration, ``i`` for those without, a track a process and a thread."""
+    rows: list[dict[str, object]] = []
+    tracks: dict[tuple[str, str], int] = {}
+    first: int | None = None
+    for event in events:
+        first = event.start if first is None else first
+        if event.process not in (process for process, _ in tracks):
+            rows.append(_metadata("process_name", event.pid, 0, event.process))
+        track = tracks.setdefault((event.process, event.who), len(tracks) + 1)
+        if track == len(tracks):
+            rows.append(_metadata("thread_name", event.pid, track, event.who))
+        row: dict[str, object] = {
+            "name": event.what,
+            "cat": event.kind,
+            "ph": "X" if event.duration else "i",
+            "ts": (event.start - first) / 1000,
+            "pid": event.pid,
+            "tid": track,
+        }
+        row |= {"dur": event.duration / 1000} if event.duration else {"s": "t"}
+        rows.append(row)
+    json.dump({"traceEvents": rows, "displayTimeUnit": "ns"}, output)
+
+
+def _metadata(kind: str, pid: int, tid: int, name: str) -> dict[str, object]:
+    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
