@@ -131,9 +131,8 @@ class Ring:
         indirect: bool = True,
     ) -> None:
         self.size = size
-        self._view = memory.whole
-        self._mapping = ffi.from_buffer(self._view, require_writable=True)
-        self._base = int(ffi.cast("uintptr_t", self._mapping))
+        self._mapping = ffi.from_buffer(memory.whole, require_writable=True)
+        self._memory = (memory.whole, int(ffi.cast("uintptr_t", self._mapping)))
         config = (desc, avail, used, size, event_idx, indirect)
         regions = [(r.gpa, r.size, self._mapping + r.offset) for r in memory.regions]
         error = ffi.new("enum ring_error *")
@@ -178,22 +177,15 @@ class Ring:
         )
         if count < 0:
             raise RingBroken(RingError(-count))
-        popped = []
+        popped, memory = [], self._memory
         headers = self._chain_bytes[: count * _CHAIN.size]
-        for head, error, first, readable, writable, *sizes in _CHAIN.iter_unpack(headers):
+        for head, error, first, readable, writable, sent, room in _CHAIN.iter_unpack(headers):
             # The segments are copied out: the chain may outlive any number of later pops.
             start = first * _SEGMENT_SIZE
-            split = start + readable * _SEGMENT_SIZE
-            end = split + writable * _SEGMENT_SIZE
-            popped.append(
-                Chain(
-                    head,
-                    ChainError(error) if error else None,
-                    (self._view, self._base),
-                    (self._segment_bytes[start:split], sizes[0]),
-                    (self._segment_bytes[split:end], sizes[1]),
-                )
-            )
+            split = readable * _SEGMENT_SIZE
+            segments = self._segment_bytes[start : start + split + writable * _SEGMENT_SIZE]
+            why = ChainError(error) if error else None
+            popped.append(Chain(head, why, memory, segments, (split, sent, room)))
         return popped
 
     def push(self, completions: Sequence[tuple[int, int]]) -> bool:

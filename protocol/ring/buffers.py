@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class _Cursor:
     #: Bytes not yet consumed.
     left: int
 
-    def __init__(self, views: deque[memoryview], size: int) -> None:
+    def __init__(self, views: list[memoryview], size: int) -> None:
         self._views = views
         self.size = self.left = size
 
@@ -48,7 +47,7 @@ class _Cursor:
         """Cut behind the next ``size`` bytes: this object keeps them, and what follows them is
         returned as one of its own. ValueError if fewer are left."""
         consumed, rest = self.size - self.left, self.left - size
-        front = deque(self._take(size))
+        front = self._take(size)
         tail = type(self)(self._views, rest)
         self._views = front
         self.size, self.left = consumed + size, size
@@ -58,14 +57,15 @@ class _Cursor:
         if not 0 <= size <= self.left:
             raise ValueError(f"{size} bytes asked of {self.left}")
         self.left -= size
-        taken = []
-        while size:
-            view = self._views.popleft()
-            if len(view) > size:
-                self._views.appendleft(view[size:])
-                view = view[:size]
-            taken.append(view)
-            size -= len(view)
+        views, whole = self._views, 0
+        while whole < len(views) and size >= len(views[whole]):
+            size -= len(views[whole])
+            whole += 1
+        taken = views[:whole]
+        del views[:whole]
+        if size:
+            taken.append(views[0][:size])
+            views[0] = views[0][size:]
         return taken
 
 
@@ -110,23 +110,24 @@ class Chain:
     be completed with 0 bytes written. It stays valid, however long it is in flight.
     """
 
-    __slots__ = ("_memory", "_readable", "_reader", "_writable", "_writer", "error", "head")
+    __slots__ = ("_memory", "_reader", "_segments", "_sizes", "_writer", "error", "head")
 
     def __init__(
         self,
         head: int,
         error: ChainError | None,
         memory: tuple[memoryview, int],
-        readable: tuple[bytes, int],
-        writable: tuple[bytes, int],
+        segments: bytes,
+        sizes: tuple[int, int, int],
     ) -> None:
         self.head = head
         self.error = error
-        # The mapping and its address; each part as (its iovecs, bytes in all). The two
-        # objects are made when they are asked for: many devices want only one of them.
+        # The mapping and its address; the iovecs, readable ones first; how many bytes of them
+        # are the readable iovecs, and how many bytes of data each part has. The two parts are
+        # made when they are asked for: many devices want only one of them.
         self._memory = memory
-        self._readable = readable
-        self._writable = writable
+        self._segments = segments
+        self._sizes = sizes
         self._reader: Reader | None = None
         self._writer: Writer | None = None
 
@@ -134,21 +135,21 @@ class Chain:
     def readable(self) -> Reader:
         """What the driver sent."""
         if self._reader is None:
-            segments, size = self._readable
-            self._reader = Reader(self._views(segments), size)
+            split, size, _ = self._sizes
+            self._reader = Reader(self._views(self._segments[:split]), size)
         return self._reader
 
     @property
     def writable(self) -> Writer:
         """Where the answer goes."""
         if self._writer is None:
-            segments, size = self._writable
-            self._writer = Writer(self._views(segments), size)
+            split, _, size = self._sizes
+            self._writer = Writer(self._views(self._segments[split:]), size)
         return self._writer
 
-    def _views(self, segments: bytes) -> deque[memoryview]:
+    def _views(self, segments: bytes) -> list[memoryview]:
         view, base = self._memory
-        return deque(
+        return [
             view[address - base : address - base + length]
             for address, length in _IOVEC.iter_unpack(segments)
-        )
+        ]

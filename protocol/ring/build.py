@@ -7,13 +7,15 @@ from cffi import FFI
 _HERE = Path(__file__).parent
 
 
-def _declarations() -> str:
+def declarations() -> str:
+    """What ring.h declares, as cffi wants it; other extensions on the engine start from it."""
     header = (_HERE / "ring.h").read_text()
-    return header.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
+    body = header.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
+    return "struct iovec { void *iov_base; size_t iov_len; };" + body
 
 
 ffi = FFI()
-ffi.cdef("struct iovec { void *iov_base; size_t iov_len; };" + _declarations())
+ffi.cdef(declarations())
 ffi.set_source(
     "protocol.ring._ring",
     '#include "ring.h"',

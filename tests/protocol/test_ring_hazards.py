@@ -286,6 +286,20 @@ def test_a_buffer_that_ends_with_its_region_is_fine(pair: Pair, address: int, le
     assert error_of(pair) is None
 
 
+@pytest.mark.parametrize(
+    ("address", "length", "expected"),
+    [(MIB, 1, None), (MIB - 1, 2, ChainError.BUFFER_OUTSIDE_RAM), (2 * MIB - 1, 1, None)],
+)
+def test_regions_that_touch_are_still_two(
+    address: int, length: int, expected: ChainError | None
+) -> None:
+    with guest_memory([Region(0, MIB, MIB), Region(MIB, MIB, 0)]) as memory:
+        driver = Driver(memory, 8, length=0x1_0000)
+        driver.write_descriptor(0, address, length, 0, 0)
+        with attach(driver) as ring:
+            assert error_of((driver, ring)) == expected
+
+
 # Row 7: what a chain claims is bounded before anything is made of it.
 
 

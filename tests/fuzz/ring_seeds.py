@@ -1,0 +1,86 @@
+"""Writes the first inputs of ring_fuzz.c: ``ring_seeds.py DIRECTORY``, one file a conversation.
+
+They only spare the fuzzer the first minutes; the bytes mean what ring_fuzz.c says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+EVENT_IDX, INDIRECT, RAW_CONFIG, START = 1, 2, 4, 8
+NEXT, WRITE, TABLE_FLAG = 1, 2, 4
+LOW, TABLE, LOW_END, HIGH = 0, 1, 2, 5  # indices of places[] in take_address
+
+
+def descriptor(index: int, place: int, length: int, flags: int, next_: int) -> bytes:
+    """Write one entry of the descriptor table."""
+    return bytes([0, index, place, length, flags, next_])
+
+
+def entry(index: int, place: int, length: int, flags: int, next_: int) -> bytes:
+    """Write one entry of the indirect table."""
+    return bytes([2, index, place, length, flags, next_])
+
+
+def offer(head: int) -> bytes:
+    """Publish a head."""
+    return bytes([3, head])
+
+
+def pop(limit: int) -> bytes:
+    """Pop up to ``limit`` chains."""
+    return bytes([4, limit])
+
+
+def push(*heads: int) -> bytes:
+    """Complete heads, as much written as they take."""
+    return bytes([5, len(heads)]) + b"".join(bytes([head, 0x80]) for head in heads)
+
+
+ENABLE, DISABLE = bytes([6]), bytes([7])
+
+PLAIN = descriptor(0, LOW, 16, NEXT, 1) + descriptor(1, HIGH, 64, WRITE, 0)
+ONCE = offer(0) + pop(4) + ENABLE + push(0) + DISABLE
+
+SEEDS = {
+    "direct": bytes([3, 0]) + PLAIN + ONCE * 3,
+    "event-idx": bytes([3, EVENT_IDX]) + PLAIN + ONCE * 3,
+    "wrap": bytes([0, EVENT_IDX | START, 0xFE, 0xFF]) + descriptor(0, LOW, 1, 0, 0) + ONCE * 4,
+    "indirect": bytes([4, INDIRECT])
+    + descriptor(0, TABLE, 32, TABLE_FLAG, 0)
+    + entry(0, LOW, 16, NEXT, 1)
+    + entry(1, HIGH, 64, WRITE, 0)
+    + ONCE,
+    "mixed": bytes([4, INDIRECT])
+    + descriptor(0, LOW, 8, NEXT, 1)
+    + descriptor(1, TABLE, 16, TABLE_FLAG, 0)
+    + entry(0, HIGH, 64, WRITE, 0)
+    + ONCE,
+    "nested": bytes([2, INDIRECT])
+    + descriptor(0, TABLE, 16, TABLE_FLAG, 0)
+    + entry(0, TABLE, 16, TABLE_FLAG, 0)
+    + ONCE,
+    "loop": bytes([2, 0]) + descriptor(0, LOW, 1, NEXT, 0) + ONCE,
+    "outside": bytes([2, 0]) + descriptor(0, LOW_END, 17, 0, 0) + ONCE,
+    "batch": bytes([2, EVENT_IDX])
+    + b"".join(descriptor(i, HIGH, 32, WRITE, 0) + offer(i) for i in range(4))
+    + pop(16)
+    + push(3, 1)
+    + push(0, 2)
+    + push(0),
+    "again": bytes([2, 0]) + PLAIN + offer(0) + offer(0) + pop(4) + pop(4) + push(0),
+    "misplaced": bytes([2, RAW_CONFIG, LOW, TABLE, HIGH, 8]) + PLAIN + ONCE,
+}
+
+
+def main() -> None:
+    """Write them all."""
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in SEEDS.items():
+        (directory / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
