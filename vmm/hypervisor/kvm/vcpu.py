@@ -224,8 +224,11 @@ class KvmVcpu:
         return code
 
     def close(self) -> None:
-        """Unmap and close; run() must have returned. Kicks from now on do nothing."""
+        """Unmap and close; kicks from now on do nothing. RuntimeError while run() has not returned,
+        for it would find its page gone."""
         with self._lock:
+            if self._thread:
+                raise RuntimeError(f"vCPU {self.index} is running")
             if self.fd >= 0:
                 lib.kvm_unmap_run(self._run, self._run_size)
                 os.close(self.fd)

@@ -1,0 +1,112 @@
+"""A guest that cannot go on: the error says why, with registers and instruction bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vmm.hypervisor.kvm._kvm import ffi, lib
+
+from protocol.errors import GuestDied
+from tests.support.bare import CODE, DEVICE, bare_machine
+from vmm.hypervisor.kvm import dump
+from vmm.hypervisor.kvm.system import is_software
+from vmm.hypervisor.state import Regs, Sregs
+
+# An invalid opcode, with an interrupt table that holds no handler, not even for the failure.
+TRIPLE_FAULT = """
+    48 c7 c0 ef be ad 0b  # mov rax, 0xbadbeef
+    0f 0b                 # ud2
+    90 90                 # nop; nop
+"""
+
+
+@pytest.mark.kvm
+def test_triple_fault_ends_with_registers_and_the_code_at_the_instruction_pointer() -> None:
+    with bare_machine(TRIPLE_FAULT) as machine, pytest.raises(GuestDied) as death:
+        machine.run()
+
+    text = str(death.value)
+    assert "CPU 0: triple fault (KVM_EXIT_SHUTDOWN)" in text
+    assert f"rip {CODE + 7:016x}" in text
+    assert "rax 000000000badbeef" in text
+    assert "cs  0008" in text
+    assert "cr0 80010031" in text
+    assert "code at rip: 0f 0b 90 90 00" in text
+    assert (dump.SOFTWARE_KVM in text) == is_software()
+    assert death.value.exit_status == 1
+
+
+@pytest.mark.kvm
+def test_code_that_lies_in_no_memory_is_an_emulation_failure() -> None:
+    with bare_machine("f4") as machine:
+        machine.start_at(DEVICE)
+
+        with pytest.raises(GuestDied) as death:
+            machine.run()
+
+    text = str(death.value)
+    assert "KVM_EXIT_INTERNAL_ERROR, suberror 1" in text
+    assert "code at rip: not in memory" in text
+
+
+@pytest.mark.kvm
+def test_code_across_the_end_of_a_page_is_shown_as_the_page_tables_have_it() -> None:
+    with bare_machine("f4") as machine:
+        machine.load(0x1FFE, bytes.fromhex("0f 0b 11 22"))
+        machine.start_at(0x1FFE)
+
+        with pytest.raises(GuestDied, match="code at rip: 0f 0b 11 22 00"):
+            machine.run()
+
+
+def run_that_exited(reason: int) -> Any:
+    run = ffi.new("struct kvm_run *")
+    run.exit_reason = reason
+    return run
+
+
+def test_failed_entry_gives_the_processors_reason() -> None:
+    run = run_that_exited(lib.KVM_EXIT_FAIL_ENTRY)
+    run.fail_entry.hardware_entry_failure_reason = 0x80000021
+    run.fail_entry.cpu = 3
+
+    text = dump.cause(run)
+
+    assert "reason 0x80000021 on host CPU 3" in text
+
+
+def emulation_failure(flags: int, ndata: int) -> Any:
+    run = run_that_exited(lib.KVM_EXIT_INTERNAL_ERROR)
+    run.internal.suberror = lib.KVM_INTERNAL_ERROR_EMULATION
+    run.internal.ndata = ndata
+    run.internal.data[0] = flags
+    ffi.buffer(run.internal.data)[8:24] = bytes([5]) + bytes.fromhex("f0480fc70f") + b"\xcc" * 10
+    return run
+
+
+def test_emulation_failure_gives_the_bytes_that_the_kernel_gave() -> None:
+    run = emulation_failure(lib.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, 4)
+
+    code = dump.reported_code(run)
+
+    assert code == bytes.fromhex("f0480fc70f")
+    assert "cannot emulate the instruction" in dump.cause(run)
+
+
+@pytest.mark.parametrize(("flags", "ndata"), [(0, 4), (1, 0), (1, 2)])
+def test_emulation_failure_without_bytes_gives_none(flags: int, ndata: int) -> None:
+    assert dump.reported_code(emulation_failure(flags, ndata)) == b""
+
+
+def test_an_exit_nobody_asked_for_is_named_by_its_number() -> None:
+    assert "KVM exit reason 4" in dump.cause(run_that_exited(4))
+
+
+@pytest.mark.parametrize("software", [True, False])
+def test_only_on_software_kvm_the_dump_says_so_and_what_to_do(software: bool) -> None:
+    death = dump.guest_died(1, "why", Regs(), Sregs(), b"\x0f\x0b", software=software)
+
+    assert ("make lab" in str(death)) is software
+    assert "died on CPU 1: why" in str(death)
+    assert "code at rip: 0f 0b" in str(death)
