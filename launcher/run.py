@@ -25,7 +25,7 @@ from launcher.output import Output
 from launcher.plan import Plan
 from launcher.rundir import RunDirectory
 from launcher.signals import Signals
-from launcher.spawn import Child
+from launcher.spawn import Child, keep_descriptors
 from launcher.startup import Startup
 from launcher.terminal import Terminal
 from launcher.trace import TraceFile
@@ -118,6 +118,7 @@ class Run:
     # ── starting ──────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
+        keep_descriptors()
         # Interpreters start while we go on: they are what takes the longest.
         self._spawn(_VMM, _VMM_MODULE)
         for device in self._plan.devices:

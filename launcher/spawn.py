@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -90,6 +91,18 @@ class Child:
         except ValueError:
             word = f"signal {-self.status}"
         return f"was killed by {word}"
+
+
+def keep_descriptors() -> None:
+    """Make close-on-exec what we inherited ourselves, beyond standard input, output and error.
+
+    What Python opens is so from birth; a descriptor that a shell or a service manager let slip
+    to us would go on to every child.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.set_inheritable(fd, False)
 
 
 def _spawn(module: str, handover: socket.socket, log: int) -> int:

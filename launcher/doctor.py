@@ -1,0 +1,246 @@
+"""``vibevmm doctor``: what this host can do for us, what it cannot, and what to do about that.
+
+Nothing is changed and no root is needed; what only root could find out is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from protocol.errors import BadInput, VibeError
+
+OK, LIMITED, MISSING = "ok", "limited", "missing"
+
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_CLONE_NEWUSER = 0x1000_0000
+_NOBODY = 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing: ``verdict`` is ok, limited or missing; ``advice`` is empty when it is ok."""
+
+    name: str
+    verdict: str
+    found: str
+    advice: str = ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print all findings, with ``--json`` for programs. The exit status is 0: a host that lacks
+    something is no error."""
+    for word in argv:
+        if word != "--json":
+            raise BadInput(word, "vibevmm doctor takes --json or nothing")
+    findings = [check() for check in CHECKS]
+    if argv:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(as_text(findings))
+    return 0
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """One line a finding, and one more for what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.verdict:<8} {finding.name:<16} {finding.found}")
+        if finding.advice:
+            lines.append(f"{'':<25} -> {finding.advice}")
+    return "\n".join(lines)
+
+
+def check_host() -> Finding:
+    """Kernel, processor and Python."""
+    found = (
+        f"Linux {platform.release()} on {platform.machine()}, Python {platform.python_version()}"
+    )
+    if platform.machine() != "x86_64":
+        return Finding("host", LIMITED, found, "guests run on x86-64 hosts so far")
+    return Finding("host", OK, found)
+
+
+def check_kvm() -> Finding:
+    """/dev/kvm: whether it opens, whether hardware is behind it, and what it offers."""
+    try:
+        from vmm.hypervisor.kvm import Kvm
+
+        kvm = Kvm()
+    except BadInput as error:
+        return Finding("KVM", MISSING, f"{error.where}: no permission", error.why)
+    except (VibeError, ImportError) as error:
+        return Finding("KVM", MISSING, str(error), "build with `make`, or use `make lab`")
+    offers = kvm.capabilities
+    kvm.close()
+    parts = ("irqchip", "ioeventfd", "irqfd", "read_only_slots", "immediate_exit")
+    lacking = [part for part in parts if not getattr(offers, part)]
+    kind = "software" if offers.software else "hardware"
+    found = f"{kind}, API 12, up to {offers.max_cpus} CPUs"
+    if lacking:
+        return Finding(
+            "KVM", LIMITED, f"{found}, without {', '.join(lacking)}", "a newer kernel has them"
+        )
+    if offers.software:
+        advice = (
+            "small guests run; Linux needs hardware: try `make lab`, or a host with VT-x or SVM"
+        )
+        return Finding("KVM", LIMITED, found, advice)
+    return Finding("KVM", OK, found)
+
+
+def check_vfio() -> Finding:
+    """Whether devices of the host could be assigned to a guest."""
+    groups = _count("/sys/kernel/iommu_groups")
+    if not os.path.exists("/dev/vfio/vfio"):
+        return Finding("VFIO", MISSING, "no /dev/vfio/vfio", "load the module: modprobe vfio-pci")
+    if not groups:
+        return Finding(
+            "VFIO",
+            MISSING,
+            "no IOMMU groups",
+            "switch the IOMMU on in the firmware, and boot with intel_iommu=on or amd_iommu=on",
+        )
+    if not os.access("/dev/vfio/vfio", os.R_OK | os.W_OK):
+        return Finding("VFIO", LIMITED, f"{groups} IOMMU groups", "no permission on /dev/vfio/vfio")
+    return Finding("VFIO", OK, f"{groups} IOMMU groups")
+
+
+def check_tun() -> Finding:
+    """Tap interfaces, for network devices."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return Finding("tun", LIMITED, "no permission on /dev/net/tun", "as root: chmod 0666 it")
+    except OSError as error:
+        return Finding(
+            "tun", MISSING, f"/dev/net/tun: {error.strerror}", "load the module: modprobe tun"
+        )
+    return Finding("tun", OK, "/dev/net/tun opens")
+
+
+def check_seccomp() -> Finding:
+    """System call filters, which every device process is sealed with."""
+    actions = _read("/proc/sys/kernel/seccomp/actions_avail").split()
+    wanted = {"kill_process", "trap", "errno", "allow"}
+    if not actions:
+        return Finding(
+            "seccomp",
+            MISSING,
+            "not in this kernel",
+            "devices do not start without CONFIG_SECCOMP_FILTER",
+        )
+    if missing := wanted - set(actions):
+        return Finding(
+            "seccomp", LIMITED, f"without {', '.join(sorted(missing))}", "Linux 4.14 has all"
+        )
+    return Finding("seccomp", OK, ", ".join(actions))
+
+
+def check_landlock() -> Finding:
+    """The ABI version of Landlock (kernel documentation: userspace-api/landlock)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version > 0:
+        return Finding("Landlock", OK, f"ABI {version}")
+    why = os.strerror(ctypes.get_errno())
+    advice = "Linux 5.13 has it; boot with lsm=landlock,… where it is built in but off"
+    return Finding("Landlock", MISSING, why, advice)
+
+
+def check_user_namespaces() -> Finding:
+    """Whether an ordinary user may make user namespaces: tried, in a child."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        os._exit(0 if libc.unshare(_CLONE_NEWUSER) == 0 else ctypes.get_errno() & 0xFF)
+    _, status = os.waitpid(child, 0)
+    failure = os.waitstatus_to_exitcode(status)
+    if failure == 0:
+        return Finding("user namespaces", OK, "can be made")
+    advice = "sysctl user.max_user_namespaces above 0"
+    for knob in (
+        "kernel.unprivileged_userns_clone=1",
+        "kernel.apparmor_restrict_unprivileged_userns=0",
+    ):
+        path, _, good = knob.partition("=")
+        value = _read(f"/proc/sys/{path.replace('.', '/')}")
+        if value and value != good:
+            advice = f"sysctl -w {knob}"
+    return Finding("user namespaces", MISSING, os.strerror(failure), advice)
+
+
+def check_descriptors() -> Finding:
+    """A machine with 15 devices needs about 200 descriptors in the launcher."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < 512:
+        return Finding("open files", LIMITED, f"{soft}, at most {hard}", "ulimit -n 1024")
+    return Finding("open files", OK, f"{soft}, at most {hard}")
+
+
+def check_locked_memory() -> Finding:
+    """VFIO locks all of a guest's memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("locked memory", OK, "unlimited")
+    advice = "enough without VFIO; for that, ulimit -l above the guest's memory"
+    return Finding("locked memory", LIMITED, f"{soft >> 10} KiB", advice)
+
+
+def check_memory() -> Finding:
+    """What guests can have."""
+    sizes = dict(line.split(":") for line in _read("/proc/meminfo").splitlines())
+    total, free = (int(sizes[key].split()[0]) >> 10 for key in ("MemTotal", "MemAvailable"))
+    found = f"{free} MiB of {total} MiB available"
+    if free < 256:
+        return Finding("memory", LIMITED, found, "give guests little: --mem 64M")
+    return Finding("memory", OK, found)
+
+
+def check_cpus() -> Finding:
+    """Processors that we may use."""
+    count = len(os.sched_getaffinity(0))
+    if count == 1:
+        advice = "guest and devices take turns; figures will be low"
+        return Finding("CPUs", LIMITED, "1", advice)
+    return Finding("CPUs", OK, str(count))
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_host,
+    check_kvm,
+    check_vfio,
+    check_tun,
+    check_seccomp,
+    check_landlock,
+    check_user_namespaces,
+    check_descriptors,
+    check_locked_memory,
+    check_memory,
+    check_cpus,
+)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _count(path: str) -> int:
+    try:
+        return len(os.listdir(path))
+    except OSError:
+        return 0
