@@ -14,7 +14,7 @@ from protocol.virtio import DeviceId
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Options of ``--device null``: none."""
+    """Nothing to choose."""
 
 
 class Null(Device[Config]):

@@ -12,11 +12,12 @@ from protocol.virtio import DeviceId
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Options of ``--device rng``."""
+    """A source of entropy: /dev/hwrng to Linux."""
 
     # A chain may name one guest page many times over, and so ask for far more
     # than the guest owns. The spec allows short answers; we rely on that.
     max_bytes: int = 64 * 1024
+    """The most that one request is answered with."""
 
 
 class Rng(Device[Config]):

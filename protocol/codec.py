@@ -3,7 +3,7 @@
 An unknown field, a missing one, a wrong type, a value out of range, too large a message or
 trailing bytes are a ProtocolError that names the place; nothing is coerced and nothing is
 guessed. Understood types: int (0 to 2^64 - 1), bool, str, bytes, IntEnum, dataclasses,
-``T | None``, ``tuple[T, ...]`` and ``dict[str, T]``.
+``Literal`` of strings, ``T | None``, ``tuple[T, ...]`` and ``dict[str, T]``.
 """
 
 from __future__ import annotations
@@ -117,6 +117,10 @@ def _convert(wanted: Any, plain: object, where: str) -> Any:
             _typed(str, key, f"{where} key"): _convert(item, value, f"{where}[{key!r}]")
             for key, value in _typed(dict, plain, where).items()
         }
+    if origin is typing.Literal:
+        if _typed(str, plain, where) not in typing.get_args(wanted):
+            raise ProtocolError(f"{where}: {str(plain)[:40]!r} is not one of its words")
+        return plain
     if is_dataclass(wanted):
         return _dataclass(cast(type, wanted), plain, where)
     if isinstance(wanted, type) and issubclass(wanted, IntEnum):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from devices.runtime.device import QueueDeclaration
 from devices.runtime.loop import Loop
@@ -20,8 +22,9 @@ _logger = logging.getLogger(__name__)
 # beyond 32 gains nothing, while the first chain of it waits for the last.
 _BATCH = 32
 
-# Batches before other descriptors get their turn, a Stop among them (arbitrary).
-_BATCHES_A_TURN = 8
+# How long a queue is served before other descriptors get their turn, a Stop among them, and what
+# was done is published; the chain that is being handled is finished first (arbitrary).
+_TURN_SECONDS = 0.005
 
 Handler = Callable[[Chain], int | None]
 
@@ -55,6 +58,8 @@ class Queue:
         # Chains that the handler kept, oldest first, and completions not yet published.
         self._kept: dict[int, Chain] = {}
         self._done: list[tuple[int, int]] = []
+        # Popped in a turn that ended before they were handled.
+        self._waiting: deque[Chain] = deque()
 
     def attach(self, memory: GuestMemory, setup: QueueSetup, features: int) -> None:
         """Map the ring that ``setup`` describes; RingBroken if it is misplaced."""
@@ -76,6 +81,7 @@ class Queue:
     def stop(self) -> None:
         """Touch guest memory no more: chains in flight are forgotten, not completed."""
         self._loop.remove(self._kick)
+        self._waiting.clear()
         self._kept.clear()
         self._done.clear()
         if self._ring is not None:
@@ -104,17 +110,21 @@ class Queue:
         if ring is None:  # stopped since this was put off
             return
         ring.disable_kicks()
+        end = monotonic() + _TURN_SECONDS
         try:
-            for _ in range(_BATCHES_A_TURN):
-                chains = ring.pop(_BATCH)
-                if not chains:
-                    if not ring.enable_kicks():
-                        return
-                    ring.disable_kicks()
-                    continue
-                self.stats.batches += 1
-                for chain in chains:
-                    self._take(chain)
+            while monotonic() < end:
+                if not self._waiting:
+                    self._waiting.extend(ring.pop(_BATCH))
+                    if not self._waiting:
+                        if not ring.enable_kicks():
+                            return
+                        ring.disable_kicks()
+                        continue
+                    self.stats.batches += 1
+                while self._waiting:
+                    self._take(self._waiting.popleft())
+                    if monotonic() >= end:
+                        break
                 self._publish()
         except RingBroken as error:
             self._broken(f"{self.declaration.name}: {error}")

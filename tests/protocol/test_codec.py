@@ -1,6 +1,8 @@
 """The codec takes what the classes say, and nothing else."""
 
 import contextlib
+from dataclasses import dataclass
+from typing import Literal
 
 import msgpack
 import pytest
@@ -77,3 +79,14 @@ def test_trailing_bytes_are_refused() -> None:
 def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
     with contextlib.suppress(ProtocolError):
         codec.decode(data, FROM_DEVICE)
+
+
+@dataclass(frozen=True)
+class _Word:
+    word: Literal["red", "green"]
+
+
+def test_a_literal_is_one_of_its_words() -> None:
+    assert codec.from_plain(_Word, {"word": "red"}) == _Word("red")
+    with pytest.raises(ProtocolError, match="_Word.word: 'blue' is not one of its words"):
+        codec.from_plain(_Word, {"word": "blue"})

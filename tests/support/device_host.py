@@ -6,7 +6,6 @@ channel, and plays the driver with the driver half of ``tests/support/driver.py`
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import subprocess
@@ -31,8 +30,8 @@ from protocol.messages import (
     Done,
     GetStats,
     Hello,
-    Quit,
     QueueSetup,
+    Quit,
     Sealed,
     Start,
     Stop,
@@ -151,7 +150,7 @@ class DeviceHost:
 
     def hand_over(self, **changes: Any) -> None:
         """Send the spec and the descriptors; ``changes`` to fields of the spec."""
-        fields = {
+        fields: dict[str, Any] = {
             "name": self.host.name,
             "kind": self.kind,
             "config": codec.pack(codec.to_plain(self.config)),

@@ -1,0 +1,335 @@
+"""virtio-blk: a raw image as a disk (virtio 1.2, section 5.2).
+
+What the image holds is never looked at: a raw disk on which a guest wrote another format's
+header stays a raw disk. A request is carried out before the next one is looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from devices.runtime import files
+from devices.runtime.device import Device, Host, Jail, Runtime, virtqueue
+from protocol.errors import BadInput
+from protocol.ring import Chain, Reader, Writer
+from protocol.virtio import DeviceId, bit
+
+_logger = logging.getLogger(__name__)
+
+SECTOR = 512
+"""The unit of the protocol, whatever ``block_size`` is (5.2.4)."""
+
+ID_SIZE = 20
+"""Bytes of the answer to GET_ID (5.2.6)."""
+
+
+class Feature(IntEnum):
+    """Feature bits (5.2.3)."""
+
+    SIZE_MAX = 1
+    SEG_MAX = 2
+    RO = 5
+    BLK_SIZE = 6
+    FLUSH = 9
+    DISCARD = 13
+    WRITE_ZEROES = 14
+
+
+class Request(IntEnum):
+    """Request types (5.2.6)."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+    WRITE_ZEROES = 13
+
+
+class Status(IntEnum):
+    """The last byte of each answer (5.2.6)."""
+
+    OK = 0
+    IOERR = 1
+    UNSUPP = 2
+
+
+# struct virtio_blk_req up to its data, and struct virtio_blk_discard_write_zeroes (5.2.6).
+_HEADER = struct.Struct("<IIQ")
+_RANGE = struct.Struct("<QII")
+_UNMAP = 1
+
+# struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
+# geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
+_CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+
+_QUEUE_SIZE = 128
+# All of a queue but the header and the status.
+_SEG_MAX = _QUEUE_SIZE - 2
+# Arbitrary. With _SEG_MAX it bounds what one request moves, and so how long a reset can wait for
+# it: a chain may name one guest page many times over.
+_SIZE_MAX = 256 * 1024
+_MAX_DATA = _SEG_MAX * _SIZE_MAX
+
+# Of one DISCARD or WRITE_ZEROES (arbitrary). Zeros may have to be written; holes cost little.
+_MAX_RANGES = 16
+_MAX_DISCARD_SECTORS = 1 << 22
+_MAX_ZERO_SECTORS = 1 << 15
+
+_ZEROS = bytes(64 * 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A disk: a raw image in a file or on a block device."""
+
+    path: str
+    """The image. Locked: a writable one is ours alone, one that is only read may be shared."""
+    format: Literal["raw"] = "raw"
+    """What the image is. It is taken for that, whatever its content looks like."""
+    readonly: bool = False
+    """Whether the guest may only read."""
+    block_size: int = 512
+    """The disk's logical block: 512, 1024, 2048 or 4096 bytes."""
+    serial: str = ""
+    """The serial number that the guest sees: up to 20 characters of ASCII."""
+
+    def __post_init__(self) -> None:
+        if self.block_size not in (512, 1024, 2048, 4096):
+            raise ValueError(f"block_size: {self.block_size} is not 512, 1024, 2048 or 4096")
+        if not self.serial.isascii() or len(self.serial) > ID_SIZE:
+            raise ValueError(f"serial: {self.serial!r} is not up to {ID_SIZE} characters of ASCII")
+
+
+class _Refused(Exception):
+    """A request that is answered with ``status`` and touches nothing."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+Operation = Callable[[int, Reader, Writer], None]
+
+
+class Blk(Device[Config]):
+    """Reads and writes an image where the guest says, within its bounds."""
+
+    device_id = DeviceId.BLOCK
+    # With flags, and on kernels without them; Python and libc choose.
+    jail = Jail(
+        frozenset({"preadv", "preadv2", "pwritev", "pwritev2", "fdatasync", "fallocate"}),
+    )
+
+    @classmethod
+    def open(cls, config: Config, host: Host) -> dict[str, int]:
+        """The image, checked and locked, as ``image``."""
+        mode = os.O_RDONLY if config.readonly else os.O_RDWR
+        try:
+            # O_NONBLOCK: a FIFO, which is refused below, must not hold us up.
+            image = os.open(config.path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise BadInput("path", f"{config.path}: {why}") from error
+        try:
+            _check(image, config)
+        except BaseException:
+            os.close(image)
+            raise
+        return {"image": image}
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        self._image = fds["image"]
+        self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
+        self._write_flags = 0
+        self._operations: dict[int, Operation] = {}
+
+    @property
+    def features(self) -> int:
+        """Those of writing only where it is possible."""
+        offered = [Feature.SIZE_MAX, Feature.SEG_MAX, Feature.BLK_SIZE, Feature.FLUSH]
+        if self.config.readonly:
+            offered.append(Feature.RO)
+        else:
+            offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+        return sum(bit(feature) for feature in offered)
+
+    def config_space(self) -> bytes:
+        """struct virtio_blk_config."""
+        alignment = self.config.block_size // SECTOR
+        return _CONFIG.pack(
+            self._sectors,
+            _SIZE_MAX,
+            _SEG_MAX,
+            self.config.block_size,
+            0,  # writeback: not offered
+            1,  # num_queues
+            _MAX_DISCARD_SECTORS,
+            _MAX_RANGES,
+            alignment,
+            _MAX_ZERO_SECTORS,
+            _MAX_RANGES,
+            1,  # write_zeroes_may_unmap
+        )
+
+    def start(self, features: int) -> None:
+        """Accept the requests that were negotiated."""
+        self._operations = {
+            Request.IN: self._read,
+            Request.OUT: self._write,
+            Request.GET_ID: self._get_id,
+        }
+        for feature, request, operation in (
+            (Feature.FLUSH, Request.FLUSH, self._flush),
+            (Feature.DISCARD, Request.DISCARD, self._discard),
+            (Feature.WRITE_ZEROES, Request.WRITE_ZEROES, self._write_zeroes),
+        ):
+            if features & bit(feature):
+                self._operations[request] = operation
+        # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
+        self._write_flags = 0 if features & bit(Feature.FLUSH) else os.RWF_DSYNC
+
+    @virtqueue(0, size=_QUEUE_SIZE)
+    def requestq(self, chain: Chain) -> int:
+        """Carry one request out. All of the writable part is written, zeros where there is
+        nothing to say: the status is its last byte, and the length has to cover it."""
+        data = chain.writable
+        if not data.size:
+            self.counters["refused"] += 1
+            _logger.warning("a request without room for its status")
+            return 0
+        last = data.split(data.size - 1)
+        status = self._carry_out(chain.readable, data)
+        while data.left:
+            data.write(_ZEROS[: data.left])
+        last.write(bytes([status]))
+        return data.size + 1
+
+    def _carry_out(self, request: Reader, data: Writer) -> Status:
+        # A copy, so that what is checked is what is done.
+        header = request.read(_HEADER.size)
+        try:
+            if len(header) < _HEADER.size:
+                raise _Refused(Status.IOERR, f"a header of {len(header)} bytes")
+            kind, _, sector = _HEADER.unpack(header)
+            if kind not in self._operations:
+                raise _Refused(Status.UNSUPP, f"request type {kind}")
+            self._operations[kind](sector, request, data)
+        except _Refused as refused:
+            self.counters["refused"] += 1
+            _logger.warning("refused: %s", refused)
+            return refused.status
+        except OSError as error:
+            self.counters["io_errors"] += 1
+            _logger.warning("sector %d: %s", sector, error.strerror)
+            return Status.UNSUPP if error.errno == errno.EOPNOTSUPP else Status.IOERR
+        return Status.OK
+
+    def _read(self, sector: int, request: Reader, data: Writer) -> None:
+        offset = self._offset(sector, data.left)
+        self.counters["reads"] += 1
+        while data.left:
+            count = os.preadv(self._image, data.buffers(), offset)
+            if not count:
+                raise OSError(errno.EIO, "the image is shorter than it was")
+            data.advance(count)
+            offset += count
+
+    def _write(self, sector: int, request: Reader, data: Writer) -> None:
+        self._check_writable()
+        offset = self._offset(sector, request.left)
+        self.counters["writes"] += 1
+        while request.left:
+            count = os.pwritev(self._image, request.buffers(), offset, self._write_flags)
+            request.advance(count)
+            offset += count
+
+    def _flush(self, sector: int, request: Reader, data: Writer) -> None:
+        self.counters["flushes"] += 1
+        os.fdatasync(self._image)
+
+    def _get_id(self, sector: int, request: Reader, data: Writer) -> None:
+        data.write(self.config.serial.encode().ljust(ID_SIZE, b"\0"))
+
+    def _discard(self, sector: int, request: Reader, data: Writer) -> None:
+        self._check_writable()
+        for offset, size, _ in self._ranges(request, _MAX_DISCARD_SECTORS, flags=0):
+            files.discard(self._image, offset, size)
+        self._written("discards")
+
+    def _write_zeroes(self, sector: int, request: Reader, data: Writer) -> None:
+        self._check_writable()
+        for offset, size, unmap in self._ranges(request, _MAX_ZERO_SECTORS, flags=_UNMAP):
+            # A file system may know neither.
+            try:
+                (files.discard if unmap else files.zero)(self._image, offset, size)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._write_zeros(offset, size)
+        self._written("write_zeroes")
+
+    def _write_zeros(self, offset: int, size: int) -> None:
+        end = offset + size
+        while offset < end:
+            offset += os.pwritev(self._image, [_ZEROS[: end - offset]], offset)
+
+    def _written(self, counter: str) -> None:
+        self.counters[counter] += 1
+        if self._write_flags:
+            os.fdatasync(self._image)
+
+    def _ranges(self, request: Reader, most: int, flags: int) -> list[tuple[int, int, bool]]:
+        # All are checked before the first is touched: (offset, size, unmap) in bytes.
+        if not 0 < request.left <= _MAX_RANGES * _RANGE.size or request.left % _RANGE.size:
+            raise _Refused(Status.IOERR, f"ranges in {request.left} bytes")
+        found = []
+        for sector, sectors, flag in _RANGE.iter_unpack(request.read()):
+            if flag & ~flags:
+                raise _Refused(Status.UNSUPP, f"flags {flag:#x}")
+            if sectors > most:
+                raise _Refused(Status.IOERR, f"{sectors} sectors at once")
+            self._check_bounds(sector, sectors)
+            if sectors:
+                found.append((sector * SECTOR, sectors * SECTOR, bool(flag & _UNMAP)))
+        return found
+
+    def _offset(self, sector: int, size: int) -> int:
+        if size % SECTOR or size > _MAX_DATA:
+            raise _Refused(Status.IOERR, f"{size} bytes of data")
+        self._check_bounds(sector, size // SECTOR)
+        return sector * SECTOR
+
+    def _check_bounds(self, sector: int, sectors: int) -> None:
+        # Python's numbers do not overflow, so a sum is a sum.
+        if sector + sectors > self._sectors:
+            raise _Refused(Status.IOERR, f"{sectors} sectors at {sector} of {self._sectors}")
+
+    def _check_writable(self) -> None:
+        if self.config.readonly:
+            raise _Refused(Status.IOERR, "the disk is read-only")
+
+
+def _check(image: int, config: Config) -> None:
+    path, mode = config.path, os.fstat(image).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise BadInput("path", f"{path}: neither a file nor a block device")
+    size = os.lseek(image, 0, os.SEEK_END)
+    if size == 0:
+        raise BadInput("path", f"{path}: is empty")
+    if size % config.block_size:
+        raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
+    try:
+        fcntl.flock(image, (fcntl.LOCK_SH if config.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput("path", f"{path}: is locked by another process that uses it") from None
