@@ -59,7 +59,10 @@ def receive(channel: socket.socket) -> Handover | None:
     came with the broken packet is closed (a sender could otherwise fill our table).
     """
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, flags, _ = channel.recvmsg(_MAX_PAYLOAD, space, socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, flags, _ = channel.recvmsg(_MAX_PAYLOAD, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None  # it went without having read what we sent
     received = array.array("i")
     for level, kind, rights in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
