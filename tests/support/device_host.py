@@ -311,7 +311,7 @@ import sys
 import devices.kinds
 {table}
 from devices.runtime.entry import main
-sys.exit(main(sys.argv[1:]))
+main(sys.argv[1:])
 """
 
 

@@ -24,18 +24,19 @@ from protocol.errors import HostError, VibeError
 
 COMMON = frozenset(
     {
-        # The loop: doorbells, the channel, the trace and the log.
-        "read", "write", "close", "poll", "ppoll",
-        "epoll_wait", "epoll_pwait", "epoll_ctl",
+        # The loop: doorbells, the channel, the trace and the log. Of each pair the second is
+        # what other machines and C libraries call.
+        "read", "write", "close", "poll", "ppoll", "epoll_wait", "epoll_pwait", "epoll_ctl",
         # libzmq on the socket that it has.
-        "sendto", "recvfrom", "sendmsg", "recvmsg", "shutdown",
+        "sendto", "recvfrom",
         # Allocators; what maps and protects executable memory is forbidden in seal.c.
         "brk", "munmap", "mremap", "madvise",
-        # Locks, clocks (where the kernel does not serve them from the vDSO), identity.
-        "futex", "sched_yield", "clock_gettime", "gettimeofday", "getpid", "gettid",
-        # The end of a thread, of the process, and of a signal handler.
-        "exit", "exit_group", "set_robust_list", "rt_sigprocmask", "rt_sigaction",
-        "rt_sigreturn", "restart_syscall",
+        # Locks, and clocks where the kernel does not serve them from the vDSO.
+        "futex", "clock_gettime", "gettimeofday",
+        # libzmq asks whether it was forked; abort() asks who it is.
+        "getpid", "gettid",
+        # The end of a thread, of the process, and of a signal.
+        "exit", "exit_group", "rt_sigprocmask", "rt_sigreturn", "restart_syscall",
     }
 )  # fmt: skip
 """What the interpreter, libzmq and the loop call once everything is open (measured by strace)."""
@@ -88,9 +89,10 @@ def seal(syscalls: Iterable[str]) -> int:
     calls = []
     for name in sorted(COMMON.union(syscalls)):
         number = lib.seal_resolve(name.encode())
-        if number < 0:
-            raise ValueError(f"{name!r} is not a system call of this machine")
-        calls.append(number)
+        if number == lib.SEAL_UNKNOWN:
+            raise ValueError(f"{name!r} is not a system call")
+        if number >= 0:
+            calls.append(number)
     _check("signals of libzmq's threads", lib.seal_unblock_trap(_threads() - 1))
     _check("seccomp", lib.seal_filter(calls, len(calls)))
     return len(calls) + _CONDITIONAL

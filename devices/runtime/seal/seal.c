@@ -37,10 +37,9 @@ int seal_drop_capabilities(void) {
     return syscall(SYS_capset, &header, none) ? -errno : 0;
 }
 
-int seal_resolve(const char *name) {
-    int call = seccomp_syscall_resolve_name(name);
-    return call >= 0 ? call : -1; /* negative: unknown, or not of this architecture */
-}
+_Static_assert(SEAL_UNKNOWN == __NR_SCMP_ERROR, "libseccomp's own value");
+
+int seal_resolve(const char *name) { return seccomp_syscall_resolve_name(name); }
 
 /* ── SIGSYS in threads that are not ours ─────────────────────────────────────────────────
  *

@@ -17,7 +17,9 @@ int seal_no_new_privileges(void);
  * this thread has not the right to change it; behind no-new-privileges it gives nothing. */
 int seal_drop_capabilities(void);
 
-/* The number of a system call on this machine, or -1 when no such call is known. */
+/* The number of a system call; SEAL_UNKNOWN for no name of one, less when it is another
+ * architecture's. */
+enum { SEAL_UNKNOWN = -1 };
 int seal_resolve(const char *name);
 
 /* Let every other thread of the process take SIGSYS; returns when they do. count is how many
