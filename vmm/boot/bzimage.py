@@ -115,7 +115,7 @@ def _load_address(image: Image, header: SetupHeader, size: int, regions: Sequenc
     # would reach into the virtio window from below.
     places = [header.pref_address]
     if header.relocatable_kernel:
-        starts = (max(region.gpa, header.pref_address) for region in regions)
+        starts = (max(region.gpa, header.pref_address, BIOS_END) for region in regions)
         places += [align_up(start, header.kernel_alignment) for start in starts]
     for place in places:
         if place >= BIOS_END and place + size <= LOW_RAM_END and is_ram(regions, place, size):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 from elftools.elf.segments import Segment as ProgramHeader
@@ -32,9 +33,8 @@ _MOST_PROGRAM_HEADERS = 64
 # Arbitrary; a vmlinux has half a kilobyte of notes.
 _MOST_NOTES = 1 << 16
 
-# What the parser raises on a file that is damaged, found by fuzzing it: its own errors, and
-# Python's where it trusted a number too far.
-_PARSER_ERRORS = (ELFError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
+# What the parser raises on a damaged file: its own errors, and those of the library inside it.
+_PARSER_ERRORS = (ELFError, ConstructError)
 
 
 class _File(io.RawIOBase):
@@ -61,7 +61,8 @@ class _File(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(self._image.size - self._position, 0)
         wanted = left if size is None or size < 0 else min(size, left)
-        data = self._image.read(self._position, wanted)
+        # Far behind the end an offset need not be one that the system call takes.
+        data = self._image.read(self._position, wanted) if wanted else b""
         self._position += len(data)
         return data
 

@@ -29,6 +29,6 @@ STACK_END = 0x1_0000
 
 EBDA = 0x9_F000
 # An ACPI-compatible system looks for the RSDP from here on where nothing else tells it the
-# place (ACPI 6.4, 5.2.5.1).
+# place (ACPI 6.4, 5.2.5).
 RSDP = 0xE_0000
 BIOS_END = 0x10_0000

@@ -13,7 +13,7 @@ from protocol.memory import PAGE_SIZE, Region
 from protocol.specs import BootSpec
 from vmm.boot.cpu import CpuState, Mode, page_tables, page_tables_size
 from vmm.boot.image import Image
-from vmm.boot.layout import PAGE_TABLES, STACK_END
+from vmm.boot.layout import PAGE_TABLES, STACK, STACK_END
 from vmm.boot.segment import Segment, align_down, is_ram
 from vmm.memory_map import HIGH_RAM, VIRTIO_WINDOW, VIRTIO_WINDOW_SIZE
 
@@ -21,7 +21,7 @@ from vmm.memory_map import HIGH_RAM, VIRTIO_WINDOW, VIRTIO_WINDOW_SIZE
 def plan_raw(
     boot: BootSpec, image: Image, regions: Sequence[Region]
 ) -> tuple[list[Segment], CpuState]:
-    """The binary and its page tables, and the CPU at ``boot.entry``.
+    """The binary, page tables and a stack, and the CPU at ``boot.entry``.
 
     BadInput names --entry or --load if the binary would lie outside of memory.
     """
@@ -38,7 +38,8 @@ def plan_raw(
             f"{boot.entry:#x} is not in the binary, which lies at {load:#x}-{binary.end:#x}",
         )
     tables = _page_tables(regions)
-    return [binary, tables], CpuState(
+    stack = Segment("stack", STACK, b"", reserve=STACK_END - STACK)
+    return [binary, tables, stack], CpuState(
         Mode.FLAT64, rip=boot.entry, rsp=STACK_END, page_table=tables.gpa
     )
 

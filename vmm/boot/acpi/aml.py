@@ -1,7 +1,8 @@
 """Bytecode for ACPI's namespace: the few terms that a DSDT without methods needs.
 
-Every function returns the bytes of one term; a ``label`` is one name of up to four characters. Encodings are those of the ACPI specification 6.4:
-chapter 20.2 for terms, 6.4 for resource descriptors, 19.6.42 for EISA ids.
+Every function returns the bytes of one term; a ``label`` is one name of up to four characters.
+Encodings are those of the ACPI specification 6.4: chapter 20.2 for terms, 6.4 for resource
+descriptors, 19.6 (EISAID) for device ids.
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ def _segment(label: str) -> bytes:
 
 def _with_length(body: bytes) -> bytes:
     # PkgLength: it counts itself. Up to 63 in one byte; otherwise the first byte has the number
-    # of bytes that follow and the lowest four bits, and each of those has eight bits more.
+    # of bytes that follow and the lowest four bits, and each of those has eight bits more. Three
+    # could follow; two are enough for 1 MiB, where there is no room for such a table.
     if len(body) + 1 < 1 << 6:
         return bytes([len(body) + 1]) + body
-    for more in (1, 2, 3):
+    for more in (1, 2):
         length = len(body) + 1 + more
         if length < 1 << 4 + 8 * more:
             return bytes([more << 6 | length & 0xF]) + (length >> 4).to_bytes(more, "little") + body

@@ -17,7 +17,7 @@ from vmm.platform import ports
 def definition_block(devices: Sequence[VirtioMmio]) -> bytes:
     """The AML of the whole namespace, without the table's header."""
     sleep_type = aml.integer(ports.S5_SLEEP_TYPE)
-    # PM1a and PM1b, then two that are reserved (ACPI 6.4, 7.4.2).
+    # PM1a and PM1b, then two that are reserved (ACPI 6.4, chapter 7.4).
     soft_off = aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0))
     return aml.name("_S5", soft_off) + aml.scope(
         "_SB", *_platform(), *(_virtio_mmio(device) for device in devices)

@@ -45,6 +45,13 @@ _ACTIVE_HIGH, _LEVEL = 1 << 0, 3 << 2
 _SYSTEM_IO = 1
 _ALL_PROCESSORS = 0xFF
 
+# The FACS has to be aligned to 64 bytes (5.2.10), the others to nothing.
+_ALIGNMENT = 64
+
+# 5.2.5.3: signature, checksum, OEM id, revision, RSDT; length, XSDT, extended checksum.
+_RSDP = struct.Struct("<8sB6sBIIQB3x")
+_RSDP_V1_SIZE = 20
+
 
 def build_tables(cpus: int, devices: Sequence[VirtioMmio] = (), irqchip: bool = True) -> Segment:
     """All tables, for ``cpus`` CPUs whose APIC ids count from 0, in one segment at the RSDP.
@@ -66,14 +73,6 @@ def build_tables(cpus: int, devices: Sequence[VirtioMmio] = (), irqchip: bool = 
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     blob[: _RSDP.size] = _rsdp(xsdt)
     return Segment("ACPI tables", RSDP, bytes(blob))
-
-
-# The FACS has to be aligned to 64 bytes (5.2.10), the others to nothing.
-_ALIGNMENT = 64
-
-# 5.2.5.3: signature, checksum, OEM id, revision, RSDT; length, XSDT, extended checksum.
-_RSDP = struct.Struct("<8sB6sBIIQB3x")
-_RSDP_V1_SIZE = 20
 
 
 def _rsdp(xsdt: int) -> bytes:
