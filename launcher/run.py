@@ -243,6 +243,7 @@ class Run:
                 self._loop.after(_EXIT_DEADLINE, self._kill_all)
             case MachineStats():
                 self._say(stats.as_text(message))
+                self._logs.note(Level.DEBUG, "statistics were asked for")
             case Failed():
                 self._say(f"the VMM refused: {message.reason}")
 

@@ -1,0 +1,219 @@
+"""Runs with children that pretend (tests/support/fake_vmm.py): what is started always ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher import cli, run
+from tests.support import fake_launcher
+
+
+@pytest.fixture(autouse=True)
+def _pretend(monkeypatch: pytest.MonkeyPatch, runtime: Path) -> None:
+    for name in ("_VMM_MODULE", "_DEVICE_MODULE", "Kvm"):
+        monkeypatch.setattr(run, name, getattr(run, name))
+    fake_launcher.pretend()
+
+
+def vibevmm(binary: str, behaviour: str, *options: str) -> int:
+    """Run it with a VMM of this ``behaviour``; the exit status."""
+    return cli.main(
+        ["run", "--binary", binary, "--entry", "0x10000", "--name", behaviour, *options]
+    )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "words"),
+    [
+        ("poweroff", 0, ""),
+        ("reset", 0, ""),
+        ("panic", 1, "the guest panicked"),
+        ("died", 1, "the guest died: triple fault"),
+        ("hosterror", 3, "KVM said no"),
+        ("crash", 3, "vmm was killed by SIGKILL"),
+        ("stillborn", 3, "there is something wrong with me"),
+    ],
+)
+def test_exit_status_says_how_the_guest_ended(
+    behaviour: str,
+    status: int,
+    words: str,
+    binary: str,
+    runtime: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert vibevmm(binary, behaviour, "--device", "rng") == status
+
+    assert words in capfd.readouterr().err
+    assert list((runtime / "vibevmm").iterdir()) == []
+
+
+def test_timeout_ends_the_run_with_status_4(
+    binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, "idle", "--timeout", "0.3") == 4
+
+    assert "--timeout" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("behaviour", ["device", "idle"])
+def test_dead_device_ends_the_run_and_is_named_whoever_notices_first(
+    behaviour: str, binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, behaviour, "--device", "rng,id=doomed", "--device", "rng") == 3
+
+    message = capfd.readouterr().err
+    assert "doomed was killed by SIGSYS" in message
+    assert "E about to call what is forbidden" in message
+
+
+def test_guest_output_arrives_whole_and_in_order(
+    binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, "flood") == 0
+
+    assert capfd.readouterr().out == "0123456789abcdef" * 256 * 64
+
+
+def test_serial_port_can_go_to_a_file(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "serial.txt"
+
+    assert vibevmm(binary, "flood", "--serial", f"file={path}") == 0
+
+    assert path.stat().st_size == 64 * 4096
+    assert capfd.readouterr().out == ""
+
+
+def test_logs_of_children_are_harmless_and_say_who_spoke(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.txt"
+
+    assert vibevmm(binary, "chat", "--log-file", str(path), "--log", "info") == 0
+
+    assert "vmm info all is \\x1b[31mwell\\x07" in path.read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_statistics_are_printed_at_the_end(
+    binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, "poweroff", "--stats") == 0
+
+    printed = capfd.readouterr().err
+    assert "3 returns of KVM_RUN" in printed
+    assert "66.7%" in printed
+    assert "chains 7" in printed
+
+
+def test_statistics_go_to_a_file_with_the_phases_of_the_start(
+    binary: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "stats.json"
+
+    assert vibevmm(binary, "poweroff", "--stats", str(path)) == 0
+
+    found = json.loads(path.read_text())
+    assert found["run_returns"] == 3
+    assert found["ended"] == "power-off"
+    assert found["exits"][0]["address"] == 0x3F8
+    assert {"planned", "spawned", "ready", "in the VMM: machine built"} <= found[
+        "startup_ms"
+    ].keys()
+
+
+def test_trace_has_what_the_launcher_and_the_vmm_said(binary: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.txt"
+
+    assert vibevmm(binary, "poweroff", "--trace", str(path)) == 0
+
+    assert "> Attach()" in path.read_text()
+    assert "< Ended(reason='power-off'" in path.read_text()
+
+
+def test_second_machine_of_the_same_name_is_bad_input(
+    binary: str, runtime: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.rundir import RunDirectory
+
+    with RunDirectory("poweroff"):
+        assert vibevmm(binary, "poweroff") == 2
+
+    assert "--name" in capfd.readouterr().err
+
+
+class Sender(threading.Thread):
+    """Sends this process signals, each when the launcher's log says certain words."""
+
+    def __init__(self, log: Path, *steps: tuple[str, signal.Signals]) -> None:
+        super().__init__()
+        self.options = ("--log", "launcher=debug", "--log-file", str(log))
+        self._log = log
+        self._steps = steps
+        self.start()
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 20
+        for words, number in self._steps:
+            while not (self._log.exists() and words in self._log.read_text()):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_stops_the_machine_cleanly(
+    number: signal.Signals, binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(tmp_path / "log", ("started:", number))
+
+    assert vibevmm(binary, "idle", "--device", "rng", "--stats", *sender.options) == 0
+
+    sender.join()
+    printed = capfd.readouterr().err
+    assert f"stopped by {number.name}" in printed
+    assert "3 returns of KVM_RUN" in printed
+
+
+def test_signal_before_the_machine_runs_ends_it_too(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(tmp_path / "log", ("vmm is process", signal.SIGTERM))
+
+    assert vibevmm(binary, "idle", *sender.options) == 0
+
+    sender.join()
+    assert "stopped by SIGTERM" in capfd.readouterr().err
+
+
+def test_second_signal_ends_a_vmm_that_does_not_answer(binary: str, tmp_path: Path) -> None:
+    steps = (("started:", signal.SIGTERM), ("ending", signal.SIGTERM))
+    sender = Sender(tmp_path / "log", *steps)
+    began = time.monotonic()
+
+    assert vibevmm(binary, "deaf", *sender.options) == 0
+
+    sender.join()
+    assert time.monotonic() - began < run._STOP_DEADLINE
+
+
+def test_user_signal_prints_statistics_and_the_machine_goes_on(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps = (("started:", signal.SIGUSR1), ("statistics", signal.SIGTERM))
+    sender = Sender(tmp_path / "log", *steps)
+
+    assert vibevmm(binary, "idle", *sender.options) == 0
+
+    sender.join()
+    assert "3 returns of KVM_RUN" in capfd.readouterr().err

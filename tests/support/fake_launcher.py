@@ -1,0 +1,30 @@
+"""``python -m tests.support.fake_launcher …``: vibevmm with children that pretend.
+
+The real launcher in every part, but that its children are fake_vmm and fake_device_process, so
+that no KVM is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from launcher import cli, run
+
+
+class NoKvm:
+    """Stands for a KVM that works."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def pretend() -> None:
+    """Let the launcher of this process start fakes."""
+    run._VMM_MODULE = "tests.support.fake_vmm"
+    run._DEVICE_MODULE = "tests.support.fake_device_process"
+    run.Kvm = NoKvm  # type: ignore[assignment, misc]
+
+
+if __name__ == "__main__":
+    pretend()
+    sys.exit(cli.main())
