@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.bare import CODE, DEADLINE, bare_machine
+from tests.support.bare import CODE, DEADLINE, Runner, bare_machine
 from vmm.hypervisor.base import Stop
 
 pytestmark = pytest.mark.kvm
@@ -123,24 +127,62 @@ def test_kick_works_where_all_signals_were_blocked_before_the_thread_began() -> 
 
 
 def test_another_signal_does_not_stop_the_guest() -> None:
-    with bare_machine(SPIN) as machine:
-        spinning, handled = threading.Event(), threading.Event()
+    with bare_machine(SPIN) as machine, storm_of_signals() as storm_over:
+        spinning = threading.Event()
         machine.bus.on_port[STARTED_PORT] = spinning.set
-        before = signal.signal(signal.SIGUSR2, lambda *_: handled.set())
         runner = machine.start(machine.vcpu)
-        try:
-            assert spinning.wait(DEADLINE)
-            returns = machine.vcpu.run_returns
-            # Again and again, because one may arrive before the guest is entered.
-            while not (handled.is_set() and machine.vcpu.run_returns > returns):
-                signal.pthread_kill(runner.ident or 0, signal.SIGUSR2)
-                assert runner.is_alive()
+        assert spinning.wait(DEADLINE)
+        returns = machine.vcpu.run_returns
 
-            assert runner.stop is None
+        storm_over(runner, lambda: machine.vcpu.run_returns > returns + 10)
+
+        assert runner.is_alive()
+        machine.vcpu.kick()
+        assert runner.result() is Stop.KICKED
+
+
+def test_kick_that_falls_into_the_look_at_its_own_flag_is_not_lost() -> None:
+    class KickedRightBehindTheFirstLook:
+        exit_reason = 0
+
+        def __init__(self) -> None:
+            self.flag = 0
+
+        @property
+        def immediate_exit(self) -> int:
+            seen, self.flag = self.flag, 1
+            return seen
+
+        @immediate_exit.setter
+        def immediate_exit(self, value: int) -> None:
+            self.flag = value
+
+    with bare_machine("f4") as machine:
+        real, machine.vcpu._run = machine.vcpu._run, KickedRightBehindTheFirstLook()
+        try:
+            first = machine.vcpu._interrupted(errno.EINTR)
+            second = machine.vcpu._interrupted(errno.EINTR)
         finally:
-            machine.vcpu.kick()
-            runner.result()
-            signal.signal(signal.SIGUSR2, before)
+            machine.vcpu._run = real
+
+    assert (first, second) == (False, True)
+
+
+@contextlib.contextmanager
+def storm_of_signals() -> Iterator[Callable[[Runner, Callable[[], bool]], None]]:
+    """A function that sends a thread signals until something is so."""
+
+    def storm_over(runner: Runner, enough: Callable[[], bool]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not enough():
+            assert time.monotonic() < end, "signals did not interrupt the guest"
+            signal.pthread_kill(runner.ident or 0, signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        yield storm_over
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_thousand_kicks_at_any_moment_each_stop_the_guest() -> None:

@@ -112,9 +112,11 @@ class KvmVcpu:
     def _interrupted(self, error: int) -> bool:
         # True for a kick. Another signal, or INIT at a waiting processor (EAGAIN), is no stop.
         if error == errno.EINTR:
-            kicked = bool(self._run.immediate_exit)
-            self._run.immediate_exit = 0
-            return kicked
+            # Cleared only where it was seen: a kick may come between these two lines.
+            if self._run.immediate_exit:
+                self._run.immediate_exit = 0
+                return True
+            return False
         if error == errno.EAGAIN:
             return False
         raise self._died(f"KVM_RUN: {os.strerror(error)}", b"")
