@@ -98,7 +98,6 @@ class Plan:
 def make(options: RunOptions) -> Plan:
     """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
     with ExitStack() as resources:
-        check_memory_of_host(options.memory)
         planned = _place(options.devices)
         check_log_names(options, planned)
         boot = BootSpec(options.binary is not None, options.cmdline, options.entry, options.load)
@@ -117,17 +116,6 @@ def make(options: RunOptions) -> Plan:
         for device in planned:
             _open_device(device, streams, resources)
         return Plan(options, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all())
-
-
-def check_memory_of_host(size: int) -> None:
-    """BadInput if ``size`` is more than all memory and swap of this host."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        sizes = dict(line.split(":") for line in file)
-    have = sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024
-    if size > have:
-        raise BadInput(
-            "--mem", f"{size >> 20}M are more than the {have >> 20}M that this host has in all"
-        )
 
 
 def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> None:

@@ -82,7 +82,6 @@ class Run:
         if self._trace_file:
             resources.callback(self._trace_file.close)
         self._stats_fd = self._open("--stats", plan.options.stats) if plan.options.stats else None
-        Kvm().close()
         self._loop = Loop()
         self._messages = self._output(_MESSAGES)
         log = self._messages
@@ -92,6 +91,7 @@ class Run:
         self._screen = self._output(_SCREEN)
         self._screen.on_gone = lambda: self._decide(outcome.stopped("the end of its output"))
         self._serial_output = self._serial(plan.options.serial)
+        Kvm().close()
         self._directory = resources.enter_context(RunDirectory(plan.options.name))
         self._outcome: Outcome | None = None
         self._children: dict[str, Child] = {}

@@ -1,0 +1,303 @@
+"""What cannot be, end to end: one clear line naming the option, status 2, nothing started."""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+
+PROJECT = Path(__file__).parents[2]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(runtime: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``vibevmm run`` with options that are wrong; the line that it says."""
+
+    def run(*options: str) -> str:
+        assert cli.main(["run", *options]) == 2
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert printed.err.startswith("vibevmm: ")
+        assert list(runtime.iterdir()) == []
+        return printed.err.removeprefix("vibevmm: ").rstrip()
+
+    return run
+
+
+@pytest.fixture
+def guest(binary: str) -> tuple[str, ...]:
+    """Options that are right."""
+    return ("--binary", binary, "--entry", "0x10000")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """An image of one MiB."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def test_missing_kernel(refused: Run) -> None:
+    assert refused("--kernel", "/nowhere") == "--kernel: /nowhere: No such file or directory"
+
+
+def test_missing_initrd(refused: Run, binary: str) -> None:
+    line = refused("--kernel", binary, "--initrd", "/nowhere")
+
+    assert line == "--initrd: /nowhere: No such file or directory"
+
+
+@pytest.mark.root
+def test_unreadable_kernel_of_an_ordinary_user(tmp_path: Path) -> None:
+    kernel = tmp_path / "secret"
+    kernel.write_bytes(b"\xf4")
+    kernel.chmod(0)
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+
+    done = subprocess.run(
+        [*command, "-m", "launcher", "run", "--kernel", str(kernel)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("vibevmm: --kernel: ")
+    assert done.stderr.endswith("Permission denied\n")
+
+
+def test_folder_as_kernel(refused: Run, tmp_path: Path) -> None:
+    assert refused("--kernel", str(tmp_path)).startswith("--kernel: ")
+
+
+def test_text_as_kernel(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("I am no kernel\n" * 100)
+
+    assert refused("--kernel", "text").startswith("--kernel: this is not a kernel")
+
+
+def test_32_bit_elf(refused: Run, tmp_path: Path) -> None:
+    # e_ident of a 32-bit little-endian file, type EXEC, machine 386 (ELF specification).
+    header = b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + struct.pack("<HHI", 2, 3, 1)
+    (tmp_path / "elf32").write_bytes(header.ljust(52, b"\0"))
+
+    line = refused("--kernel", "elf32")
+
+    assert line.startswith("--kernel: ")
+    assert "32" in line
+
+
+def test_binary_too_large_for_memory(refused: Run, tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(20 << 20)
+
+    line = refused("--binary", "large", "--entry", "0x100000", "--mem", "16M")
+
+    assert line.startswith("--entry: ")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("0x7fffffff0000", "outside of memory"),
+        ("0xa00000", "virtio window"),
+        ("here", "not a number"),
+        ("-1", "64 bits"),
+    ],
+)
+def test_entry_that_is_no_place(refused: Run, binary: str, entry: str, words: str) -> None:
+    line = refused("--binary", binary, "--entry", entry)
+
+    assert line.startswith("--entry: ")
+    assert words in line
+
+
+def test_binary_without_entry(refused: Run, binary: str) -> None:
+    assert refused("--binary", binary).startswith("--entry: ")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("0", "0 is none"),
+        ("-64M", "negative"),
+        ("64X", "ends in 'X'"),
+        ("64MB", "ends in 'B'"),
+        ("lots", "ends in 'S'"),
+        ("1M", "less than the least"),
+        ("16777217", "multiple of 4K"),
+        ("8192G", "of this host"),
+        ("", "is not a size"),
+    ],
+)
+def test_memory_that_cannot_be(refused: Run, binary: str, size: str, words: str) -> None:
+    line = refused("--binary", binary, "--entry", "0x10000", "--mem", size)
+
+    assert line.startswith("--mem: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("count", ["0", "9", "-1", "two", "1.5"])
+def test_number_of_cpus_that_cannot_be(
+    refused: Run, guest: tuple[str, ...], count: str
+) -> None:
+    assert refused(*guest, "--cpus", count) == f"--cpus: {count!r} is not a number from 1 to 8"
+
+
+def test_sixteenth_device(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, *["--device", "rng"] * 16)
+
+    assert line.startswith("--device: this is virtio device number 16")
+
+
+def test_unknown_kind_of_device(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--device", "blkk")
+
+    assert line.startswith("--device: ")
+    assert "did you mean blk?" in line
+
+
+def test_unknown_key_of_a_device(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--disk", "a.img,readnoly=on")
+
+    assert line == "--disk: blk has no key 'readnoly'; did you mean 'readonly'?"
+
+
+def test_duplicated_id(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--device", "rng,id=a", "--device", "rng,id=a")
+
+    assert line == "--device: id=a is taken"
+
+
+def test_missing_disk(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--disk", "/nowhere.img")
+
+    assert line.startswith("--disk: path: /nowhere.img: ")
+
+
+def test_locked_disk(refused: Run, guest: tuple[str, ...], disk: Path) -> None:
+    with open(disk, "r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        assert "is locked" in refused(*guest, "--disk", str(disk))
+
+
+def test_same_disk_twice(refused: Run, guest: tuple[str, ...], disk: Path) -> None:
+    assert "is locked" in refused(*guest, "--disk", str(disk), "--disk", str(disk))
+
+
+@pytest.mark.parametrize("size", [0, 100, 513])
+def test_truncated_disk(refused: Run, guest: tuple[str, ...], disk: Path, size: int) -> None:
+    disk.write_bytes(bytes(size))
+
+    assert refused(*guest, "--disk", str(disk)).startswith("--disk: path: ")
+
+
+def test_unknown_key_in_a_toml_file(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "vm.toml").write_text('kernal = "bzImage"\n')
+
+    line = refused("--config", "vm.toml")
+
+    assert line == "--config: vm.toml: unknown key 'kernal'; did you mean 'kernel'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cpus = ", "Invalid value"),
+        ("cpus = [1]", "list is not expected"),
+        ("mem = true", "bool is not expected"),
+        ("[[device]]\nid = 'a'", "needs the key 'kind'"),
+    ],
+)
+def test_toml_file_that_is_wrong(
+    refused: Run, tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "vm.toml").write_text(text)
+
+    assert words in refused("--config", "vm.toml")
+
+
+@pytest.mark.root
+@pytest.mark.kvm
+def test_no_permission_on_kvm(binary: str, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+
+    done = subprocess.run(
+        [*command, "-m", "launcher", "run", "--binary", binary, "--entry", "0x10000"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("vibevmm: /dev/kvm: no permission")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--kernal", "x"], "--kernal: no such option; did you mean --kernel?"),
+        (["--mem"], "--mem: needs a value: SIZE"),
+        (["--dry-run=yes"], "--dry-run: takes no value"),
+        (["bzImage"], "'bzImage': what is this? Every argument belongs to an option"),
+        ([], "--kernel: what is to run? Give a kernel, or --binary with a raw binary"),
+        (
+            ["--kernel", "a", "--binary", "b"],
+            "--binary: goes without --kernel: one machine runs one of them",
+        ),
+        (
+            ["--kernel", "a", "--entry", "1"],
+            "--entry: goes with --binary; a kernel says where it wants to be",
+        ),
+        (["--kernel", "a", "--log", "5"], "--log: '5' is not a level from 0 to 4"),
+        (["--kernel", "a", "--timeout", "0"], "--timeout: '0' is not a number of seconds above 0"),
+        (["--kernel", "a", "--name", "../x"], "--name: '../x' is not letters, digits, - and _"),
+        (["--kernel", "a", "--serial", "printer"], "--serial: 'printer' is not terminal, none"),
+        (["--help-device", "bulk"], "--help-device: 'bulk' is not a kind of device"),
+    ],
+)
+def test_command_line_that_makes_no_sense(refused: Run, options: list[str], line: str) -> None:
+    assert refused(*options).startswith(line)
+
+
+@pytest.mark.parametrize("option", ["--trace", "--log-file", "--stats"])
+def test_output_file_that_cannot_be_written(
+    refused: Run, guest: tuple[str, ...], option: str
+) -> None:
+    line = refused(*guest, option, "/nowhere/file")
+
+    assert line == f"{option}: /nowhere/file: No such file or directory"
+
+
+def test_serial_file_that_cannot_be_written(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--serial", "file=/nowhere/file")
+
+    assert line == "--serial: /nowhere/file: No such file or directory"
+
+
+def test_log_level_of_a_process_that_there_will_not_be(
+    refused: Run, guest: tuple[str, ...]
+) -> None:
+    line = refused(*guest, "--device", "rng", "--log", "rgn0=4")
+
+    assert line == "--log: no process is called 'rgn0'; did you mean 'rng0'?"
