@@ -154,31 +154,32 @@ class Terminal:
         if not data:
             self._listen(False)
             return
-        if self.saved:
-            data = self._without_commands(data)
-        # A command may have ended the session.
+        if not self.saved:
+            self._give(data)
+            return
+        keys = bytearray()
+        for key in data:
+            if self._escaped:
+                self._escaped = False
+                if key == ESCAPE:
+                    keys.append(key)
+                else:
+                    self._commands.get(key, self._help)()
+            elif key == ESCAPE:
+                self._escaped = True
+                # What was typed before a command belongs to the stream that it may change.
+                self._give(keys)
+                keys.clear()
+            else:
+                keys.append(key)
+        self._give(keys)
+
+    def _give(self, data: bytes | bytearray) -> None:
         if data and self._inputs:
             stream = self._inputs[0]
             room = _MOST_INPUT - len(stream.waiting) if self.saved else len(data)
             stream.waiting += data[: max(0, room)]
             self._send(stream)
-
-    def _without_commands(self, data: bytes) -> bytes:
-        keys = bytearray()
-        for key in data:
-            if not self._escaped:
-                self._escaped = key == ESCAPE
-                if not self._escaped:
-                    keys.append(key)
-                continue
-            self._escaped = False
-            if key == ESCAPE:
-                keys.append(key)
-            elif key in self._commands:
-                self._commands[key]()
-            else:
-                self._help()
-        return bytes(keys)
 
     def _send(self, stream: _Stream) -> None:
         try:

@@ -154,9 +154,7 @@ def test_memory_that_cannot_be(refused: Run, binary: str, size: str, words: str)
 
 
 @pytest.mark.parametrize("count", ["0", "9", "-1", "two", "1.5"])
-def test_number_of_cpus_that_cannot_be(
-    refused: Run, guest: tuple[str, ...], count: str
-) -> None:
+def test_number_of_cpus_that_cannot_be(refused: Run, guest: tuple[str, ...], count: str) -> None:
     assert refused(*guest, "--cpus", count) == f"--cpus: {count!r} is not a number from 1 to 8"
 
 
@@ -226,9 +224,7 @@ def test_unknown_key_in_a_toml_file(refused: Run, tmp_path: Path) -> None:
         ("[[device]]\nid = 'a'", "needs the key 'kind'"),
     ],
 )
-def test_toml_file_that_is_wrong(
-    refused: Run, tmp_path: Path, text: str, words: str
-) -> None:
+def test_toml_file_that_is_wrong(refused: Run, tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "vm.toml").write_text(text)
 
     assert words in refused("--config", "vm.toml")

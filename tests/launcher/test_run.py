@@ -55,9 +55,7 @@ def test_exit_status_says_how_the_guest_ended(
     assert list((runtime / "vibevmm").iterdir()) == []
 
 
-def test_timeout_ends_the_run_with_status_4(
-    binary: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_timeout_ends_the_run_with_status_4(binary: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert vibevmm(binary, "idle", "--timeout", "0.3") == 4
 
     assert "--timeout" in capfd.readouterr().err
@@ -104,9 +102,7 @@ def test_logs_of_children_are_harmless_and_say_who_spoke(
     assert capfd.readouterr().err == ""
 
 
-def test_statistics_are_printed_at_the_end(
-    binary: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_statistics_are_printed_at_the_end(binary: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert vibevmm(binary, "poweroff", "--stats") == 0
 
     printed = capfd.readouterr().err
@@ -115,9 +111,7 @@ def test_statistics_are_printed_at_the_end(
     assert "chains 7" in printed
 
 
-def test_statistics_go_to_a_file_with_the_phases_of_the_start(
-    binary: str, tmp_path: Path
-) -> None:
+def test_statistics_go_to_a_file_with_the_phases_of_the_start(binary: str, tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
 
     assert vibevmm(binary, "poweroff", "--stats", str(path)) == 0
