@@ -38,6 +38,11 @@ def push(*heads: int) -> bytes:
     return bytes([5, len(heads)]) + b"".join(bytes([head, 0x80]) for head in heads)
 
 
+def poke(where: int, data: bytes) -> bytes:
+    """Write 8 bytes at a guest address."""
+    return bytes([9]) + where.to_bytes(2, "little") + data
+
+
 ENABLE, DISABLE = bytes([6]), bytes([7])
 
 PLAIN = descriptor(0, LOW, 16, NEXT, 1) + descriptor(1, HIGH, 64, WRITE, 0)
@@ -70,6 +75,19 @@ SEEDS = {
     + push(0, 2)
     + push(0),
     "again": bytes([2, 0]) + PLAIN + offer(0) + offer(0) + pop(4) + pop(4) + push(0),
+    "too-long-together": bytes([2, INDIRECT])
+    + b"".join(descriptor(i, LOW, 1, NEXT, i + 1) for i in range(3))
+    + descriptor(3, TABLE, 32, TABLE_FLAG, 0)
+    + entry(0, LOW, 1, NEXT, 1)
+    + entry(1, LOW, 1, 0, 0)
+    + ONCE,
+    # A table of one entry that ends with RAM (8 KiB), and whose next is behind it.
+    "table-at-the-end": bytes([4, INDIRECT])
+    + descriptor(0, LOW_END, 16, TABLE_FLAG, 0)
+    + poke(8183, bytes([0, 0, 0, 0, 0, NEXT, 0, 1]))
+    + ONCE,
+    # A used ring of 14 bytes, 12 before the end of RAM: place 2, plus 4 in the upper bits.
+    "used-at-the-end": bytes([0, EVENT_IDX | RAW_CONFIG, LOW, TABLE, LOW_END | 4 << 3, 1]) + ONCE,
     "misplaced": bytes([2, RAW_CONFIG, LOW, TABLE, HIGH, 8]) + PLAIN + ONCE,
 }
 
