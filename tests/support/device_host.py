@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -86,7 +86,8 @@ class FakeHost:
 class DeviceHost:
     """One device process of ``kind`` with ``config``, from its start to its end.
 
-    ``register`` adds a kind that is not in the table (``module:Class``). With ``start=False`` it
+    ``register`` adds a kind that is not in the table (``module:Class``); ``inherit`` are
+    descriptors that the process gets and should not. With ``start=False`` it
     is up to the test to call :meth:`hand_over` and :meth:`greet`.
     """
 
@@ -99,7 +100,7 @@ class DeviceHost:
         register: str = "",
         host: FakeHost | None = None,
         trace: int | None = None,
-        extra: Mapping[str, int] | None = None,
+        inherit: Sequence[int] = (),
         start: bool = True,
     ) -> None:
         if register:
@@ -121,7 +122,7 @@ class DeviceHost:
         self.memory = GuestMemory(self._memfd, REGIONS)
         self.kicks = {queue.index: doorbell.create() for queue in self.type.queues}
         self.call = doorbell.create()
-        self._extra = dict(extra or {}) | ({} if trace is None else {"trace": trace})
+        self._trace = {} if trace is None else {"trace": trace}
         self._context = zmq.Context()
         self.channel = Channel(self._context, FROM_DEVICE, 1)
         self.endpoint = str(folder / "channel")
@@ -135,7 +136,7 @@ class DeviceHost:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherit],
                 start_new_session=True,
             )
         if start:
@@ -160,7 +161,7 @@ class DeviceHost:
             "log": 4,
         }
         spec = DeviceSpec(**(fields | changes))
-        handed = {"memory": self._memfd, "call": self.call, **self.given, **self._extra}
+        handed = {"memory": self._memfd, "call": self.call, **self.given, **self._trace}
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
         self.handed = set(handed)
@@ -229,6 +230,7 @@ class DeviceHost:
             )
             for index in self.kicks
         }
+        doorbell.drain(self.call)  # what it still had to say to the last driver
         negotiated = sum(bit(feature) for feature in {*features, Feature.VERSION_1})
         return self.request(Start(negotiated, self.setups()), expect)
 
@@ -313,5 +315,3 @@ import devices.kinds
 from devices.runtime.entry import main
 main(sys.argv[1:])
 """
-
-

@@ -169,6 +169,10 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mprotect), 1,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    /* pthread_create makes this call with all signals blocked, and so would die without a word;
+     * that it fails is told by whoever wanted the thread. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone3), 0);
     /* abort() signals its own thread; nobody else is to be signalled. */
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(tgkill), 1,

@@ -27,7 +27,7 @@ int seal_resolve(const char *name);
 int seal_unblock_trap(unsigned count);
 
 /* Allow these calls and no others, in all threads, for ever. A forbidden call is named on
- * stderr, and the process dies of SIGSYS. */
+ * stderr, and the process dies of SIGSYS; only the start of a thread just fails. */
 int seal_filter(const int *calls, unsigned count);
 
 /* cdef end */

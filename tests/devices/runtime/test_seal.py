@@ -1,0 +1,236 @@
+"""The seal: what is left of a device's rights, in every thread, and what happens to who tries."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from devices.kinds import KINDS, find
+from devices.runtime import seal
+from protocol import fds
+from protocol.errors import HostError
+from tests.support.device_host import ROOT, DeviceHost
+from tests.support.odd_devices import Config
+
+Boot = Callable[..., DeviceHost]
+
+ROGUE = "tests.support.odd_devices:Rogue"
+
+# The lines of /proc/PID/task/TID/status that the seal is about.
+_SEALED = {
+    "CapInh": "0000000000000000",
+    "CapPrm": "0000000000000000",
+    "CapEff": "0000000000000000",
+    "CapAmb": "0000000000000000",
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+    "Seccomp_filters": "1",
+}
+
+
+def status(folder: Path) -> dict[str, str]:
+    """A thread's status file as a table."""
+    lines = (line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return {name: value.strip() for name, value in lines}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_thread_of_a_sealed_device_has_lost_the_same(boot: Boot, kind: str) -> None:
+    host = boot(kind)
+    host.start()
+
+    threads = [status(task) for task in Path(f"/proc/{host.process.pid}/task").iterdir()]
+
+    assert len(threads) == 3  # ours and libzmq's two
+    for thread in threads:
+        assert {name: thread[name] for name in _SEALED} == _SEALED, thread["Name"]
+        assert not int(thread["SigBlk"], 16) >> (signal.SIGSYS - 1) & 1, thread["Name"]
+    assert len({thread["CapBnd"] for thread in threads}) == 1
+
+
+@pytest.mark.root
+def test_where_it_may_the_bounding_set_is_emptied_too(boot: Boot) -> None:
+    host = boot("null")
+
+    for task in Path(f"/proc/{host.process.pid}/task").iterdir():
+        assert status(task)["CapBnd"] == "0000000000000000"
+
+
+@pytest.mark.parametrize(
+    ("deed", "call"),
+    [
+        ("open", "openat"),
+        ("socket", "socket"),
+        ("execute", "execve"),
+        ("fork", "clone"),
+        ("kill", "kill"),
+        ("executable", "mmap"),
+    ],
+)
+def test_a_device_that_does_what_it_may_not_dies_and_says_what(
+    boot: Boot, deed: str, call: str
+) -> None:
+    host = boot("rogue", Config(deed), register=ROGUE)
+    host.start()
+    host.drivers[0].add([b"go"])
+    host.publish()
+
+    assert host.wait() == -signal.SIGSYS
+    assert f"E forbidden system call {call} (" in host.log()
+
+
+def test_a_device_that_starts_a_thread_cannot_and_says_so(boot: Boot) -> None:
+    host = boot("rogue", Config("thread"), register=ROGUE)
+    host.start()
+    host.drivers[0].add([b"go"])
+    host.publish()
+
+    assert host.wait() == 1
+    assert "E bug: RuntimeError: can't start new thread" in host.log()
+
+
+def test_an_abort_is_an_abort_and_not_a_forbidden_call(boot: Boot) -> None:
+    host = boot("rogue", Config("abort"), register=ROGUE)
+    host.start()
+    host.drivers[0].add([b"go"])
+    host.publish()
+
+    assert host.wait() == -signal.SIGABRT
+    assert "forbidden" not in host.log()
+
+
+def test_a_thread_of_libzmq_can_say_what_it_was_forbidden() -> None:
+    # libzmq blocks all signals in its threads; a thread of the same kind, which then opens a
+    # file, must die with a message all the same.
+    program = """
+import os, signal, threading
+from devices.runtime import seal
+go, ready = threading.Event(), threading.Event()
+def body():
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ready.set()
+    go.wait()
+    os.open("/", os.O_RDONLY)
+threading.Thread(target=body, daemon=True).start()
+ready.wait()
+seal.seal({"nanosleep", "clock_nanosleep"})
+go.set()
+threading.Event().wait()
+"""
+    log = run(program, expect=-signal.SIGSYS)
+
+    assert log == "E forbidden system call openat (257)\n"
+
+
+def test_the_fewest_calls_are_common() -> None:
+    # What would let a device reach beyond what it was handed.
+    reaching = {
+        "open", "openat", "openat2", "open_by_handle_at", "socket", "connect", "bind", "accept",
+        "sendmsg", "recvmsg", "execve", "execveat", "fork", "vfork", "clone", "clone3", "ptrace",
+        "kill", "tkill", "pidfd_open", "pidfd_getfd", "process_vm_readv", "process_vm_writev",
+        "ioctl", "prctl", "seccomp", "io_uring_setup", "io_uring_enter", "memfd_create", "bpf",
+        "userfaultfd", "mount", "unshare", "setns", "dup", "dup2", "dup3",
+    }  # fmt: skip
+    for kind in KINDS:
+        assert not reaching & (seal.COMMON | find(kind).jail.syscalls), kind
+
+
+def test_a_name_that_is_no_system_call_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="'frobnicate' is not a system call"):
+        seal.seal({"frobnicate"})
+
+
+def test_a_process_with_threads_gives_nothing_up() -> None:
+    program = """
+import os, threading
+from devices.runtime import seal
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+try:
+    seal.enter_privileges(os.getppid())
+except RuntimeError as error:
+    print(error)
+"""
+    assert "2 threads" in run(program, expect=0)
+
+
+def test_who_lost_its_parent_does_not_go_on() -> None:
+    program = """
+import os
+from devices.runtime import seal
+try:
+    seal.enter_privileges(os.getppid() + 1)
+except seal.Orphaned as error:
+    print(error)
+"""
+    assert "is gone" in run(program, expect=0)
+
+
+def test_the_death_of_the_parent_is_the_death_of_the_device() -> None:
+    # A parent that starts a sleeper, sees it sealed to its own life, and dies by SIGKILL.
+    program = """
+import os, signal
+from devices.runtime import seal
+reading, writing = os.pipe()
+me = os.getpid()
+if os.fork() == 0:
+    seal.enter_privileges(me)
+    os.write(writing, b"x")
+    signal.pause()
+os.read(reading, 1)
+os.kill(me, signal.SIGKILL)
+"""
+    # The sleeper holds the log pipe: reading it to its end is waiting for its death.
+    assert run(program, expect=-signal.SIGKILL) == ""
+
+
+def test_a_descriptor_that_nobody_handed_over_is_refused_by_name(boot: Boot) -> None:
+    reading, writing = os.pipe()
+    try:
+        host = boot("null", inherit=(reading,), start=False)
+        host.hand_over()
+        assert host.wait() == HostError.exit_status
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+    assert "(pipe:[" in host.log()
+    assert "is open, and nobody handed it over" in host.log()
+
+
+def test_the_audit_lets_one_socket_of_the_channel_pass_and_no_second() -> None:
+    held = set(fds.open_descriptors())
+    one, two = socket.socketpair()
+    with one, two:
+        with pytest.raises(HostError, match=r"descriptor \d+ \(socket:"):
+            seal.audit(held, channel=True)
+        with pytest.raises(HostError):
+            seal.audit(held | {one.fileno()}, channel=False)
+        seal.audit(held | {one.fileno()}, channel=True)
+
+
+def test_errno_of_a_refused_seal_is_told() -> None:
+    with pytest.raises(HostError, match=f"a step: {os.strerror(errno.EPERM)}"):
+        seal._check("a step", -errno.EPERM)
+
+
+def run(program: str, expect: int) -> str:
+    """Run Python code in a process of its own; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout

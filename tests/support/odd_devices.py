@@ -1,0 +1,88 @@
+"""Devices that do what no device of ours should, and devices that show what the runtime does."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from devices.runtime.device import Device, Runtime, virtqueue
+from protocol.ring import Chain
+from protocol.virtio import DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Which mischief."""
+
+    deed: str = ""
+
+
+class Rogue(Device[Config]):
+    """Does something forbidden, or wrong, at the first chain."""
+
+    device_id = DeviceId.NULL
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Do it."""
+        deeds = {
+            "open": lambda: os.open("/etc/hostname", os.O_RDONLY),
+            "socket": lambda: __import__("socket").socket(),
+            "execute": lambda: os.execv("/bin/true", ["true"]),
+            "fork": os.fork,
+            "thread": lambda: threading.Thread(target=print).start(),
+            "kill": lambda: os.kill(1, 0),
+            "executable": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+            "raise": lambda: [][1],
+            "write-too-much": lambda: chain.writable.size + 1,
+            "abort": os.abort,
+        }
+        return deeds[self.config.deed]() or 0
+
+
+class Keeper(Device[Config]):
+    """Keeps every chain, and gives all back at once when the driver writes its configuration:
+    in order, in reverse order (``reverse``), or also those from before a reset (``late``)."""
+
+    device_id = DeviceId.NULL
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        self._all: list[Chain] = []
+
+    def config_space(self) -> bytes:
+        """How many chains it has seen."""
+        return bytes([len(self._all)])
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Complete them."""
+        oldest = self.oldest(0)
+        if self.config.deed == "late":
+            assert oldest is None
+        else:
+            assert oldest is self._all[0]
+        for chain in self._all[:: -1 if self.config.deed == "reverse" else 1]:
+            self.complete(0, chain, chain.writable.write(b"kept"))
+        assert self.oldest(0) is None
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> None:
+        """Keep it."""
+        self._all.append(chain)
+        self.config_changed()
+
+
+class Teller(Device[Config]):
+    """Answers with the names of all modules of ours that its process has loaded."""
+
+    device_id = DeviceId.NULL
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Tell."""
+        names = [name for name in sys.modules if name.split(".")[0] in self.config.deed.split(",")]
+        return chain.writable.write("\n".join(sorted(names)).encode())
