@@ -72,8 +72,10 @@ class Vcpu(Protocol):
     """Its number, from 0, which is also its APIC id. Number 0 boots; on a machine with an
     interrupt controller the others wait for INIT and SIPI inside :meth:`run`."""
 
-    run_returns: int
-    """How many times the guest was left for user space: what the data path must not raise."""
+    @property
+    def run_returns(self) -> int:
+        """How many times the guest was left for user space: what the data path must not raise."""
+        ...
 
     def run(self, handler: ExitHandler) -> Stop:
         """Run the guest on the calling thread, answering its exits, until it stops.

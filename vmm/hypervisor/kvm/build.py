@@ -4,6 +4,8 @@ Structures are partial (``...;``) and numbers are left to the compiler, so that 
 ioctl numbers come from ``<linux/kvm.h>`` and are not copied here.
 """
 
+from pathlib import Path
+
 from cffi import FFI
 
 ffi = FFI()
@@ -116,91 +118,24 @@ struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; ...; };
 
 int kvm_call(int fd, unsigned long request, void *argument);
 int kvm_call_number(int fd, unsigned long request, unsigned long argument);
-int kvm_run_once(int fd);
 
-struct kvm_run *kvm_map_run(int fd, size_t size);
-void kvm_unmap_run(struct kvm_run *run, size_t size);
+struct vcpu {
+    uint64_t address, value;
+    uint32_t size;
+    int fd;
+    uint64_t run_returns;
+    struct kvm_run *run;
+    size_t run_size;
+    ...;
+};
+enum { PORT_READ, PORT_WRITE, PORT_STRING, MMIO_READ, MMIO_WRITE, ... };
+int vcpu_map(struct vcpu *vcpu);
+void vcpu_unmap(struct vcpu *vcpu);
+int vcpu_next_exit(struct vcpu *vcpu);
 
 int kick_signal(void);
 int kick_prepare(void);
 void kick_thread(int process, int thread);
 """)
 
-ffi.set_source(
-    "vmm.hypervisor.kvm._kvm",
-    r"""
-#include <errno.h>
-#include <linux/kvm.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdint.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-/* Each call returns what ioctl returns, or the negative errno. */
-static int kvm_call(int fd, unsigned long request, void *argument)
-{
-    int result = ioctl(fd, request, argument);
-    return result < 0 ? -errno : result;
-}
-
-static int kvm_call_number(int fd, unsigned long request, unsigned long argument)
-{
-    int result = ioctl(fd, request, argument);
-    return result < 0 ? -errno : result;
-}
-
-/* Runs the guest until it needs user space. Positive errno, so that 0 is the common case. */
-static int kvm_run_once(int fd)
-{
-    return ioctl(fd, KVM_RUN, 0) < 0 ? errno : 0;
-}
-
-/* The communication page of a vCPU, or NULL with errno set. */
-static struct kvm_run *kvm_map_run(int fd, size_t size)
-{
-    void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return page == MAP_FAILED ? NULL : page;
-}
-
-static void kvm_unmap_run(struct kvm_run *run, size_t size)
-{
-    munmap(run, size);
-}
-
-/* The first real-time signal that the C library leaves free: no default user, and Python's own
-   handlers and wake-up descriptor never see it, because the handler below is set in C. */
-static int kick_signal(void)
-{
-    return SIGRTMIN;
-}
-
-static void do_nothing(int signal)
-{
-    (void)signal;
-}
-
-/* Makes the signal interrupt KVM_RUN on the calling thread, and harmless to all else: with
-   SA_RESTART other system calls go on. Idempotent. 0, or the errno. */
-static int kick_prepare(void)
-{
-    struct sigaction action = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
-    sigset_t set;
-
-    sigemptyset(&action.sa_mask);
-    if (sigaction(SIGRTMIN, &action, NULL) < 0)
-        return errno;
-    sigemptyset(&set);
-    sigaddset(&set, SIGRTMIN);
-    return pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-}
-
-/* tgkill and not pthread_kill: a thread that has just ended is an error here, not undefined. */
-static void kick_thread(int process, int thread)
-{
-    syscall(SYS_tgkill, process, thread, SIGRTMIN);
-}
-""",
-)
+ffi.set_source("vmm.hypervisor.kvm._kvm", (Path(__file__).parent / "kvm.c").read_text())

@@ -17,13 +17,14 @@ from vmm.hypervisor.kvm.ioctl import call
 from vmm.hypervisor.state import Regs, Segment, Sregs, Table
 
 # Plain numbers, because looking a name up in the library costs more than comparing.
-_EXIT_IO: int = lib.KVM_EXIT_IO
-_EXIT_MMIO: int = lib.KVM_EXIT_MMIO
-_IO_OUT: int = lib.KVM_EXIT_IO_OUT
+_PORT_READ: int = lib.PORT_READ
+_PORT_WRITE: int = lib.PORT_WRITE
+_MMIO_READ: int = lib.MMIO_READ
+_MMIO_WRITE: int = lib.MMIO_WRITE
 _IGNORED = frozenset((lib.KVM_EXIT_INTR, lib.KVM_EXIT_IRQ_WINDOW_OPEN, lib.KVM_EXIT_SET_TPR))
 
-# The bits of a value of that many bytes.
-_MASK = tuple((1 << 8 * size) - 1 for size in range(9))
+# An answer is taken modulo 2^64, and then the low bytes of it.
+_ALL_ONES = (1 << 64) - 1
 
 _REGS = tuple(field.name for field in fields(Regs))
 _SEGMENT = tuple(field.name for field in fields(Segment))
@@ -40,7 +41,8 @@ _DELIVER_NMI, _DELIVER_EXTINT = 4 << 8, 7 << 8
 class KvmVcpu:
     """One vCPU (hypervisor.base.Vcpu); made by KvmVm.create_vcpu.
 
-    ``fd`` is its descriptor, which it owns.
+    ``fd`` is its descriptor, which it owns; ``run_size`` the size of the mapping that KVM shares
+    through it.
     """
 
     def __init__(
@@ -48,58 +50,41 @@ class KvmVcpu:
     ) -> None:
         self.fd = fd
         self.index = index
-        self.run_returns = 0
+        self.run_size = run_size
         self._read_memory = read
         self._software = software
-        self._run_size = run_size
-        self._run: Any = lib.kvm_map_run(fd, run_size)
-        if self._run == ffi.NULL:
+        self._vcpu: Any = ffi.new("struct vcpu *", {"fd": fd, "run_size": run_size})
+        error = lib.vcpu_map(self._vcpu)
+        if error:
             os.close(fd)
-            raise HostError(f"mapping a vCPU: {os.strerror(ffi.errno)}")
+            raise HostError(f"mapping a vCPU: {os.strerror(error)}")
+        self._run: Any = self._vcpu.run
         # kick() and close() may meet; neither is on the guest's path.
         self._lock = threading.Lock()
         self._thread = 0  # the kernel's id of the thread in run(), or 0
 
     def run(self, handler: ExitHandler) -> Stop:
         """Run the guest on this thread until it stops (hypervisor.base.Vcpu.run)."""
-        run, fd, run_guest = self._run, self.fd, lib.kvm_run_once
-        io, mmio = run.io, run.mmio
-        mmio_data = ffi.cast("uint64_t *", mmio.data)
-        # The same page as items of 1, 2 and 4 bytes, for the data of a port access.
-        items = {size: ffi.cast(f"uint{8 * size}_t *", run) for size in (1, 2, 4)}
-
+        vcpu, next_exit = self._vcpu, lib.vcpu_next_exit
+        pio_read, pio_write = handler.pio_read, handler.pio_write
+        mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
         self._enter()
         try:
             while True:
-                # 1. Run the guest until it needs us. This also completes the last access.
-                error = run_guest(fd)
-                self.run_returns += 1
-                if error:
-                    if self._interrupted(error):
-                        return Stop.KICKED
-                    continue
-
-                # 2. Why did it exit?  3. Handle that.
-                reason = run.exit_reason
-                if reason == _EXIT_MMIO:
-                    size = mmio.len
-                    if mmio.is_write:
-                        value = mmio_data[0] & _MASK[size]
-                        handler.mmio_write(mmio.phys_addr, size, value)
-                    else:
-                        mmio_data[0] = handler.mmio_read(mmio.phys_addr, size) & _MASK[size]
-                elif reason == _EXIT_IO:
-                    size, port = io.size, io.port
-                    data, first = items[size], io.data_offset // size
-                    # A string instruction brings many items at once, for the same port.
-                    for at in range(first, first + io.count):
-                        if io.direction == _IO_OUT:
-                            handler.pio_write(port, size, data[at])
-                        else:
-                            data[at] = handler.pio_read(port, size) & _MASK[size]
-                elif (stop := self._stopped(reason)) is not None:
+                # 1. Run the guest until it needs us.  2. Why did it exit?
+                reason = next_exit(vcpu)
+                # 3. Handle that.
+                if reason == _MMIO_WRITE:
+                    mmio_write(vcpu.address, vcpu.size, vcpu.value)
+                elif reason == _MMIO_READ:
+                    vcpu.value = mmio_read(vcpu.address, vcpu.size) & _ALL_ONES
+                elif reason == _PORT_WRITE:
+                    pio_write(vcpu.address, vcpu.size, vcpu.value)
+                elif reason == _PORT_READ:
+                    vcpu.value = pio_read(vcpu.address, vcpu.size) & _ALL_ONES
+                elif (stop := self._other_exit(reason, handler)) is not None:
                     return stop
-                # 4. Resume it: KVM moves the instruction pointer on by itself.
+                # 4. Resume it: KVM has moved the instruction pointer on.
         finally:
             self._thread = 0
 
@@ -108,6 +93,25 @@ class KvmVcpu:
         if error:
             raise HostError(f"preparing the kick signal: {os.strerror(error)}")
         self._thread = threading.get_native_id()
+
+    def _other_exit(self, reason: int, handler: ExitHandler) -> Stop | None:
+        # What is rarer than a single access; None to go on.
+        if reason < 0:
+            return Stop.KICKED if self._interrupted(-reason) else None
+        if reason == lib.PORT_STRING:
+            self._answer_string(handler)
+            return None
+        if reason in _IGNORED:
+            return None
+        if reason == lib.KVM_EXIT_HLT:
+            return Stop.HALTED
+        if reason == lib.KVM_EXIT_SYSTEM_EVENT:
+            event = self._run.system_event.type
+            if event == lib.KVM_SYSTEM_EVENT_SHUTDOWN:
+                return Stop.POWERED_OFF
+            if event == lib.KVM_SYSTEM_EVENT_RESET:
+                return Stop.RESET
+        raise self._died(dump.cause(self._run), dump.reported_code(self._run))
 
     def _interrupted(self, error: int) -> bool:
         # True for a kick. Another signal, or INIT at a waiting processor (EAGAIN), is no stop.
@@ -121,19 +125,23 @@ class KvmVcpu:
             return False
         raise self._died(f"KVM_RUN: {os.strerror(error)}", b"")
 
-    def _stopped(self, reason: int) -> Stop | None:
-        # The exits that are neither MMIO nor a port.
-        if reason in _IGNORED:
-            return None
-        if reason == lib.KVM_EXIT_HLT:
-            return Stop.HALTED
-        if reason == lib.KVM_EXIT_SYSTEM_EVENT:
-            event = self._run.system_event.type
-            if event == lib.KVM_SYSTEM_EVENT_SHUTDOWN:
-                return Stop.POWERED_OFF
-            if event == lib.KVM_SYSTEM_EVENT_RESET:
-                return Stop.RESET
-        raise self._died(dump.cause(self._run), dump.reported_code(self._run))
+    def _answer_string(self, handler: ExitHandler) -> None:
+        # One instruction, many items for the same port, which lie one behind the other.
+        io = self._run.io
+        items = ffi.buffer(ffi.cast("char *", self._run) + io.data_offset, io.count * io.size)
+        for start in range(0, io.count * io.size, io.size):
+            item = slice(start, start + io.size)
+            if io.direction == lib.KVM_EXIT_IO_OUT:
+                handler.pio_write(io.port, io.size, int.from_bytes(items[item], "little"))
+            else:
+                answer = handler.pio_read(io.port, io.size) & _ALL_ONES
+                items[item] = answer.to_bytes(8, "little")[: io.size]
+
+    @property
+    def run_returns(self) -> int:
+        """How many times KVM_RUN has returned; any thread may look."""
+        returns: int = self._vcpu.run_returns
+        return returns
 
     def kick(self) -> None:
         """Make run() return Stop.KICKED, now or when it is next called; any thread."""
@@ -216,7 +224,7 @@ class KvmVcpu:
         code = b""
         while len(code) < dump.MAX_INSTRUCTION:
             at = ffi.new("struct kvm_translation *")
-            at.linear_address = (linear + len(code)) & _MASK[8]
+            at.linear_address = (linear + len(code)) & _ALL_ONES
             call(self.fd, "KVM_TRANSLATE", at)
             here = min(dump.MAX_INSTRUCTION - len(code), 4096 - at.linear_address % 4096)
             found = self._read_memory(at.physical_address, here) if at.valid else b""
@@ -232,6 +240,6 @@ class KvmVcpu:
             if self._thread:
                 raise RuntimeError(f"vCPU {self.index} is running")
             if self.fd >= 0:
-                lib.kvm_unmap_run(self._run, self._run_size)
+                lib.vcpu_unmap(self._vcpu)
                 os.close(self.fd)
             self.fd = -1
