@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 # Seconds that all devices together have from their start to their seal. An interpreter starts
 # in 25 to 190 ms; from a cold network file system in several seconds.
 _READY_DEADLINE = 60.0
+# Seconds that the launcher has to read the last message (arbitrary: it does nothing else then).
+_FAREWELL = 5.0
 
 
 class LauncherPeer:
@@ -114,6 +116,7 @@ class Session:
                 self._turn()
             except VibeError as error:
                 self._failure = error
+        self._linger()
         self._close()
 
     def _turn(self) -> None:
@@ -237,6 +240,13 @@ class Session:
                     os.unlink(path)
         # No orderly end: a vCPU may be waiting for a device that is dead, or for the launcher.
         os._exit(1)
+
+    def _linger(self) -> None:
+        # Until the launcher hangs up, having read our last message: on its side, a connection
+        # that ends takes with it what was received and not yet read (reconnection is off).
+        farewell = select.poll()
+        farewell.register(self._handover.fileno(), select.POLLIN)
+        farewell.poll(_FAREWELL * 1000)
 
     def _close(self) -> None:
         self._control.end()
