@@ -48,3 +48,7 @@ class Loop:
             put_off, self._soon = self._soon, {}
             for callback in put_off:
                 callback()
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        self._epoll.close()

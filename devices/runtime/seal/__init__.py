@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import stat
+import threading
+import time
 from collections.abc import Collection, Iterable
 
 from devices.runtime.seal._seal import lib
@@ -55,8 +58,10 @@ class Orphaned(VibeError):
 def enter_privileges(parent: int) -> None:
     """Give up everything that belongs to a thread, for good. The process must still have one
     thread, and ``parent`` must be its parent, with which it dies from now on."""
-    if _threads() != 1:
-        raise RuntimeError(f"{_threads()} threads: what is given up now, the others would keep")
+    if len(_threads()) != 1:
+        raise RuntimeError(
+            f"{len(_threads())} threads: what is given up now, the others would keep"
+        )
     # After this a change of credentials would clear the death signal; there is none to come.
     _check("dying with the launcher", lib.seal_death_with_parent())
     # It may have died before that.
@@ -93,13 +98,29 @@ def seal(syscalls: Iterable[str]) -> int:
             raise ValueError(f"{name!r} is not a system call")
         if number >= 0:
             calls.append(number)
-    _check("signals of libzmq's threads", lib.seal_unblock_trap(_threads() - 1))
+    _wait_for_masks()
+    _check("signals of libzmq's threads", lib.seal_unblock_trap(len(_threads()) - 1))
     _check("seccomp", lib.seal_filter(calls, len(calls)))
     return len(calls) + _CONDITIONAL
 
 
-def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def _threads() -> list[int]:
+    return [int(thread) for thread in os.listdir("/proc/self/task")]
+
+
+def _wait_for_masks() -> None:
+    # libzmq's threads block all signals as their first act. One that has not come to it yet would
+    # block again what seal.c is about to unblock. A libzmq that blocks nothing costs this second.
+    deadline = time.monotonic() + 1
+    others = [thread for thread in _threads() if thread != threading.get_native_id()]
+    while not all(map(_trap_blocked, others)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _trap_blocked(thread: int) -> bool:
+    with open(f"/proc/self/task/{thread}/status", encoding="ascii") as status:
+        (blocked,) = (line.split()[1] for line in status if line.startswith("SigBlk:"))
+    return bool(int(blocked, 16) >> (signal.SIGSYS - 1) & 1)
 
 
 def _check(step: str, result: int) -> None:

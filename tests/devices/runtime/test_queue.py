@@ -1,0 +1,94 @@
+"""A queue in this process, with a loop that the test turns: who gets a turn when."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from devices.runtime import queue as queue_module
+from devices.runtime.device import QueueDeclaration
+from devices.runtime.loop import Loop
+from devices.runtime.queue import Queue
+from protocol import doorbell, fds
+from protocol.messages import QueueSetup
+from protocol.ring import Chain
+from protocol.virtio import Feature, bit
+from tests.support.driver import Driver
+from tests.support.ring_pair import guest_memory
+
+Serve = Callable[[Callable[[Chain], int | None]], tuple[Driver, Loop]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serve a queue of 64 with a handler; the driver's half, and the loop."""
+    doorbells = (doorbell.create(), doorbell.create())
+    queues, loops = [], []
+    with guest_memory() as memory:
+
+        def make(handler: Callable[[Chain], int | None]) -> tuple[Driver, Loop]:
+            loop = Loop()
+            driver = Driver(memory, 64)
+            queue = Queue(QueueDeclaration(0, 64, "q"), doorbells, handler, loop, pytest.fail)
+            setup = QueueSetup(0, 64, driver.desc, driver.avail, driver.used)
+            queue.attach(memory, setup, bit(Feature.VERSION_1))
+            queue.start()
+            queues.append(queue)
+            loops.append(loop)
+            return driver, loop
+
+        yield make
+        for queue in queues:
+            queue.stop()
+        for loop in loops:
+            loop.close()
+    fds.close_all(doorbells)
+
+
+def test_slow_chains_share_the_loop_one_by_one(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that moves a second whenever it is looked at: every chain is slow.
+    clock = itertools.count()
+    monkeypatch.setattr(queue_module, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(queue_module, "_TURN_SECONDS", 2)
+    driver, loop = serve(lambda chain: 0)
+    seen = []
+
+    def other() -> None:
+        seen.append(driver.used_idx)
+        if driver.used_idx == 8:
+            loop.stop()
+        loop.soon(other)
+
+    for _ in range(8):
+        driver.add([b"x"])
+    driver.publish()
+    loop.soon(other)
+    loop.run()
+
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_is_offered_while_kicks_are_off_is_found_without_one(serve: Serve) -> None:
+    # The handler offers more, as a driver on another CPU would, and nobody kicks.
+    def handler(chain: Chain) -> int:
+        if len(handled) < 5:
+            driver.add([b"more"])
+            assert not driver.publish()
+        handled.append(chain.head)
+        if len(handled) == 6:
+            loop.stop()
+        return 0
+
+    handled: list[int] = []
+    driver, loop = serve(handler)
+    driver.add([b"first"])
+    driver.publish()
+
+    loop.run()
+
+    assert len(handled) == 6
+    assert driver.used_idx == 6
