@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
-import shutil
 import stat
 from types import TracebackType
 
@@ -36,7 +34,7 @@ class RunDirectory:
         base_lock = _lock(base, wait=True)
         try:
             _remove_stale(base)
-            self.name = name or f"vm-{secrets.token_hex(3)}"
+            self.name = name or f"vm-{os.urandom(3).hex()}"
             self.path = os.path.join(base, self.name)
             if len(os.fsencode(self.path)) > _LONGEST:
                 raise HostError(
@@ -56,7 +54,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove the directory with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._fd)
 
     def __enter__(self) -> RunDirectory:
@@ -111,5 +109,11 @@ def _remove_stale(base: str) -> None:
             fd = _lock(entry.path)
         except OSError:
             continue  # a launcher has it, or it is no directory of ours
-        shutil.rmtree(entry.path, ignore_errors=True)
+        _remove(entry.path)
         os.close(fd)
+
+
+def _remove(path: str) -> None:
+    import shutil  # the start of a machine does not wait for it
+
+    shutil.rmtree(path, ignore_errors=True)

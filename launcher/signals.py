@@ -12,17 +12,13 @@ from launcher.loop import Loop
 
 
 class Signals:
-    """While it is entered, each of ``wanted`` calls ``callback`` from the loop with its number."""
+    """While it is entered, each of ``wanted`` makes the loop call ``on_signal`` with its number;
+    one that comes before the loop runs waits for it."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        wanted: Iterable[signal.Signals],
-        callback: Callable[[signal.Signals], None],
-    ) -> None:
+    def __init__(self, loop: Loop, wanted: Iterable[signal.Signals]) -> None:
         self._loop = loop
         self._wanted = tuple(wanted)
-        self._callback = callback
+        self.on_signal: Callable[[signal.Signals], None] = lambda number: None
         # The interpreter writes the number of each signal to one end, at once.
         self._reading, self._writing = socket.socketpair()
         self._reading.setblocking(False)
@@ -53,4 +49,4 @@ class Signals:
     def _arrived(self) -> None:
         for number in self._reading.recv(64):
             if number in self._wanted:
-                self._callback(signal.Signals(number))
+                self.on_signal(signal.Signals(number))

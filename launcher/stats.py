@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from launcher.logs import printable
 from protocol.messages import ExitCount, MachineStats
 
@@ -41,11 +39,11 @@ def as_text(stats: MachineStats) -> str:
     return "\n".join(lines)
 
 
-def as_json(
-    stats: MachineStats, machine: str, reason: str, startup: dict[str, float]
-) -> dict[str, Any]:
+def as_json(stats: MachineStats, machine: str, reason: str, startup: dict[str, float]) -> str:
     """The same for programs; ``startup`` is milliseconds since the launcher's start by phase."""
-    return {
+    import json  # the start of a machine does not wait for it
+
+    found = {
         "machine": machine,
         "ended": reason,
         "startup_ms": startup,
@@ -66,6 +64,7 @@ def as_json(
             for device in stats.devices
         ],
     }
+    return json.dumps(found, indent=2) + "\n"
 
 
 def _exit_line(row: ExitCount, total: int) -> str:

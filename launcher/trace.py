@@ -6,15 +6,14 @@ of ours is left out and counted.
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TextIO
 
 from launcher.logs import printable
-from protocol.errors import BadInput, HostError
+from protocol.errors import HostError
+from protocol.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,42 +29,43 @@ class TraceEvent:
     pid: int
 
 
-class TraceFile:
-    """The file to be, and the files that become it.
+class Traces:
+    """The traces of all processes, and the file ``output`` that they become; with None for it
+    nothing is traced.
 
-    BadInput if ``path`` cannot be written. A ``path`` that ends in ``.json`` is written for
-    Perfetto (https://ui.perfetto.dev), any other one event a line.
+    ``path`` is the file's name: one that ends in ``.json`` is written for Perfetto
+    (https://ui.perfetto.dev), any other one event a line.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, output: int | None, path: str) -> None:
+        self._output = output
         self._path = path
-        try:
-            self._output = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise BadInput("--trace", f"{path}: {error.strerror}") from error
         self._parts: dict[str, int] = {}
+        own = self.part("launcher")
+        self._own = None if own is None else Trace(own, "launcher")
 
-    def part(self, process: str) -> int:
+    def control(self, what: str) -> None:
+        """A control message of the launcher's own."""
+        if self._own:
+            self._own.event("control", what[:200])
+
+    def part(self, process: str) -> int | None:
         """A descriptor for the trace of ``process``; stays this object's. It has no name, so
         nothing is left behind whoever dies."""
-        folder = os.path.dirname(os.path.abspath(self._path))
-        try:
-            # There the trace itself will fit; a temporary file system may be too small for it.
-            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError:
-            try:
-                with tempfile.TemporaryFile() as file:
-                    fd = os.dup(file.fileno())
-            except OSError as error:
-                raise HostError(f"no file for the trace of {process}: {error.strerror}") from error
-        self._parts[process] = fd
-        return fd
+        if self._output is None:
+            return None
+        self._parts[process] = _nameless_file(os.path.dirname(os.path.abspath(self._path)))
+        return self._parts[process]
 
     def write(self, pids: dict[str, int]) -> int:
         """Merge all parts, sorted by time; the number of lines that made no sense.
 
         ``pids`` are the processes by name. Call it when all of them have ended.
         """
+        if self._output is None:
+            return 0
+        if self._own:
+            self._own.flush()
         events: list[TraceEvent] = []
         skipped = 0
         for process, fd in self._parts.items():
@@ -78,18 +78,31 @@ class TraceFile:
                     else:
                         events.append(event)
         events.sort()
-        if self._path.endswith(".json"):
-            write_perfetto(events, self._output)
-        else:
-            write_text(events, self._output)
+        with open(os.dup(self._output), "w", encoding="utf-8") as output:
+            write = write_perfetto if self._path.endswith(".json") else write_text
+            write(events, output)
         return skipped
 
     def close(self) -> None:
-        """Close the parts and the file."""
-        self._output.close()
+        """Close the parts."""
         for fd in self._parts.values():
             os.close(fd)
         self._parts.clear()
+
+
+def _nameless_file(folder: str) -> int:
+    try:
+        # There the trace itself will fit; a temporary file system may be too small for it.
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        return os.open(folder, flags, 0o600)
+    except OSError:
+        import tempfile  # not every file system has files without a name
+
+        try:
+            with tempfile.TemporaryFile() as file:
+                return os.dup(file.fileno())
+        except OSError as error:
+            raise HostError(f"no file for a trace: {error.strerror}") from error
 
 
 def parse(line: bytes, process: str, pid: int) -> TraceEvent | None:
@@ -117,6 +130,8 @@ def write_text(events: Iterable[TraceEvent], output: TextIO) -> None:
 def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
     """The Trace Event Format that chrome://tracing and Perfetto read: times in microseconds, ``X``
     for events with a duration, ``i`` for those without, a track a process and a thread."""
+    import json  # the start of a machine does not wait for it
+
     rows: list[dict[str, object]] = []
     tracks: dict[tuple[str, str], int] = {}
     first: int | None = None

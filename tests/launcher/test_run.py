@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, run
+from launcher.session import STOP_DEADLINE
 from tests.support import fake_launcher
 
 
 @pytest.fixture(autouse=True)
 def _pretend(monkeypatch: pytest.MonkeyPatch, runtime: Path) -> None:
-    for name in ("_VMM_MODULE", "_DEVICE_MODULE", "Kvm"):
+    for name in ("_VMM_MODULE", "_DEVICE_MODULE", "check_kvm"):
         monkeypatch.setattr(run, name, getattr(run, name))
     fake_launcher.pretend()
 
@@ -198,7 +199,7 @@ def test_second_signal_ends_a_vmm_that_does_not_answer(binary: str, tmp_path: Pa
     assert vibevmm(binary, "deaf", *sender.options) == 0
 
     sender.join()
-    assert time.monotonic() - began < run._STOP_DEADLINE
+    assert time.monotonic() - began < STOP_DEADLINE
 
 
 def test_user_signal_prints_statistics_and_the_machine_goes_on(

@@ -82,7 +82,7 @@ class FakeVmm:
                 time.sleep(60)
             case StopMachine():
                 self.channel.send(STATS, envelope.sequence)
-                time.sleep(0.05)  # so that libzmq's thread has sent it
+                self.handover.recv(1)  # the launcher hangs up when it has the answer
                 return False
         return True
 

@@ -23,8 +23,6 @@ from vmm.boot.image import Image
 from vmm.boot.kernel import Kernel, Kind
 from vmm.boot.segment import Segment, is_ram
 
-MAGIC = b"\x7fELF"
-
 # Xen, include/public/elfnote.h: the 32-bit physical entry point.
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 
@@ -65,11 +63,6 @@ class _File(io.RawIOBase):
         data = self._image.read(self._position, wanted) if wanted else b""
         self._position += len(data)
         return data
-
-
-def is_elf(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` is an ELF file."""
-    return head.startswith(MAGIC)
 
 
 def read_elf(image: Image, regions: Sequence[Region]) -> Kernel:

@@ -18,7 +18,6 @@ from vmm.boot.acpi.tables import build_tables
 from vmm.boot.bzimage import is_bzimage, read_bzimage
 from vmm.boot.cpu import CpuState, Mode, page_tables
 from vmm.boot.e820 import Entry, e820_map
-from vmm.boot.elf import is_elf, read_elf
 from vmm.boot.hardware import Hardware
 from vmm.boot.image import FilePart, Image
 from vmm.boot.kernel import Kernel, Kind
@@ -33,6 +32,7 @@ from vmm.memory_map import HIGH_RAM, LOW_RAM_END, MIB
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
+_ELF_MAGIC = b"\x7fELF"
 # Enough for every header and magic number that is looked at.
 _HEAD = 4096
 
@@ -126,7 +126,10 @@ def _refuse(belongs_to: str, given: dict[str, bool]) -> None:
 
 def _read_kernel(image: Image, hardware: Hardware) -> Kernel:
     head = image.read(0, _HEAD)
-    if is_elf(head):
+    if head.startswith(_ELF_MAGIC):
+        # The parser takes longer to import than all the rest of this package.
+        from vmm.boot.elf import read_elf
+
         return read_elf(image, hardware.regions)
     if is_bzimage(head):
         return read_bzimage(image, hardware.regions)

@@ -1,0 +1,312 @@
+"""The processes of a machine while they live: told what to do, listened to, and ended.
+
+::
+
+    STARTING ──attached──► RUNNING ──somebody decides how it ends──► STOPPING ──all reaped──► done
+
+Whatever happens is decided once (:class:`launcher.outcome.Outcome`); from then on everything is
+on its way to the end, with a deadline, and a second wish to stop shortens it to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from launcher import outcome, stats
+from launcher.logs import Logs
+from launcher.loop import Loop
+from launcher.outcome import Outcome
+from launcher.plan import Plan
+from launcher.run import VMM, Outputs
+from launcher.rundir import RunDirectory
+from launcher.spawn import Child
+from launcher.startup import Startup
+from launcher.terminal import Terminal
+from launcher.trace import Traces
+from launcher.wiring import Wiring
+from protocol import fds
+from protocol.errors import ProtocolError
+from protocol.log import Level
+from protocol.messages import (
+    FROM_VMM,
+    Attach,
+    Ended,
+    Failed,
+    GetMachineStats,
+    MachineReady,
+    MachineStats,
+    PressPowerButton,
+    StopMachine,
+)
+
+if TYPE_CHECKING:
+    from protocol.channel import Channel
+
+# Seconds. The VMM itself gives devices 60 to be ready, and its vCPU threads 15 and each device 5
+# to stop; these are for a VMM that does not keep to that.
+_START_DEADLINE = 90.0
+STOP_DEADLINE = 30.0
+# Seconds for processes that have nothing more to do than to exit.
+_EXIT_DEADLINE = 5.0
+
+_KEYBOARD = 0
+
+
+class Session:
+    """``children`` are the processes by name, started and waiting for their handover.
+
+    The children stay the caller's to close; what is opened here, ``resources`` close.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        startup: Startup,
+        loop: Loop,
+        outputs: Outputs,
+        directory: RunDirectory,
+        children: Mapping[str, Child],
+        resources: ExitStack,
+    ) -> None:
+        self._plan = plan
+        self._startup = startup
+        self._loop = loop
+        self._outputs = outputs
+        self._name = directory.name
+        self._children = children
+        self._resources = resources
+        self._logs = Logs(outputs.log, plan.options.log.of("launcher"))
+        self._traces = Traces(outputs.trace, plan.options.trace or "")
+        resources.callback(self._traces.close)
+        self._wiring = Wiring(plan, directory.name, directory.path)
+        resources.callback(self._wiring.close)
+        self._terminal = self._connect_terminal()
+        self._outcome: Outcome | None = None
+        self._channel: Channel | None = None
+        self._sequence = 0
+        self._stop_sequence = 0
+        self._last_stats: MachineStats | None = None
+
+    def run(self) -> int:
+        """Start the machine, watch it and end it; the exit status."""
+        try:
+            self._terminal.start()
+            self._start()
+            self._loop.run()
+        finally:
+            self._reap()
+            self._terminal.finish()
+        assert self._outcome is not None
+        self._report(self._outcome)
+        return self._outcome.status
+
+    def on_signal(self, number: signal.Signals) -> None:
+        """The launcher got signal ``number``."""
+        if number is signal.SIGUSR1:
+            self._request(GetMachineStats())
+        elif number is signal.SIGCONT:
+            self._terminal.resume()
+        else:
+            self._stop_wanted(number.name)
+
+    # ── starting ──────────────────────────────────────────────────────────────────────
+
+    def _connect_terminal(self) -> Terminal:
+        commands = {
+            "x": lambda: self._stop_wanted("Ctrl-A x"),
+            "p": lambda: self._request(PressPowerButton()),
+        }
+        say = partial(self._say, fresh_line=True)
+        terminal = Terminal(self._loop, _KEYBOARD, commands, say)
+        typed = self._plan.options.serial == "terminal"
+        terminal.add("serial", self._wiring.serial, self._outputs.serial, typed)
+        for name, stream in self._plan.streams.terminal.items():
+            terminal.add(name, stream, self._outputs.screen, True)
+        self._outputs.screen.on_gone = lambda: self._stop_wanted("the end of its output")
+        return terminal
+
+    def _start(self) -> None:
+        for child in self._children.values():
+            self._loop.on_readable(child.pidfd, partial(self._died, child))
+            self._loop.on_readable(child.log, partial(self._read_log, child))
+            self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
+        for text in self._plan.streams.announcements:
+            self._say(text)
+        vmm = self._children[VMM]
+        pidfds = {name: child.pidfd for name, child in self._children.items() if name != VMM}
+        self._hand_over(vmm, *self._wiring.for_vmm(pidfds, _KEYBOARD, self._terminal.saved))
+        self._loop.on_readable(vmm.handover.fileno(), self._bound)
+        self._loop.after(_START_DEADLINE, self._late)
+        if self._plan.options.timeout is not None:
+            timed_out = outcome.timed_out(self._plan.options.timeout)
+            self._loop.after(self._plan.options.timeout, partial(self._decide, timed_out))
+        # While the VMM starts: this import takes as long as it does.
+        from protocol import channel
+
+        self._context = channel.new_context()
+        self._resources.callback(self._context.destroy, linger=0)
+        self._startup.mark("handed over")
+
+    def _hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
+        trace = self._traces.part(child.name)
+        if trace is not None:
+            descriptors = {**descriptors, "trace": trace}
+        try:
+            fds.send(child.handover, payload, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            self._died(child)
+
+    def _bound(self) -> None:
+        vmm = self._children[VMM]
+        self._loop.on_readable(vmm.handover.fileno(), None)
+        answer = fds.receive(vmm.handover)
+        if answer is None:
+            return  # its death is noticed by itself
+        self._startup.mark("VMM listens")
+        from protocol.channel import Channel
+
+        self._channel = Channel(self._context, FROM_VMM)
+        self._resources.callback(self._channel.close)
+        self._channel.connect(self._wiring.endpoint)
+        self._loop.on_readable(self._channel.fd, self._receive)
+        self._request(Attach())
+        for device in self._plan.devices:
+            self._hand_over(self._children[device.name], *self._wiring.for_device(device))
+
+    def _late(self) -> None:
+        if not self._startup.is_ready:
+            why = f"the machine was not ready within {_START_DEADLINE:g} s"
+            self._decide(Outcome(3, "host-error", why, VMM))
+
+    # ── what the VMM says ─────────────────────────────────────────────────────────────
+
+    def _request(self, message: object) -> None:
+        if self._channel is None:
+            return
+        self._sequence += 1
+        self._traces.control(f"> {message}")
+        try:
+            self._channel.send(message, self._sequence)
+        except ProtocolError as error:
+            self._breach(error)
+        # The notification of an answer may have come with an earlier one, so look at once.
+        self._receive()
+
+    def _receive(self) -> None:
+        assert self._channel is not None
+        try:
+            while (envelope := self._channel.receive()) is not None:
+                self._traces.control(f"< {envelope.message}")
+                self._take(envelope.message, envelope.sequence)
+        except ProtocolError as error:
+            self._breach(error)
+
+    def _breach(self, error: ProtocolError) -> None:
+        self._kill_all()
+        self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
+
+    def _take(self, message: object, sequence: int) -> None:
+        match message:
+            case MachineReady():
+                self._startup.ready(message.phases)
+                self._logs.note(Level.DEBUG, f"started: {self._startup}")
+            case Ended():
+                self._decide(outcome.from_vmm(message))
+            case MachineStats() if sequence == self._stop_sequence:
+                self._last_stats = message
+                self._children[VMM].hang_up()  # it waits for that, and ends
+                self._loop.after(_EXIT_DEADLINE, self._kill_all)
+            case MachineStats():
+                self._say(stats.as_text(message))
+                self._logs.note(Level.DEBUG, "statistics were asked for")
+            case Failed():
+                self._say(f"the VMM refused: {message.reason}")
+
+    # ── what else happens ─────────────────────────────────────────────────────────────
+
+    def _stop_wanted(self, by: str) -> None:
+        if self._outcome:
+            self._kill_all()  # the second time it is meant
+        self._decide(outcome.stopped(by))
+
+    def _read_log(self, child: Child) -> None:
+        try:
+            data = os.read(child.log, 64 * 1024)
+        except BlockingIOError:
+            return
+        if data:
+            self._logs.feed(child.name, data)
+        else:
+            self._loop.on_readable(child.log, None)
+
+    def _died(self, child: Child) -> None:
+        if not child.reap():
+            return
+        self._loop.on_readable(child.pidfd, None)
+        if child.name == VMM and self._channel:
+            self._receive()  # what it said last
+        if not self._outcome:
+            self._decide(outcome.process_died(child.name, child.how_it_ended()))
+        if child.name == VMM:
+            self._kill_all()
+        if all(child.status is not None for child in self._children.values()):
+            self._loop.end()
+
+    # ── ending ────────────────────────────────────────────────────────────────────────
+
+    def _decide(self, found: Outcome) -> None:
+        if self._outcome:
+            return
+        self._outcome = self._explained(found)
+        self._logs.note(Level.DEBUG, f"ending: {found.reason}")
+        if self._channel is None:
+            self._kill_all()
+            return
+        self._loop.after(STOP_DEADLINE, self._kill_all)
+        self._stop_sequence = self._sequence + 1
+        self._request(StopMachine())
+
+    def _explained(self, found: Outcome) -> Outcome:
+        # The VMM may be the first to know that a device is gone, but not of what it died.
+        if found.culprit == VMM:
+            for name, child in self._children.items():
+                if name != VMM and child.reap():
+                    return outcome.process_died(name, f"{child.how_it_ended()}: {found.message}")
+        return found
+
+    def _kill_all(self) -> None:
+        for child in self._children.values():
+            child.kill()
+
+    def _reap(self) -> None:
+        for child in self._children.values():
+            self._loop.on_readable(child.pidfd, None)
+            self._loop.on_readable(child.log, None)
+            child.kill_and_reap()
+            self._read_log(child)
+            self._logs.close(child.name)
+
+    def _report(self, ended: Outcome) -> None:
+        pids = {name: child.pid for name, child in self._children.items()}
+        if skipped := self._traces.write({**pids, "launcher": os.getpid()}):
+            self._logs.note(Level.WARN, f"{skipped} lines of the trace made no sense")
+        if self._last_stats and self._outputs.stats is not None:
+            phases = self._startup.phases
+            text = stats.as_json(self._last_stats, self._name, ended.reason, phases)
+            os.write(self._outputs.stats, text.encode())
+        elif self._last_stats and self._plan.options.stats is not None:
+            self._say(stats.as_text(self._last_stats))
+        if ended.message:
+            self._say(ended.message)
+        for line in self._logs.tail(ended.culprit):
+            self._outputs.messages.write(f"    {line}\n".encode())
+
+    def _say(self, text: str, fresh_line: bool = False) -> None:
+        # In the middle of a line of the guest's, ours begins one of its own.
+        start = "\n" if fresh_line else ""
+        self._outputs.messages.write(f"{start}vibevmm: {text}\n".encode())
