@@ -81,7 +81,7 @@ def ours(disk: Path) -> list[str]:
         "--kernel", str(linux.kernel()), "--initrd", str(linux.initrd()),
         "--cmdline", linux.COMMAND_LINE, "--cpus", "2", "--mem", "512M",
         "--disk", f"path={disk},format=raw",
-        "--console", f"socket={disk.with_name('console')}", "--device", "rng",
+        "--console", f"backend=socket,path={disk.with_name('console')}", "--device", "rng",
     ]
     # fmt: on
 
