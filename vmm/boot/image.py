@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class Image:
     """A kernel, binary or initrd: an open regular file that is not empty.
 
-    ``option`` is what the user calls it, and what a BadInput about it names. The descriptor
+    ``option`` is what the user calls it, and what a BadInput about it names. A bare descriptor
     stays the caller's, who keeps it open for as long as the image is used.
     """
 
     def __init__(self, file: FileDescriptorLike, option: str) -> None:
+        # A file object that nobody else held would close, and its number be another file's.
+        self._file = file
         self.fd = file if isinstance(file, int) else file.fileno()
         self.option = option
         status = os.fstat(self.fd)

@@ -21,9 +21,11 @@ from vmm.regmap import Register, RegisterMap
 log = logging.getLogger(__name__)
 
 # Status and enable, tables 4.11 and 4.12. The power button is the only fixed event that this
-# machine has; the global lock's enable bit, too, must keep what Linux writes.
+# machine has; the enable bits of the global lock and of the clock's alarm, too, must keep what
+# Linux writes, or it says that it cannot enable them (drivers/acpi/acpica/evxfevnt.c).
 PWRBTN = 1 << 8
 GBL = 1 << 5
+RTC = 1 << 10
 
 # Control, table 4.13.
 SCI_EN = 1 << 0
@@ -70,7 +72,7 @@ class PowerManagement:
 
     def _write_enable(self, value: int, mask: int) -> None:
         with self._lock:
-            self._enable = (self._enable & ~mask | value) & (PWRBTN | GBL)
+            self._enable = (self._enable & ~mask | value) & (PWRBTN | GBL | RTC)
             self._update()
 
     def _write_control(self, value: int, mask: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_reading_leaves_the_shared_position_alone(file_of: FileOf) -> None:
 
     assert (image.read(4, 10), bytes(view)) == (b"ef", b"bcd")
     assert os.lseek(fd, 0, os.SEEK_CUR) == 2
+
+
+def test_a_file_object_is_kept_open(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(b"abcdef")
+
+    image = Image(path.open("rb"), "--kernel")
+
+    assert image.read(0, 3) == b"abc"
 
 
 def test_a_part_beyond_the_end_is_a_truncated_file(file_of: FileOf) -> None:

@@ -102,6 +102,12 @@ def test_a_byte_written_to_the_status_clears_only_bits_of_that_byte(machine: Mac
     assert machine.pm.event.read(STATUS, 2) == 0
 
 
+def test_the_clocks_enable_bit_keeps_what_linux_writes(machine: Machine) -> None:
+    machine.pm.event.write(ENABLE, 2, BUTTON | 1 << 10)
+
+    assert machine.pm.event.read(ENABLE, 2) == BUTTON | 1 << 10
+
+
 def test_a_byte_written_to_the_enables_keeps_the_other_byte(machine: Machine) -> None:
     machine.pm.event.write(ENABLE, 2, BUTTON)
 
