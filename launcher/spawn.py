@@ -10,6 +10,7 @@ import sys
 import time
 
 from protocol import fds
+from protocol.errors import HostError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -45,10 +46,10 @@ class Child:
         os.set_blocking(writing, True)
         try:
             self.pid = _spawn(module, theirs, writing)
-        except BaseException:
+        except OSError as error:
             self.handover.close()
             os.close(self.log)
-            raise
+            raise HostError(f"cannot start {sys.executable}: {error.strerror}") from error
         finally:
             theirs.close()
             os.close(writing)

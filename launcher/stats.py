@@ -31,11 +31,7 @@ def as_text(stats: MachineStats) -> str:
     if stats.devices:
         lines += ["", f"  {'device':<12} {'state':<12} counters"]
     for device in stats.devices:
-        # The names come from a process that is not believed.
-        counters = ", ".join(
-            f"{printable(name.encode())} {count}" for name, count in sorted(device.counters.items())
-        )
-        lines.append(f"  {device.name:<12} {device.state:<12} {counters or 'none'}")
+        lines.append(f"  {device.name:<12} {device.state:<12} {_counters(device.counters)}")
     return "\n".join(lines)
 
 
@@ -65,6 +61,12 @@ def as_json(stats: MachineStats, machine: str, reason: str, startup: dict[str, f
         ],
     }
     return json.dumps(found, indent=2) + "\n"
+
+
+def _counters(counters: dict[str, int]) -> str:
+    # What never happened is left out. The names come from a process that is not believed.
+    known = ((printable(name.encode()), count) for name, count in sorted(counters.items()))
+    return ", ".join(f"{name} {count}" for name, count in known if count) or "nothing counted"
 
 
 def _exit_line(row: ExitCount, total: int) -> str:

@@ -34,7 +34,7 @@ def raw(fd: int) -> None:
     attributes[_LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN)
     attributes[_CC][termios.VMIN] = 1
     attributes[_CC][termios.VTIME] = 0
-    termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
 
 
 def restore(fd: int, saved: bytes) -> None:
@@ -48,4 +48,4 @@ def restore(fd: int, saved: bytes) -> None:
             attributes = codec.unpack(saved)
             if not isinstance(attributes, list):
                 raise ProtocolError("what was saved is not a terminal's attributes")
-            termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
+            termios.tcsetattr(fd, termios.TCSANOW, attributes)

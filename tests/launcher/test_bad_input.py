@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launcher import cli
-
-PROJECT = Path(__file__).parents[2]
+from tests.support import ordinary_user
 
 Run = Callable[..., str]
 
@@ -68,18 +65,12 @@ def test_unreadable_kernel_of_an_ordinary_user(tmp_path: Path) -> None:
     kernel = tmp_path / "secret"
     kernel.write_bytes(b"\xf4")
     kernel.chmod(0)
-    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    ordinary_user.let_in(tmp_path)
 
-    done = subprocess.run(
-        [*command, "-m", "launcher", "run", "--kernel", str(kernel)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    done = ordinary_user.vibevmm("run", "--kernel", str(kernel))
 
     assert done.returncode == 2
-    assert done.stderr.startswith("vibevmm: --kernel: ")
-    assert done.stderr.endswith("Permission denied\n")
+    assert done.stderr == f"vibevmm: --kernel: {kernel}: Permission denied\n"
 
 
 def test_folder_as_kernel(refused: Run, tmp_path: Path) -> None:
@@ -233,16 +224,9 @@ def test_toml_file_that_is_wrong(refused: Run, tmp_path: Path, text: str, words:
 @pytest.mark.root
 @pytest.mark.kvm
 def test_no_permission_on_kvm(binary: str, tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    ordinary_user.let_in(tmp_path)
 
-    done = subprocess.run(
-        [*command, "-m", "launcher", "run", "--binary", binary, "--entry", "0x10000"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    done = ordinary_user.vibevmm("run", "--binary", binary, "--entry", "0x10000")
 
     assert done.returncode == 2
     assert done.stderr.startswith("vibevmm: /dev/kvm: no permission")

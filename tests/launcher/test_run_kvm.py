@@ -1,0 +1,217 @@
+"""Runs of the real thing on /dev/kvm: guests end with the right status, and nobody is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ordinary_user
+from tests.support.bare import usable_kvm
+from tests.support.leaks import children
+
+PROJECT = Path(__file__).parents[2]
+DEADLINE = 60.0
+
+# cli; hlt; jmp back to hlt: a guest that waits for ever.
+WAITING = bytes.fromhex("fa f4 eb fd")
+# lidt [0]; int3: an interrupt table without entries makes any exception a triple fault.
+DYING = bytes.fromhex("31 c0 50 50 0f 01 1c 24 cc")
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.skipif(usable_kvm() is not None, reason=f"no KVM: {usable_kvm()}"),
+]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Callable[[bytes], list[str]]:
+    """Options that run the given code."""
+
+    def make(code: bytes) -> list[str]:
+        path = tmp_path / "guest.raw"
+        path.write_bytes(code)
+        return ["--binary", str(path), "--entry", "0x10000", "--mem", "64M"]
+
+    return make
+
+
+@pytest.fixture
+def start(runtime: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts vibevmm with options; ends what is left of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(*options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launcher", "run", *options],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.01)
+
+
+def started(log: Path) -> Callable[[], bool]:
+    """Whether the machine whose launcher logs there has started."""
+    return lambda: log.exists() and "started:" in log.read_text()
+
+
+def test_hello_is_printed_and_powering_off_is_status_0(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    image = PROJECT / "tests/kernels/x86_64_hello_serial.raw"
+
+    process = start("--binary", str(image), "--entry", "0x100000")
+
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out.strip(), err) == (0, "Hello World", "")
+
+
+def test_triple_fault_is_status_1_with_a_register_dump(
+    start: Callable[..., subprocess.Popen[str]], guest: Callable[[bytes], list[str]]
+) -> None:
+    process = start(*guest(DYING))
+
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert err.startswith("vibevmm: the guest died: ")
+    assert "rip" in err
+
+
+def test_several_devices_of_each_kind_work_in_one_machine(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    image = PROJECT / "tests/kernels/x86_64_demo.raw"
+    disks = [tmp_path / "a,b.img", tmp_path / "b.img"]
+    for disk in disks:
+        disk.write_bytes(bytes(1 << 20))
+
+    process = start(
+        *("--binary", str(image), "--entry", "0x100000", "--device", "rng", "--device", "rng"),
+        *("--disk", str(disks[0]).replace(",", ",,"), "--disk", f"{disks[1]},id=second"),
+        *("--console", "terminal", "--console", "--stats"),
+    )
+
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, err
+    for words in ("blk0 wrote 64", "blk1 wrote 64", "rng0 gave", "rng1 gave"):
+        assert words in out
+    assert out.count("Hello from the demo guest") == 2
+    assert "console1 " in err
+    assert "second " in err
+
+
+@pytest.mark.parametrize("victim", ["vmm", "rng0"])
+def test_killed_child_is_status_3_and_nobody_is_left(
+    victim: str,
+    start: Callable[..., subprocess.Popen[str]],
+    guest: Callable[[bytes], list[str]],
+    runtime: Path,
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    options = ("--device", "rng", "--device", "null", "--log", "launcher=4", "--log-file", str(log))
+    process = start(*guest(WAITING), *options)
+    wait_until(started(log), "the start")
+    pids = children(process.pid)
+    assert len(pids) == 3
+    pid = log.read_text().partition(f"{victim} is process ")[2].split()[0]
+
+    os.kill(int(pid), signal.SIGKILL)
+
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 3
+    assert f"{victim} was killed by SIGKILL" in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert list((runtime / "vibevmm").iterdir()) == []
+
+
+def test_killed_launcher_takes_everybody_with_it(
+    start: Callable[..., subprocess.Popen[str]],
+    guest: Callable[[bytes], list[str]],
+    runtime: Path,
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    options = ("--device", "rng", "--log", "launcher=4", "--log-file", str(log))
+    process = start(*guest(WAITING), *options)
+    wait_until(started(log), "the start")
+    pids = children(process.pid)
+    assert len(pids) == 2
+
+    process.kill()
+
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "their end")
+    wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
+
+
+def test_interrupt_while_the_guest_runs_is_an_orderly_end(
+    start: Callable[..., subprocess.Popen[str]],
+    guest: Callable[[bytes], list[str]],
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    options = ("--device", "rng", "--stats", "--log", "launcher=4", "--log-file", str(log))
+    process = start(*guest(WAITING), *options)
+    wait_until(started(log), "the start")
+
+    process.send_signal(signal.SIGINT)
+
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    assert "stopped by SIGINT" in err
+    assert "rng0" in err
+
+
+def test_guest_that_waits_for_ever_times_out(
+    start: Callable[..., subprocess.Popen[str]], guest: Callable[[bytes], list[str]]
+) -> None:
+    process = start(*guest(WAITING), "--timeout", "1")
+
+    assert process.wait(DEADLINE) == 4
+
+
+@pytest.mark.root
+def test_ordinary_user_who_may_open_kvm_runs_a_machine(tmp_path: Path) -> None:
+    """Of the group that owns /dev/kvm; here a group made up for as long as the test runs."""
+    image = PROJECT / "tests/kernels/x86_64_demo.raw"
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    shutil.chown(disk, ordinary_user.NOBODY)
+    before = os.stat("/dev/kvm")
+    ordinary_user.let_in(tmp_path)
+    group = before.st_gid or 65533
+    os.chown("/dev/kvm", -1, group)
+    os.chmod("/dev/kvm", before.st_mode | 0o060)
+    options = ["--binary", str(image), "--entry", "0x100000", "--disk", str(disk), "--console"]
+    try:
+        done = ordinary_user.vibevmm("run", *options, "--device", "rng", groups=[group])
+    finally:
+        os.chown("/dev/kvm", -1, before.st_gid)
+        os.chmod("/dev/kvm", before.st_mode)
+
+    assert done.returncode == 0, done.stderr
+    assert "demo: done" in done.stdout
