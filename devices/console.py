@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import tty
@@ -99,6 +100,9 @@ class Console(Device[Config]):
         super().__init__(config, fds, runtime)
         self._stream = fds.get("stream")
         self._listener = socket.socket(fileno=fds["listener"]) if "listener" in fds else None
+        self._hangup = select.poll()
+        if config.backend == "pty":
+            self._hangup.register(fds["stream"], 0)
 
     @property
     def features(self) -> int:
@@ -137,8 +141,9 @@ class Console(Device[Config]):
             self.complete(_RECEIVEQ, chain, chain.writable.written)
 
     def _transmit(self, chain: Chain) -> bool:
-        # True when there is nothing left to write, or nobody to write it to.
-        while chain.readable.left and self._stream is not None:
+        # True when there is nothing left to write, or nobody to write it to. A pty that nobody
+        # has open takes output until it is full; only its hang-up tells, hence the poll.
+        while chain.readable.left and self._stream is not None and not self._hangup.poll(0):
             try:
                 count = os.writev(self._stream, chain.readable.buffers())
             except BlockingIOError:
@@ -182,7 +187,7 @@ class Console(Device[Config]):
         self.watch(self._stream, self._pump)
 
     def _broken(self, error: OSError) -> None:
-        # A pty that nobody has open says EIO until somebody does: it stays.
+        # A pty that nobody has open says EIO to who reads it, until somebody does: it stays.
         if error.errno == errno.EIO and self.config.backend == "pty":
             return
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
@@ -215,20 +220,21 @@ def _open_pty(host: Host) -> int:
 
 
 def _listen(path: str, host: Host) -> int:
+    if "\0" in path:  # the kernel would take it for another name, or for one without a file
+        raise BadInput("path", f"{path!r} has a null byte in it")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
         host.cleanup(path)
         listener.listen(_BACKLOG)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         listener.close()
         raise BadInput("path", f"{path}: {_why(error)}") from error
     listener.setblocking(False)
     return listener.detach()
 
 
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+def _why(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
         return "exists already; a socket is made, never replaced"
-    # One that is too long has no number and no text of the kernel's.
-    return getattr(error, "strerror", None) or str(error)
+    return error.strerror or str(error)  # too long a path has no text of the kernel's

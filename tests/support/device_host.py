@@ -103,10 +103,8 @@ class DeviceHost:
         inherit: Sequence[int] = (),
         start: bool = True,
     ) -> None:
-        if register:
-            kinds.KINDS.setdefault(kind, register)
         self.kind = kind
-        self.type: type[AnyDevice] = kinds.find(kind)
+        self.type = _find(kind, register)
         self.config = self.type.config_type() if config is None else config
         self.host = host or FakeHost()
         self.given = self.type.open(self.config, self.host)
@@ -306,8 +304,18 @@ class DeviceHost:
         self.close()
 
 
+def _find(kind: str, register: str) -> type[AnyDevice]:
+    if not register:
+        return kinds.find(kind)
+    kinds.KINDS[kind] = register
+    try:
+        return kinds.find(kind)
+    finally:
+        del kinds.KINDS[kind]
+
+
 def _program(kind: str, register: str) -> str:
-    table = f"devices.kinds.KINDS.setdefault({kind!r}, {register!r})" if register else ""
+    table = f"devices.kinds.KINDS[{kind!r}] = {register!r}" if register else ""
     return f"""
 import sys
 import devices.kinds

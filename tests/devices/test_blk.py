@@ -1,0 +1,456 @@
+"""The disk: every request, every wrong request, and an image that fails under it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from devices.blk import Blk, Config, Feature, Request, Status
+from protocol import fds
+from protocol.errors import BadInput
+from tests.support.device_host import DeviceHost, FakeHost
+
+Boot = Callable[..., DeviceHost]
+
+SECTOR = 512
+SECTORS = 2048  # of the image that conftest.py makes
+WRITING = (Feature.FLUSH, Feature.DISCARD, Feature.WRITE_ZEROES)
+
+# struct virtio_blk_config of <linux/virtio_blk.h>: offsets of what we offer.
+CAPACITY, SIZE_MAX, SEG_MAX, BLK_SIZE, NUM_QUEUES, MAY_UNMAP = 0, 8, 12, 20, 34, 56
+
+
+def header(kind: int, sector: int = 0) -> bytes:
+    """struct virtio_blk_outhdr."""
+    return struct.pack("<IIQ", kind, 0, sector)
+
+
+def extent(sector: int, sectors: int, flags: int = 0) -> bytes:
+    """struct virtio_blk_discard_write_zeroes."""
+    return struct.pack("<QII", sector, sectors, flags)
+
+
+@pytest.fixture
+def disk(boot: Boot) -> DeviceHost:
+    """A started disk with everything negotiated."""
+    host = boot("blk")
+    host.start(*WRITING, size=64)
+    return host
+
+
+def status(host: DeviceHost, *readable: bytes, room: int = 0) -> int:
+    """The status of a request; what it has ``room`` for must be accounted for and zero if it
+    failed."""
+    used = host.send(readable, [room, 1] if room else [1])
+    assert used.written == room + 1
+    if used.data[-1] != Status.OK:
+        assert used.data[:-1] == bytes(room)
+    return used.data[-1]
+
+
+# What works.
+
+
+def test_what_is_written_is_read_back_and_lies_in_the_file(disk: DeviceHost, image: Path) -> None:
+    data = os.urandom(4 * SECTOR)
+
+    assert status(disk, header(Request.OUT, 100), data) == Status.OK
+    used = disk.send([header(Request.IN, 100)], [4 * SECTOR, 1])
+
+    assert used.data == data + bytes([Status.OK])
+    assert image.read_bytes()[100 * SECTOR : 104 * SECTOR] == data
+
+
+def test_any_split_of_a_request_into_buffers_is_the_same_request(
+    disk: DeviceHost, image: Path
+) -> None:
+    # 2.7.4.3: the device makes no assumptions about the arrangement of descriptors.
+    data = os.urandom(2 * SECTOR)
+    whole = header(Request.OUT, 7) + data
+
+    written = disk.send([whole[:3], whole[3:20], whole[20:21], whole[21:]], [1])
+    read = disk.send([header(Request.IN, 7)[:9], header(Request.IN, 7)[9:]], [1, 700, 324])
+
+    assert written.data == bytes([Status.OK])
+    assert read.data == data + bytes([Status.OK])
+
+
+def test_the_last_sector_is_there_and_the_one_behind_it_is_not(
+    disk: DeviceHost, image: Path
+) -> None:
+    last = disk.send([header(Request.IN, SECTORS - 1)], [SECTOR, 1])
+
+    assert last.data[:SECTOR] == image.read_bytes()[-SECTOR:]
+    assert status(disk, header(Request.IN, SECTORS), room=SECTOR) == Status.IOERR
+    assert status(disk, header(Request.IN, SECTORS - 1), room=2 * SECTOR) == Status.IOERR
+
+
+def test_a_flush_is_answered(disk: DeviceHost) -> None:
+    assert status(disk, header(Request.FLUSH)) == Status.OK
+    assert disk.counters()["flushes"] == 1
+
+
+@pytest.mark.parametrize("room", [1, 20, 30])
+def test_the_serial_number_is_padded_with_zeros(boot: Boot, image: Path, room: int) -> None:
+    host = boot("blk", Config(str(image), serial="SN-42"))
+    host.start()
+
+    used = host.send([header(Request.GET_ID)], [room, 1])
+
+    assert used.data == b"SN-42".ljust(room, b"\0")[:room] + bytes([Status.OK])
+
+
+@pytest.mark.parametrize("kind", [Request.DISCARD, Request.WRITE_ZEROES])
+def test_discarded_and_zeroed_ranges_read_as_zeros_and_their_neighbours_do_not(
+    disk: DeviceHost, image: Path, kind: Request
+) -> None:
+    before = image.read_bytes()
+
+    assert status(disk, header(kind), extent(8, 16) + extent(64, 8)) == Status.OK
+
+    expected = bytearray(before)
+    expected[8 * SECTOR : 24 * SECTOR] = bytes(16 * SECTOR)
+    expected[64 * SECTOR : 72 * SECTOR] = bytes(8 * SECTOR)
+    assert image.read_bytes() == expected
+
+
+def test_zeroing_with_unmap_gives_the_space_back(disk: DeviceHost, image: Path) -> None:
+    blocks = image.stat().st_blocks
+
+    assert status(disk, header(Request.WRITE_ZEROES), extent(0, SECTORS, flags=1)) == Status.OK
+
+    assert image.read_bytes() == bytes(SECTORS * SECTOR)
+    assert image.stat().st_blocks < blocks
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    """An image of 256 KiB in memory, full of ones; its file system knows holes but no ranges of
+    zeros."""
+    fd = os.memfd_create("image", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.pwrite(fd, b"\xff" * (256 * 1024), 0)
+    yield fd
+    os.close(fd)
+
+
+def test_where_the_file_system_cannot_zero_zeros_are_written(boot: Boot, memfd: int) -> None:
+    host = boot("blk", Config(f"/proc/self/fd/{memfd}"))
+    host.start(*WRITING)
+
+    assert status(host, header(Request.WRITE_ZEROES), extent(3, 300)) == Status.OK
+
+    content = os.pread(memfd, 256 * 1024, 0)
+    assert content.count(0) == 300 * SECTOR
+    assert content[3 * SECTOR : 303 * SECTOR] == bytes(300 * SECTOR)
+
+
+def test_the_configuration_space_tells_the_disk(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), block_size=4096))
+    assert host.hello is not None
+    config = host.hello.config
+
+    assert len(config) == 60
+    assert struct.unpack_from("<Q", config, CAPACITY) == (SECTORS,)
+    assert struct.unpack_from("<II", config, SIZE_MAX) == (256 * 1024, 126)
+    assert struct.unpack_from("<I", config, BLK_SIZE) == (4096,)
+    assert struct.unpack_from("<H", config, NUM_QUEUES) == (1,)
+    # max_discard_sectors, max_discard_seg, discard_sector_alignment, then those of zeroes
+    assert struct.unpack_from("<5I", config, 36) == (1 << 22, 16, 8, 1 << 15, 16)
+    assert config[MAY_UNMAP] == 1
+
+
+def test_two_disks_keep_their_images_apart(boot: Boot, tmp_path: Path) -> None:
+    hosts = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode() * SECTOR)
+        hosts.append(boot("blk", Config(str(tmp_path / name))))
+        hosts[-1].start()
+
+    read = [host.send([header(Request.IN)], [SECTOR, 1]).data[:1] for host in hosts]
+
+    assert read == [b"a", b"b"]
+
+
+# What is not done.
+
+
+def test_a_disk_that_is_read_only_offers_and_does_no_writing(boot: Boot, image: Path) -> None:
+    before = image.read_bytes()
+    host = boot("blk", Config(str(image), readonly=True))
+    host.start(Feature.RO, Feature.FLUSH)
+    assert host.hello is not None
+    offered = host.hello.features
+
+    assert offered >> Feature.RO & 1
+    assert not offered >> Feature.DISCARD & 1
+    assert not offered >> Feature.WRITE_ZEROES & 1
+    assert status(host, header(Request.OUT), bytes(SECTOR)) == Status.IOERR
+    assert status(host, header(Request.DISCARD), extent(0, 1)) == Status.UNSUPP
+    assert status(host, header(Request.IN), room=SECTOR) == Status.OK
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", [Request.FLUSH, Request.DISCARD, Request.WRITE_ZEROES, 2, 14, 99])
+def test_a_request_that_was_not_negotiated_or_is_unknown_is_unsupported(
+    boot: Boot, kind: int
+) -> None:
+    host = boot("blk")
+    host.start()
+
+    assert status(host, header(kind), extent(0, 1)) == Status.UNSUPP
+
+
+@pytest.mark.parametrize(
+    ("readable", "room"),
+    [
+        pytest.param((header(Request.IN, SECTORS + 1),), SECTOR, id="sector behind the end"),
+        pytest.param((header(Request.IN, (1 << 64) - 1),), SECTOR, id="sector + count overflows"),
+        pytest.param((header(Request.IN, 1 << 55),), SECTOR, id="sector * 512 overflows"),
+        pytest.param((header(Request.IN),), 511, id="not a whole sector"),
+        pytest.param((header(Request.OUT), b"x" * 513), 0, id="more than a sector"),
+        pytest.param((header(Request.OUT, SECTORS), bytes(SECTOR)), 0, id="write behind the end"),
+        pytest.param((header(Request.IN)[:15],), SECTOR, id="short header"),
+        pytest.param((), SECTOR, id="no header"),
+    ],
+)
+def test_a_request_outside_of_the_disk_or_of_the_rules_fails_and_touches_nothing(
+    disk: DeviceHost, image: Path, readable: tuple[bytes, ...], room: int
+) -> None:
+    # Hazards 8, 14 and 16.
+    before = image.read_bytes()
+
+    assert status(disk, *readable, room=room) == Status.IOERR
+
+    assert image.read_bytes() == before
+    assert disk.counters()["refused"] == 1
+
+
+@pytest.mark.parametrize("kind", [Request.DISCARD, Request.WRITE_ZEROES])
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        pytest.param(b"", Status.IOERR, id="none"),
+        pytest.param(extent(0, 1)[:15], Status.IOERR, id="short"),
+        pytest.param(extent(0, 1) + b"x", Status.IOERR, id="odd length"),
+        pytest.param(extent(0, 1) * 17, Status.IOERR, id="too many"),
+        pytest.param(extent(0, 0xFFFFFFFF), Status.IOERR, id="too large"),
+        pytest.param(extent(SECTORS, 1), Status.IOERR, id="behind the end"),
+        pytest.param(extent((1 << 64) - 1, 2), Status.IOERR, id="overflow"),
+        pytest.param(extent(0, 1) + extent(0, SECTORS + 1), Status.IOERR, id="second is wrong"),
+        pytest.param(extent(0, 1, flags=2), Status.UNSUPP, id="unknown flag"),
+    ],
+)
+def test_wrong_ranges_fail_before_the_first_is_touched(
+    disk: DeviceHost, image: Path, kind: Request, ranges: bytes, expected: Status
+) -> None:
+    before = image.read_bytes()
+
+    assert status(disk, header(kind), ranges) == expected
+
+    assert image.read_bytes() == before
+
+
+def test_unmap_makes_no_sense_for_a_discard(disk: DeviceHost) -> None:
+    # 5.2.6.2: UNSUPP for a discard with the unmap flag.
+    assert status(disk, header(Request.DISCARD), extent(0, 8, flags=1)) == Status.UNSUPP
+
+
+def test_a_range_of_no_sectors_is_done_at_once(disk: DeviceHost, image: Path) -> None:
+    before = image.read_bytes()
+
+    assert status(disk, header(Request.DISCARD), extent(5, 0)) == Status.OK
+
+    assert image.read_bytes() == before
+
+
+def test_a_request_without_room_for_its_status_comes_back_empty(disk: DeviceHost) -> None:
+    # Hazard 14.
+    used = disk.send([header(Request.OUT), bytes(SECTOR)])
+
+    assert used.written == 0
+    assert disk.counters()["refused"] == 1
+
+
+def test_one_buffer_named_many_times_makes_no_huge_request(disk: DeviceHost) -> None:
+    # Hazard 7: 63 descriptors of 1 MiB, all the same place, in a guest of 16 MiB.
+    driver = disk.drivers[0]
+    disk.memory.write(0x2000, header(Request.IN))
+    driver.write_descriptor(0, 0x2000, 16, 1, 1)
+    for index in range(1, 63):
+        driver.write_descriptor(index, 0xB0_0000, 1 << 20, 3, index + 1)
+    driver.write_descriptor(63, 0x3000, 1, 2, 0)
+    driver.adopt(0)
+    disk.publish()
+
+    (used,) = disk.collect(1)
+
+    assert used.written == (62 << 20) + 1
+    assert disk.memory.read(0x3000, 1) == bytes([Status.IOERR])
+
+
+def test_a_header_that_changes_all_the_time_is_checked_as_it_is_used(boot: Boot) -> None:
+    # Hazard 5: half of the time the sector is behind the end. What is answered with OK has been
+    # read from where it is allowed to be, and nothing breaks.
+    host = boot("blk")
+    host.start()
+    driver = host.drivers[0]
+    over = threading.Event()
+
+    def flip() -> None:
+        field = host.memory.view(0x2000 + 8, 8)
+        while not over.is_set():
+            field[:] = struct.pack("<Q", SECTORS)
+            field[:] = bytes(8)
+
+    host.memory.write(0x2000, header(Request.IN))
+    flipper = threading.Thread(target=flip)
+    flipper.start()
+    try:
+        for _ in range(200):
+            driver.write_descriptor(13, 0x2000, 16, 1, 14)
+            driver.write_descriptor(14, 0x4000, SECTOR, 3, 15)
+            driver.write_descriptor(15, 0x3000, 1, 2, 0)
+            driver.adopt(13)
+            host.publish()
+            host.collect(1)
+            assert host.memory.read(0x3000, 1)[0] in (Status.OK, Status.IOERR)
+    finally:
+        over.set()
+        flipper.join()
+
+    counters = host.counters()
+    assert counters.get("reads", 0) + counters.get("refused", 0) == 200
+
+
+# An image that fails.
+
+
+def test_an_image_that_shrank_gives_errors_and_not_old_data(disk: DeviceHost, image: Path) -> None:
+    os.truncate(image, 10 * SECTOR)
+
+    # Across the new end: what is there, then zeros.
+    used = disk.send([header(Request.IN, 8)], [4 * SECTOR, 1])
+
+    assert used.data[2 * SECTOR :] == bytes(2 * SECTOR) + bytes([Status.IOERR])
+    assert status(disk, header(Request.IN, 8), room=2 * SECTOR) == Status.OK
+    assert disk.counters()["io_errors"] == 1
+
+
+@pytest.mark.parametrize(
+    "request_", [(header(Request.OUT), bytes(SECTOR)), (header(Request.DISCARD), extent(0, 8))]
+)
+def test_an_error_of_the_file_is_an_error_of_the_request(
+    boot: Boot, memfd: int, request_: tuple[bytes, ...]
+) -> None:
+    # Sealed against writing after it was opened: EPERM, from the depth of a file system.
+    host = boot("blk", Config(f"/proc/self/fd/{memfd}"))
+    host.start(*WRITING)
+    fcntl.fcntl(memfd, 1033, 0x8)  # F_ADD_SEALS, F_SEAL_WRITE of <linux/fcntl.h>
+
+    assert status(host, *request_) == Status.IOERR
+    assert os.strerror(errno.EPERM) in host.log()
+    assert status(host, header(Request.IN), room=SECTOR) == Status.OK
+
+
+# In the launcher.
+
+
+def opened(path: object, **options: object) -> list[int]:
+    """Open an image; its descriptors."""
+    return list(Blk.open(Config(str(path), **options), FakeHost()).values())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def close() -> Iterator[list[int]]:
+    """Descriptors to close in the end."""
+    found: list[int] = []
+    yield found
+    fds.close_all(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: os.mkfifo(path), "neither a file nor a block device"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(bytes(513)), "513 bytes are no multiple of 512"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    ],
+)
+@pytest.mark.parametrize("readonly", [False, True])
+def test_an_image_that_cannot_be_a_disk_is_bad_input(
+    tmp_path: Path, make: Callable[[Path], object], complaint: str, readonly: bool
+) -> None:
+    path = tmp_path / "x.img"
+    make(path)
+    if path.is_dir() and readonly:  # which can be opened, to be listed
+        complaint = "neither a file nor a block device"
+
+    with pytest.raises(BadInput, match=f"^path: {path}: {complaint}"):
+        opened(path, readonly=readonly)
+
+
+def test_a_path_that_is_none_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="null byte"):
+        opened("a\0b")
+
+
+def test_the_size_must_fit_the_block_size(tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    path.write_bytes(bytes(4096 + 512))
+
+    with pytest.raises(BadInput, match="no multiple of 4096"):
+        opened(path, block_size=4096)
+
+
+def test_a_writable_image_is_ours_alone(image: Path, close: list[int]) -> None:
+    close += opened(image)
+
+    for readonly in (False, True):
+        with pytest.raises(BadInput, match=f"^path: {image}: is locked by another process"):
+            opened(image, readonly=readonly)
+
+
+def test_an_image_that_is_only_read_may_be_shared_with_readers(
+    image: Path, close: list[int]
+) -> None:
+    close += opened(image, readonly=True)
+    close += opened(image, readonly=True)
+
+    with pytest.raises(BadInput, match="is locked"):
+        opened(image)
+
+
+def test_the_lock_lives_as_long_as_the_device(boot: Boot, image: Path) -> None:
+    host = boot("blk")
+    fds.close_all(host.given.values())  # the launcher's own
+    host.given.clear()
+
+    with pytest.raises(BadInput, match="is locked"):
+        opened(image)
+    assert host.quit() == 0
+    fds.close_all(opened(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"block_size": 0}, "block_size: 0 is not 512"),
+        ({"block_size": 8192}, "block_size: 8192 is not 512"),
+        ({"block_size": 513}, "block_size: 513 is not 512"),
+        ({"serial": "x" * 21}, "up to 20 characters"),
+        ({"serial": "é"}, "up to 20 characters"),
+    ],
+)
+def test_options_that_make_no_disk_are_refused(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Config("x", **options)  # type: ignore[arg-type]
