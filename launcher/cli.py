@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VibeError as error:
         print(f"vibevmm: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as a shell has it; while a machine runs it is no exception
     except BrokenPipeError:
         # Whoever read our output has enough. Nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -20,6 +20,8 @@ from vmm.memory_map import parse_size
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}\Z")
 """Names of machines and devices: they become file names and parts of messages."""
 
+# Options that are short for --device with a kind.
+_KINDS = {"--disk": "blk", "--console": "console"}
 _BOOLS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
@@ -37,9 +39,10 @@ def parse(option: str, text: str) -> Request:
 
     A doubled comma is a comma in a value. A key without ``=`` is a switch that is on.
     """
-    # Split where a comma has no comma beside it: each doubled one stands for itself.
+    kind = _KINDS.get(option, "")
+    if not kind:
+        kind, _, text = text.partition(",")  # it has no comma to double
     items = [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
-    kind = {"--disk": "blk", "--console": "console"}.get(option) or items.pop(0)
     if not kind:
         raise BadInput(option, "which kind of device?")
     settings: list[tuple[str | None, str | None]] = []
@@ -61,7 +64,7 @@ def parse(option: str, text: str) -> Request:
 def from_table(option: str, table: Mapping[str, object]) -> Request:
     """The same from a TOML table: ``{kind = "blk", path = "a.img", readonly = true}``."""
     given = dict(table)
-    kind = {"--disk": "blk", "--console": "console"}.get(option) or given.pop("kind", None)
+    kind = _KINDS.get(option) or given.pop("kind", None)
     if not isinstance(kind, str) or not kind:
         raise BadInput(option, "a table needs the key 'kind'")
     settings: list[tuple[str | None, str | None]] = []

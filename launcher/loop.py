@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 
 class _Timer(NamedTuple):

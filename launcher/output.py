@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import stat
@@ -50,11 +51,12 @@ class Output:
             if self._waiting:
                 self._loop.on_writable(self._fd, self._on_writable)
 
-    def close(self, seconds: float = 1.0) -> None:
-        """Write what waits, for at most ``seconds``, and give up the rest."""
+    def close(self, seconds: float = math.inf) -> None:
+        """Write what waits, as any program does before it ends: for as long as the reader takes,
+        or for ``seconds``, which gives up the rest."""
         deadline = time.monotonic() + seconds
         while self._waiting and (left := deadline - time.monotonic()) > 0:
-            _writable(self._fd, left)
+            _writable(self._fd, min(left, 1.0))
             self._flush()
         self._loop.on_writable(self._fd, None)
         self._waiting.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,10 @@ def test_toml_file_that_is_wrong(refused: Run, tmp_path: Path, text: str, words:
 
 @pytest.mark.root
 @pytest.mark.kvm
+@pytest.mark.skipif(
+    not os.path.exists("/dev/kvm") or bool(os.stat("/dev/kvm").st_mode & 0o006),
+    reason="there is no /dev/kvm that is not everybody's",
+)
 def test_no_permission_on_kvm(binary: str, tmp_path: Path) -> None:
     ordinary_user.let_in(tmp_path)
 

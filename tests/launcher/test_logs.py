@@ -1,0 +1,85 @@
+"""Lines of processes that are not believed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from launcher.logs import Logs, printable
+from launcher.loop import Loop
+from launcher.output import Output
+from protocol.log import Level
+
+
+@pytest.fixture
+def logs() -> Iterator[tuple[Logs, Callable[[], list[str]]]]:
+    """A log, and what it has written, each line without its time."""
+    fd = os.memfd_create("log", os.MFD_CLOEXEC)
+    output = Output(fd, Loop())
+
+    def lines() -> list[str]:
+        found = os.pread(fd, 1 << 20, 0).decode().splitlines()
+        assert all(re.match(r"\d\d:\d\d:\d\d\.\d\d\d ", line) for line in found)
+        return [line[13:] for line in found]
+
+    yield Logs(output, Level.INFO), lines
+    output.close()
+    os.close(fd)
+
+
+def test_lines_have_process_and_level_whatever_the_pieces_they_came_in(
+    logs: tuple[Logs, Callable[[], list[str]]],
+) -> None:
+    log, lines = logs
+
+    log.feed("blk0", b"W disk is sl")
+    log.feed("blk0", b"ow\nE disk is gone\nTrace")
+    log.close("blk0")
+
+    assert lines() == ["blk0 warn disk is slow", "blk0 error disk is gone", "blk0 output Trace"]
+
+
+def test_control_characters_are_shown_not_sent() -> None:
+    assert printable(b"\x1b[2J\x07\xff\xc2\x9b31m\r") == r"\x1b[2J\x07\xff\x9b31m"
+
+
+def test_flood_is_held_back_and_counted(logs: tuple[Logs, Callable[[], list[str]]]) -> None:
+    log, lines = logs
+
+    log.feed("blk0", b"E no\n" * 5000)
+    log.close("blk0")
+
+    assert len(lines()) < 1000
+    assert re.search(r"blk0 warn \(\d+ lines were held back\)", lines()[-1])
+
+
+def test_line_without_an_end_is_cut(logs: tuple[Logs, Callable[[], list[str]]]) -> None:
+    log, lines = logs
+
+    log.feed("blk0", b"x" * 100_000)
+
+    assert len(lines()[0]) < 3000
+
+
+def test_last_lines_of_each_process_are_kept(
+    logs: tuple[Logs, Callable[[], list[str]]],
+) -> None:
+    log, _ = logs
+
+    log.feed("blk0", b"".join(b"I %d\n" % number for number in range(100)))
+    log.feed("rng0", b"I other\n")
+
+    assert log.tail("blk0") == tuple(f"I {number}" for number in range(80, 100))
+    assert log.tail("nobody") == ()
+
+
+def test_own_lines_obey_the_level(logs: tuple[Logs, Callable[[], list[str]]]) -> None:
+    log, lines = logs
+
+    log.note(Level.DEBUG, "hidden")
+    log.note(Level.INFO, "shown")
+
+    assert lines() == ["launcher info shown"]

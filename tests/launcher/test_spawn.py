@@ -1,0 +1,110 @@
+"""Children get what they need, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import spawn
+from launcher.spawn import Child, keep_descriptors
+from protocol.errors import HostError
+
+REPORT = """
+import json, os, sys
+fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+       if os.path.exists(f"/proc/self/fd/{fd}")}
+print(json.dumps({"fds": sorted(fds), "stdin": fds[0], "argv": sys.argv[1:],
+    "env": sorted(os.environ), "leader": os.getsid(0) == os.getpid(), "path": sys.path,
+    "site": "site" in sys.modules}), flush=True)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that reports what it sees on standard output."""
+    (tmp_path / "reporting_child.py").write_text(REPORT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "reporting_child"
+
+
+def report_of(child: Child) -> dict[str, object]:
+    import json
+
+    text = b""
+    while select.select([child.log], [], [], 10)[0] and (data := os.read(child.log, 65536)):
+        text += data
+    found: dict[str, object] = json.loads(text)
+    return found
+
+
+def test_child_has_four_descriptors_and_a_session_of_its_own(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "1234")
+    leaked = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    keep_descriptors()
+
+    child = Child("child", module)
+    found = report_of(child)
+
+    child.close()
+    os.close(leaked)
+    assert found["fds"] == [0, 1, 2, 3]
+    assert found["stdin"] == "/dev/null"
+    assert found["argv"] == ["3"]
+    assert found["leader"] is True
+    assert found["site"] is False
+    assert "SECRET_TOKEN" not in found["env"]  # type: ignore[operator]
+
+
+def test_child_finds_the_packages_from_any_directory_and_none_in_it(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "json.py").write_text("raise SystemExit('taken from the current directory')")
+    monkeypatch.chdir(elsewhere)
+
+    child = Child("child", module)
+    found = report_of(child)
+
+    child.close()
+    assert str(Path(spawn.__file__).parents[1]) in found["path"]  # type: ignore[operator]
+
+
+def test_end_is_told_in_words() -> None:
+    child = Child("child", "tests.support.fake_device_process")
+    assert child.how_it_ended() == "is alive"
+
+    os.kill(child.pid, signal.SIGSYS)
+    assert select.select([child.pidfd], [], [], 10)[0]
+    assert child.reap()
+
+    assert child.how_it_ended() == "was killed by SIGSYS"
+    child.close()
+
+
+def test_child_that_is_hung_up_on_can_end_by_itself() -> None:
+    child = Child("child", "tests.support.fake_device_process")
+
+    child.hang_up()
+
+    assert select.select([child.pidfd], [], [], 10)[0]
+    assert child.reap()
+    assert child.how_it_ended() == "exited with status 0"
+    child.close()
+
+
+def test_interpreter_that_cannot_be_started_is_an_error_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+
+    with pytest.raises(HostError, match="cannot start /nowhere/python"):
+        Child("child", "json")
