@@ -133,14 +133,17 @@ def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
     import json  # the start of a machine does not wait for it
 
     rows: list[dict[str, object]] = []
+    processes: set[str] = set()
     tracks: dict[tuple[str, str], int] = {}
     first: int | None = None
     for event in events:
         first = event.start if first is None else first
-        if event.process not in (process for process, _ in tracks):
+        if event.process not in processes:
+            processes.add(event.process)
             rows.append(_metadata("process_name", event.pid, 0, event.process))
-        track = tracks.setdefault((event.process, event.who), len(tracks) + 1)
-        if track == len(tracks):
+        track = tracks.get((event.process, event.who))
+        if track is None:
+            track = tracks[event.process, event.who] = len(tracks) + 1
             rows.append(_metadata("thread_name", event.pid, track, event.who))
         row: dict[str, object] = {
             "name": event.what,

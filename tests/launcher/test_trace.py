@@ -44,7 +44,8 @@ def test_events_are_in_order_of_time_whoever_wrote_them(tmp_path: Path) -> None:
 
 def test_perfetto_gets_a_track_a_process(tmp_path: Path) -> None:
     text, _ = merged(
-        tmp_path / "t.json", {"vmm": b"1000\t500\tvmm\texit\tport\n", "b": b"900\t0\tb\tkick\tq0\n"}
+        tmp_path / "t.json",
+        {"vmm": b"1000\t500\tvmm\texit\tport\n" * 2, "b": b"900\t0\tb\tkick\tq0\n"},
     )
 
     events = json.loads(text)["traceEvents"]
