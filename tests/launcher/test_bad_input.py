@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launcher import cli
-from tests.support import ordinary_user
+from tests.support import boot_files, ordinary_user
 
 Run = Callable[..., str]
 
@@ -85,14 +84,29 @@ def test_text_as_kernel(refused: Run, tmp_path: Path) -> None:
 
 
 def test_32_bit_elf(refused: Run, tmp_path: Path) -> None:
-    # e_ident of a 32-bit little-endian file, type EXEC, machine 386 (ELF specification).
-    header = b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + struct.pack("<HHI", 2, 3, 1)
-    (tmp_path / "elf32").write_bytes(header.ljust(52, b"\0"))
+    (tmp_path / "elf32").write_bytes(boot_files.elf32())
 
     line = refused("--kernel", "elf32")
 
     assert line.startswith("--kernel: ")
     assert "32" in line
+
+
+def test_kernel_too_large_for_low_memory(refused: Run, tmp_path: Path) -> None:
+    with open(tmp_path / "bzImage", "wb") as file:
+        file.write(boot_files.BzImage(code=bytes(20 << 20)).build())
+
+    assert refused("--kernel", "bzImage", "--mem", "16M").startswith("--kernel: ")
+
+
+def test_initrd_too_large_for_low_memory(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(boot_files.BzImage().build())
+    with open(tmp_path / "initrd", "wb") as file:
+        file.truncate(100 << 20)
+
+    line = refused("--kernel", "bzImage", "--initrd", "initrd", "--mem", "64M")
+
+    assert line.startswith("--initrd: its 100M do not fit in low RAM")
 
 
 def test_binary_too_large_for_memory(refused: Run, tmp_path: Path) -> None:
