@@ -113,14 +113,17 @@ def _wait_for_masks() -> None:
     # block again what seal.c is about to unblock. A libzmq that blocks nothing costs this second.
     deadline = time.monotonic() + 1
     others = [thread for thread in _threads() if thread != threading.get_native_id()]
-    while not all(map(_trap_blocked, others)) and time.monotonic() < deadline:
+    while not all(map(_has_blocked, others)) and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
-def _trap_blocked(thread: int) -> bool:
+def _has_blocked(thread: int) -> bool:
+    # Before a thread's first act, libc blocks everything; the mask that the thread itself fills
+    # leaves out libc's own signals, of which seal.c borrows the first.
     with open(f"/proc/self/task/{thread}/status", encoding="ascii") as status:
-        (blocked,) = (line.split()[1] for line in status if line.startswith("SigBlk:"))
-    return bool(int(blocked, 16) >> (signal.SIGSYS - 1) & 1)
+        (mask,) = (int(line.split()[1], 16) for line in status if line.startswith("SigBlk:"))
+    blocked = {number for number in (signal.SIGSYS, lib.SEAL_BORROWED) if mask >> number - 1 & 1}
+    return blocked == {signal.SIGSYS}
 
 
 def _check(step: str, result: int) -> None:

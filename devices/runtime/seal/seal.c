@@ -50,8 +50,6 @@ int seal_resolve(const char *name) { return seccomp_syscall_resolve_name(name); 
  * uses it for pthread_cancel alone, which nobody here calls, and its sigaction refuses it:
  * hence the bare call.
  */
-enum { BORROWED_SIGNAL = 32 };
-
 struct kernel_sigaction { /* <asm/signal.h>, which cannot be included beside <signal.h> */
     void (*handler)(int, siginfo_t *, void *);
     unsigned long flags;
@@ -75,7 +73,7 @@ static int signal_other_threads(void) {
     for (struct dirent *entry; (entry = readdir(tasks));) {
         pid_t thread = atoi(entry->d_name);
         if (thread > 0 && thread != gettid() &&
-            !syscall(SYS_tgkill, getpid(), thread, BORROWED_SIGNAL))
+            !syscall(SYS_tgkill, getpid(), thread, SEAL_BORROWED))
             sent++;
     }
     closedir(tasks);
@@ -91,7 +89,7 @@ int seal_unblock_trap(unsigned count) {
     long failed = syscall(SYS_rt_sigaction, SIGUSR2, NULL, &as_kernel, sizeof as_kernel.mask);
     sigaction(SIGUSR2, &before, NULL);
     as_kernel.flags |= SA_RESTART;
-    if (failed || syscall(SYS_rt_sigaction, BORROWED_SIGNAL, &as_kernel, &old, sizeof old.mask))
+    if (failed || syscall(SYS_rt_sigaction, SEAL_BORROWED, &as_kernel, &old, sizeof old.mask))
         return -errno;
 
     atomic_store(&unblocked, 0);
@@ -104,7 +102,7 @@ int seal_unblock_trap(unsigned count) {
             sent = -ETIMEDOUT;
         nanosleep(&(struct timespec){0, 1000000}, NULL);
     }
-    syscall(SYS_rt_sigaction, BORROWED_SIGNAL, &old, NULL, sizeof old.mask);
+    syscall(SYS_rt_sigaction, SEAL_BORROWED, &old, NULL, sizeof old.mask);
     return sent < 0 ? sent : 0;
 }
 

@@ -23,7 +23,8 @@ enum { SEAL_UNKNOWN = -1 };
 int seal_resolve(const char *name);
 
 /* Let every other thread of the process take SIGSYS; returns when they do. count is how many
- * there must be. */
+ * there must be. It takes a signal that none of them blocks. */
+enum { SEAL_BORROWED = 32 };
 int seal_unblock_trap(unsigned count);
 
 /* Allow these calls and no others, in all threads, for ever. A forbidden call is named on

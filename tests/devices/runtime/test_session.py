@@ -172,7 +172,8 @@ def test_a_traced_device_writes_kicks_chains_interrupts_and_messages(
         host.start()
         host.send([b"four"], [3])
         host.kick()
-        host.request(messages.Ping(), messages.Done)
+        while not host.counters()["requestq.kicks"]:
+            pass
         assert host.quit() == 0
     finally:
         os.close(fd)
