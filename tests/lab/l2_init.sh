@@ -33,11 +33,13 @@ if [ -b /dev/vda ]; then
 fi
 
 if [ -c /dev/hvc0 ]; then
-    stty -F /dev/hvc0 raw -echo
-    echo "guest: say something" >/dev/hvc0
+    # Held open: what arrives at a console that nobody has open is gone.
+    exec 3<>/dev/hvc0
+    stty raw -echo <&3
+    echo "guest: say something" >&3
     # A console with nobody at its other end must not keep the guest from ending: 20 s at most.
-    IFS= read -r -t 20 said </dev/hvc0
-    echo "guest: heard $said" >/dev/hvc0
+    IFS= read -r -t 20 said <&3
+    echo "guest: heard $said" >&3
     echo "guest: console heard $said"
 fi
 echo "guest: done $(cut -d ' ' -f 1 /proc/uptime)"
