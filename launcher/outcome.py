@@ -25,10 +25,9 @@ _ENDS = {
     "reset": (0, ""),
     "stopped": (0, ""),
     "panic": (1, "the guest panicked"),
-    "died": (1, "the guest died: "),
+    "died": (1, ""),
     "bad-input": (2, ""),
     "host-error": (3, ""),
-    "device-died": (3, ""),
 }
 
 

@@ -171,8 +171,8 @@ class MachineReady:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Event: the guest runs no more. ``reason`` is one of launcher-visible words:
-    power-off, reset, panic, died, host-error, stopped, device-died."""
+    """Event: the guest runs no more. ``reason`` is one of power-off, reset, panic, died, stopped,
+    host-error and bad-input; ``detail`` a sentence for the user, or a dump."""
 
     reason: str
     detail: str

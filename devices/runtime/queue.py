@@ -172,9 +172,10 @@ class TracedQueue(Queue):
 
     def _take(self, chain: Chain) -> None:
         begun = trace.now()
+        # Before the handler may have taken a part off: blk does so with its status byte.
+        sizes = f"readable={chain.readable.size} writable={chain.writable.size}"
         super()._take(chain)
         how = "kept" if chain.head in self._kept else "done"
-        sizes = f"readable={chain.readable.size} writable={chain.writable.size}"
         self.trace.event("chain", f"{self.declaration.name} {chain.head} {sizes} {how}", begun)
 
     def complete(self, chain: Chain, written: int) -> None:

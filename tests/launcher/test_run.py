@@ -36,7 +36,7 @@ def vibevmm(binary: str, behaviour: str, *options: str) -> int:
         ("poweroff", 0, ""),
         ("reset", 0, ""),
         ("panic", 1, "the guest panicked"),
-        ("died", 1, "the guest died: triple fault"),
+        ("died", 1, "triple fault"),
         ("hosterror", 3, "KVM said no"),
         ("crash", 3, "vmm was killed by SIGKILL"),
         ("stillborn", 3, "there is something wrong with me"),

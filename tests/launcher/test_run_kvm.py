@@ -97,7 +97,7 @@ def test_triple_fault_is_status_1_with_a_register_dump(
 
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1
-    assert err.startswith("vibevmm: the guest died: ")
+    assert err.startswith("vibevmm: the guest died on CPU 0: ")
     assert "rip" in err
 
 

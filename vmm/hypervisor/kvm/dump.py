@@ -11,9 +11,14 @@ from vmm.hypervisor.state import Regs, Sregs
 # The longest x86 instruction (Intel SDM, volume 2A, 2.3.11).
 MAX_INSTRUCTION = 15
 
+_DO = "on a host with hardware virtualization, or in the lab (`make lab CMD=...`)."
 SOFTWARE_KVM = (
-    "This host's KVM is software: it interprets kernel code and lacks many instructions. "
-    "Run this guest on a host with hardware virtualization, or in the lab (`make lab CMD=...`)."
+    "This host's KVM is software: it interprets kernel code, and this instruction it lacks. "
+    f"Run this guest {_DO}"
+)
+PERHAPS_SOFTWARE_KVM = (
+    "This host's KVM is software and lacks instructions that processors have. If the guest "
+    f"should not have died here, run it {_DO}"
 )
 
 _INTERNAL_ERRORS: dict[int, str] = {
@@ -44,6 +49,16 @@ def cause(run: Any) -> str:
     return f"an exit that this program does not handle (KVM exit reason {run.exit_reason})"
 
 
+def advice(run: Any, code: bytes) -> str:
+    """What to do on a host with software KVM, which is the cause of this death, or may be."""
+    failed_to_emulate = (
+        run.exit_reason == lib.KVM_EXIT_INTERNAL_ERROR
+        and run.internal.suberror == lib.KVM_INTERNAL_ERROR_EMULATION
+    )
+    # Without code the guest ran to where there is no memory, which no processor can do.
+    return SOFTWARE_KVM if failed_to_emulate and code else PERHAPS_SOFTWARE_KVM
+
+
 def reported_code(run: Any) -> bytes:
     """The instruction bytes that KVM itself gives with an emulation failure, or none."""
     failed = (
@@ -61,13 +76,13 @@ def reported_code(run: Any) -> bytes:
 
 
 def guest_died(
-    index: int, why: str, regs: Regs, sregs: Sregs, code: bytes, *, software: bool
+    index: int, why: str, regs: Regs, sregs: Sregs, code: bytes, advice: str = ""
 ) -> GuestDied:
-    """The error that tells it all: ``why``, the dump and, on software KVM, what to do."""
+    """The error that tells it all: ``why``, the dump and, if there is any, ``advice``."""
     lines = [f"the guest died on CPU {index}: {why}", *registers(regs, sregs)]
     lines.append(f"  code at rip: {code.hex(' ') if code else 'not in memory'}")
-    if software:
-        lines.append(SOFTWARE_KVM)
+    if advice:
+        lines.append(advice)
     return GuestDied("\n".join(lines))
 
 

@@ -217,7 +217,8 @@ class KvmVcpu:
     def _died(self, why: str, code: bytes) -> GuestDied:
         regs, sregs = self.get_regs(), self.get_sregs()
         code = code or self._code_at(sregs.cs.base + regs.rip)
-        return dump.guest_died(self.index, why, regs, sregs, code, software=self._software)
+        advice = dump.advice(self._run, code) if self._software else ""
+        return dump.guest_died(self.index, why, regs, sregs, code, advice)
 
     def _code_at(self, linear: int) -> bytes:
         # Page by page, because neighbours in linear addresses are none in guest memory.
