@@ -11,6 +11,7 @@ on its way to the end, with a deadline, and a second wish to stop shortens it to
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -292,19 +293,29 @@ class Session:
             self._logs.close(child.name)
 
     def _report(self, ended: Outcome) -> None:
-        pids = {name: child.pid for name, child in self._children.items()}
-        if skipped := self._traces.write({**pids, "launcher": os.getpid()}):
+        if skipped := self._traces.write(self._pids()):
             self._logs.note(Level.WARN, f"{skipped} lines of the trace made no sense")
         if self._last_stats and self._outputs.stats is not None:
             phases = self._startup.phases
-            text = stats.as_json(self._last_stats, self._name, ended.reason, phases)
+            text = stats.as_json(self._last_stats, self._name, ended.reason, phases, self._tree())
             os.write(self._outputs.stats, text.encode())
         elif self._last_stats and self._plan.options.stats is not None:
-            self._say(stats.as_text(self._last_stats))
+            self._say(stats.as_text(self._last_stats, self._tree()))
         if ended.message:
             self._say(ended.message)
         for line in self._logs.tail(ended.culprit):
             self._outputs.messages.write(f"    {line}\n".encode())
+
+    def _pids(self) -> dict[str, int]:
+        children = {name: child.pid for name, child in self._children.items()}
+        return {"launcher": os.getpid(), **children}
+
+    def _tree(self) -> list[stats.Process]:
+        usages = {"launcher": resource.getrusage(resource.RUSAGE_SELF)}
+        for name, child in self._children.items():
+            if child.usage is not None:
+                usages[name] = child.usage
+        return stats.processes(self._pids(), usages)
 
     def _say(self, text: str, fresh_line: bool = False) -> None:
         # In the middle of a line of the guest's, ours begins one of its own.

@@ -8,8 +8,12 @@ import signal
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from protocol import fds
+
+if TYPE_CHECKING:
+    from resource import struct_rusage
 from protocol.errors import HostError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -34,12 +38,13 @@ class Child:
     """A process of ours. It hears of everything else over ``handover``.
 
     ``log`` is the reading end of its standard output and error. ``status`` is, once it has been
-    reaped, what waitpid said as an exit code: negative for a signal.
+    reaped, what wait4 said as an exit code: negative for a signal; ``usage`` what it used.
     """
 
     def __init__(self, name: str, module: str) -> None:
         self.name = name
         self.status: int | None = None
+        self.usage: struct_rusage | None = None
         self.handover, theirs = fds.handover_pair()
         self.log, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # Only our end is non-blocking: the child's output must not get lost when we are slow.
@@ -69,9 +74,10 @@ class Child:
     def reap(self) -> bool:
         """Whether it is dead; if so its status is known from now on."""
         if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.status = os.waitstatus_to_exitcode(status)
+                self.usage = usage
         return self.status is not None
 
     def kill_and_reap(self) -> None:
