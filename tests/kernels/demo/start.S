@@ -10,7 +10,7 @@ _start: jmp     begin
 parameters:
         .ascii  "PARM"
         .long   0                       // mode
-        .long   0                       // wait
+        .long   1                       // wait
         .long   0                       // count
 
 begin:  lea     stack_end(%rip), %rsp
