@@ -88,7 +88,8 @@ def boot(disk: Path, folder: Path) -> Report:
         str(linux.VIBEVMM), "run",
         "--kernel", str(linux.kernel()), "--initrd", str(linux.initrd()),
         "--cmdline", linux.COMMAND_LINE, "--cpus", "2", "--mem", "512M",
-        "--disk", f"path={disk},format=raw", "--console", f"backend=socket,path={console}", "--device", "rng",
+        "--disk", f"path={disk},format=raw",
+        "--console", f"backend=socket,path={console}", "--device", "rng",
         "--timeout", str(int(GUEST_DEADLINE)),
     ]
     # fmt: on
