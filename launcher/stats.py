@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.logs import printable
-from protocol.messages import ExitCount, MachineStats
+from protocol.messages import DeviceReport, ExitCount, MachineStats
 from protocol.virtio import Mmio
 from vmm.memory_map import VIRTIO_SLOT_SIZE, VIRTIO_WINDOW, VIRTIO_WINDOW_SIZE
 
@@ -63,7 +63,7 @@ def as_text(stats: MachineStats, tree: Sequence[Process] = ()) -> str:
         lines += ["", f"  {_data_path(stats)}"]
         lines += ["", f"  {'device':<12} {'state':<12} counters"]
     for device in stats.devices:
-        lines.append(f"  {device.name:<12} {device.state:<12} {_counters(device.counters)}")
+        lines += _device_lines(device)
     if tree:
         lines += ["", f"  {'process':<14} {'pid':>8} {'CPU ms':>8} {'peak MiB':>9}"]
     for depth, process in enumerate(tree):
@@ -118,10 +118,19 @@ def as_json(
     return json.dumps(found, indent=2) + "\n"
 
 
-def _counters(counters: dict[str, int]) -> str:
-    # What never happened is left out. The names come from a process that is not believed.
-    known = ((printable(name.encode()), count) for name, count in sorted(counters.items()))
-    return ", ".join(f"{name} {count}" for name, count in known if count) or "nothing counted"
+def _device_lines(device: DeviceReport) -> list[str]:
+    # A queue's counters are named QUEUE.COUNTER: a line for the device's own, one for each queue.
+    groups: dict[str, list[str]] = {"": []}
+    for key, count in sorted(device.counters.items()):
+        # What never happened is left out. The names come from a process that is not believed.
+        if count:
+            group, _, name = printable(key.encode()).rpartition(".")
+            groups.setdefault(group, []).append(f"{name} {count}")
+    own = ", ".join(groups.pop("")) or "nothing counted"
+    return [
+        f"  {device.name:<12} {device.state:<12} {own}",
+        *(f"    {queue:<23} {', '.join(counters)}" for queue, counters in groups.items()),
+    ]
 
 
 def _data_path(stats: MachineStats) -> str:

@@ -30,6 +30,18 @@ def test_counters_that_are_zero_are_left_out_and_names_are_harmless() -> None:
     assert as_text(STATS).splitlines()[-1].split(maxsplit=2)[2] == "\\x1b[2J 1, reads 7"
 
 
+def test_each_queue_has_a_line_of_its_own() -> None:
+    counters = {"reads": 1, "rx.chains": 2, "rx.kicks": 3, "tx.chains": 4, "tx.kicks": 0}
+
+    text = as_text(MachineStats(0, 0, (), (DeviceReport("d", "running", counters),)))
+
+    assert [line.split() for line in text.splitlines()[-3:]] == [
+        ["d", "running", "reads", "1"],
+        ["rx", "chains", "2,", "kicks", "3"],
+        ["tx", "chains", "4"],
+    ]
+
+
 def test_exits_of_the_data_path_are_named_and_counted_against_its_doorbells() -> None:
     counters = {"requestq.kicks": 9, "requestq.interrupts": 4, "other.kicks": 1}
     rows = (
