@@ -158,9 +158,9 @@ def table(page: str, first: str) -> list[str]:
 
 
 def code_lines(page: str) -> list[str]:
-    """The lines of fenced blocks."""
+    """The lines of fenced blocks; those that a backslash joins are one."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
 def without_code(page: str) -> str:
