@@ -191,7 +191,7 @@ class Session:
 
     def _listen_to_serial(self) -> None:
         # Input is read only while the guest's port has room for it.
-        has_room = self._has_started and self._machine and self._machine.board.uart.writable() > 0
+        has_room = self._has_started and self._machine and self._machine.board.keyboard.writable()
         if has_room and self._serial.fileno() not in self._handlers:
             self._watch(self._serial.fileno(), self._take_input)
         elif not has_room:
@@ -199,9 +199,12 @@ class Session:
 
     def _take_input(self) -> None:
         assert self._machine is not None
-        uart = self._machine.board.uart
-        data = self._serial.recv(max(1, uart.writable()))
-        uart.receive(data)
+        keyboard = self._machine.board.keyboard
+        room = keyboard.writable()
+        if not room:  # the guest has turned to its other console meanwhile
+            return
+        data = self._serial.recv(room)
+        keyboard.receive(data)
         if not data:
             self._forget(self._serial.fileno())
 

@@ -18,6 +18,7 @@ from vmm.platform.uart import Uart16550
 
 class Board:
     """What every machine has: ``uart`` (COM1), ``mmio_console``, ``pm``; the rest needs no name.
+    ``keyboard`` is the console that the guest spoke on last: what is typed is meant for it.
 
     ``set_irq(gsi, level)`` drives an interrupt line; ``sink`` takes what the guest prints on
     either console; ``request`` hears that the guest ends or panics; ``on_room`` as the UART's.
@@ -31,8 +32,17 @@ class Board:
         request: Request,
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
-        self.uart = Uart16550(sink, lambda level: set_irq(ports.COM1_IRQ, level), on_room)
-        self.mmio_console = MmioConsole(sink, on_room)
+        def from_uart(data: bytes) -> None:
+            self.keyboard = self.uart
+            sink(data)
+
+        def from_mmio_console(data: bytes) -> None:
+            self.keyboard = self.mmio_console
+            sink(data)
+
+        self.uart = Uart16550(from_uart, lambda level: set_irq(ports.COM1_IRQ, level), on_room)
+        self.mmio_console = MmioConsole(from_mmio_console, on_room)
+        self.keyboard: Uart16550 | MmioConsole = self.uart
         self.pm = PowerManagement(lambda level: set_irq(ports.SCI_IRQ, level), request)
         bus.add_pio(ports.COM1, ports.COM1_LENGTH, self.uart)
         bus.add_mmio(memory_map.MMIO_CONSOLE, memory_map.MMIO_CONSOLE_SIZE, self.mmio_console)

@@ -65,6 +65,18 @@ def test_interrupts_arrive_on_the_lines_of_a_pc(machine: Machine) -> None:
     assert machine.lines == [(4, True), (9, True)]
 
 
+def test_what_is_typed_goes_to_the_console_that_the_guest_spoke_on_last(machine: Machine) -> None:
+    board = machine.board
+    at_first = board.keyboard
+    machine.bus.mmio_write(0x9000_0000, 4, ord("!"))
+    then = board.keyboard
+    machine.bus.pio_write(0x3F8, 1, ord("!"))
+
+    assert at_first is board.uart
+    assert then is board.mmio_console
+    assert board.keyboard is board.uart
+
+
 def test_the_clock_answers_at_its_ports(machine: Machine) -> None:
     machine.bus.pio_write(0x70, 1, 0x0D)
 
