@@ -94,6 +94,7 @@ class Session:
         self._machine: Machine | None = None
         self._failure: VibeError | None = None
         self._is_attached = self._has_started = self._has_told_end = self._is_over = False
+        self._has_input_ended = False
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
 
@@ -191,7 +192,12 @@ class Session:
 
     def _listen_to_serial(self) -> None:
         # Input is read only while the guest's port has room for it.
-        has_room = self._has_started and self._machine and self._machine.board.keyboard.writable()
+        has_room = (
+            self._has_started
+            and not self._has_input_ended
+            and self._machine is not None
+            and self._machine.board.keyboard.writable() > 0
+        )
         if has_room and self._serial.fileno() not in self._handlers:
             self._watch(self._serial.fileno(), self._take_input)
         elif not has_room:
@@ -206,7 +212,7 @@ class Session:
         data = self._serial.recv(room)
         keyboard.receive(data)
         if not data:
-            self._forget(self._serial.fileno())
+            self._has_input_ended = True
 
     # ── ends ──────────────────────────────────────────────────────────────────────────
 

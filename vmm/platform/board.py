@@ -24,6 +24,8 @@ class Board:
     either console; ``request`` hears that the guest ends or panics; ``on_room`` as the UART's.
     """
 
+    keyboard: Uart16550 | MmioConsole
+
     def __init__(
         self,
         bus: Bus,
@@ -42,7 +44,7 @@ class Board:
 
         self.uart = Uart16550(from_uart, lambda level: set_irq(ports.COM1_IRQ, level), on_room)
         self.mmio_console = MmioConsole(from_mmio_console, on_room)
-        self.keyboard: Uart16550 | MmioConsole = self.uart
+        self.keyboard = self.uart
         self.pm = PowerManagement(lambda level: set_irq(ports.SCI_IRQ, level), request)
         bus.add_pio(ports.COM1, ports.COM1_LENGTH, self.uart)
         bus.add_mmio(memory_map.MMIO_CONSOLE, memory_map.MMIO_CONSOLE_SIZE, self.mmio_console)
