@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import zmq
 
 from protocol import codec
+from protocol.codec import MAX_MESSAGE
 from protocol.errors import ProtocolError
-from protocol.messages import MAX_MESSAGE
 
 # Messages that may wait in either direction. Control is request and answer: a peer with more
 # than this many unread ones floods (arbitrary, far above what a conversation needs).

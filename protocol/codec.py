@@ -19,9 +19,11 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from protocol.errors import ProtocolError
-from protocol.messages import MAX_MESSAGE
 
 T = TypeVar("T")
+
+MAX_MESSAGE = 64 * 1024
+"""Bytes of the largest message; the largest real one, a report of all exits, is far below it."""
 
 _U64 = (1 << 64) - 1
 # Generous for every message in messages.py, and small against what a hostile peer could ask for.

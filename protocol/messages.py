@@ -20,9 +20,6 @@ PROTOCOL_VERSION = 1
 STATE_VERSION = 1
 """Of what a device hands to its successor: statistics and ring positions."""
 
-MAX_MESSAGE = 64 * 1024
-"""Bytes of the largest message; the largest real one, a report of all exits, is far below it."""
-
 
 @dataclass(frozen=True, slots=True)
 class QueueSetup:

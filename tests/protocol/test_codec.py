@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import codec
+from protocol.codec import MAX_MESSAGE
 from protocol.errors import ProtocolError
-from protocol.messages import FROM_DEVICE, MAX_MESSAGE, TO_DEVICE, Done, Hello, QueueSetup, Start
+from protocol.messages import FROM_DEVICE, TO_DEVICE, Done, Hello, QueueSetup, Start
 
 START = Start(features=1 << 32, queues=(QueueSetup(0, 64, 0x1000, 0x2000, 0x3000),))
 

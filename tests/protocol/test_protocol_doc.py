@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import lifecycle, messages, specs
+from protocol import codec, lifecycle, messages, specs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -77,7 +77,7 @@ def test_every_class_of_the_specs_file_is_told() -> None:
 def test_numbers_are_those_of_the_messages_file() -> None:
     assert f"`PROTOCOL_VERSION` is {messages.PROTOCOL_VERSION} and" in PAGE
     assert f"`STATE_VERSION` is {messages.STATE_VERSION}." in PAGE
-    assert f"{messages.MAX_MESSAGE} bytes a message (`MAX_MESSAGE`)" in PAGE
+    assert f"{codec.MAX_MESSAGE} bytes a message (`MAX_MESSAGE`)" in PAGE
 
 
 def test_life_of_a_device_is_drawn_as_in_the_code() -> None:
