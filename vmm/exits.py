@@ -15,7 +15,7 @@ from vmm.hypervisor.base import ExitHandler
 
 # Addresses told apart by one vCPU; a guest that touches more has the rest counted under one.
 # Arbitrary, above what a kernel touches; a report of all of them fits one message.
-_MAX_ADDRESSES = 400
+_MAX_ADDRESSES = 300
 OTHER_ADDRESS = (1 << 64) - 1
 """Stands in a report for all addresses beyond the first few hundred."""
 

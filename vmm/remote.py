@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 # Seconds that a device has to answer. A request that is under way in a slow disk may hold up
 # Stop; five seconds are long for that and short for a guest that waits (arbitrary).
 DEADLINE = 5.0
+# Of a device's counters; both arbitrary, and more than any device of ours has.
+_MAX_COUNTERS = 32
+_MAX_NAME = 40
 # Seconds that a SIGKILLed process has to be gone (measured: 0.6 to 74 ms).
 _FENCE_DEADLINE = 5.0
 
@@ -98,12 +101,16 @@ class RemoteDevice:
     # ── the machine ───────────────────────────────────────────────────────────────────
 
     def counters(self) -> dict[str, int]:
-        """The device's own counters; empty if it is gone."""
+        """The device's own counters; empty if it is gone. Not more than belong in a report: the
+        device may be hostile, and the report of fifteen of them has to fit one message."""
         try:
             reply = self.call(GetStats())
         except DeviceGone:
             return {}
-        return reply.counters if isinstance(reply, DeviceStats) else {}
+        if not isinstance(reply, DeviceStats):
+            return {}
+        known = [(name, count) for name, count in reply.counters.items() if len(name) <= _MAX_NAME]
+        return dict(known[:_MAX_COUNTERS])
 
     def quit(self) -> None:
         """End the process: by asking, or else by force."""

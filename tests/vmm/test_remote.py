@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from protocol import codec
 from protocol.channel import Channel, new_context
 from protocol.errors import DeviceGone
 from protocol.lifecycle import State
@@ -16,8 +18,12 @@ from protocol.messages import (
     PROTOCOL_VERSION,
     STATE_VERSION,
     TO_DEVICE,
+    DeviceReport,
+    DeviceStats,
     Done,
+    ExitCount,
     Hello,
+    MachineStats,
     Ping,
     Refused,
     Sealed,
@@ -143,6 +149,34 @@ def test_a_device_may_not_ask(pair: Pair) -> None:
     pair.device.send(Done(), 77)
 
     assert pair.process.wait(5) == -signal.SIGKILL
+
+
+def test_counters_that_would_not_fit_a_report_are_cut(pair: Pair) -> None:
+    pair.get_ready()
+    hostile = {f"counter{number}": 1 for number in range(1000)} | {"x" * 100: 1}
+    asked = threading.Thread(target=lambda: found.append(pair.remote.counters()))
+    found: list[dict[str, int]] = []
+    asked.start()
+    request = pair.device.wait(5)
+    assert request is not None
+    pair.device.send(DeviceStats(hostile), request.sequence)
+    asked.join(5)
+
+    assert len(found[0]) == 32
+    assert "x" * 100 not in found[0]
+
+
+def test_a_report_of_everything_fits_one_message() -> None:
+    counters = {f"{number:040}": (1 << 64) - 1 for number in range(32)}
+    largest = (1 << 64) - 1
+    stats = MachineStats(
+        largest,
+        largest,
+        (ExitCount("mmio write", largest, "a name that is long", largest, largest),) * 300,
+        (DeviceReport("a name that is long", "needs-reset", counters),) * 15,
+    )
+
+    assert len(codec.encode(stats)) <= codec.MAX_MESSAGE
 
 
 def test_death_fails_what_waits(pair: Pair) -> None:

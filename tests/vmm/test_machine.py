@@ -1,0 +1,104 @@
+"""A machine of its own: it ends once, for the first reason, and every vCPU leaves the guest."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from protocol.memory import create_memfd
+from protocol.specs import BootSpec, MachineSpec
+from tests.support.bare import require_kvm
+from vmm.hypervisor.kvm import Kvm
+from vmm.machine import Machine
+from vmm.memory_map import MIB
+
+pytestmark = pytest.mark.kvm
+
+DEADLINE = 20.0
+PRINT_AND_SPIN = bytes.fromhex("66baf803 b048 ee ebfe")  # mov $0x3f8,%dx; mov $'H',%al; out; jmp .
+PANIC = bytes.fromhex("66ba0505 b001 ee ebfe")  # the same with pvpanic's port, and 1
+TRIPLE_FAULT = bytes.fromhex("0f0b")  # ud2, without an IDT
+
+
+class Built:
+    """A machine with one program, what it printed, and an event for its end."""
+
+    def __init__(self, machine: Machine, printed: bytearray, ended: threading.Event) -> None:
+        self.machine = machine
+        self.printed = printed
+        self.ended = ended
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Iterator[Callable[..., Built]]:
+    require_kvm()
+    with ExitStack() as stack:
+
+        def make(program: bytes, cpus: int = 1, stats: bool = False) -> Built:
+            guest = tmp_path / "guest"
+            guest.write_bytes(program)
+            descriptors = {
+                "memory": create_memfd("test", 16 * MIB),
+                "kernel": os.open(guest, os.O_RDONLY | os.O_CLOEXEC),
+            }
+            for fd in descriptors.values():
+                stack.callback(os.close, fd)
+            boot = BootSpec(True, "", 0x100000, None)
+            spec = MachineSpec("test", 16 * MIB, cpus, boot, (), "", stats, 2, ())
+            printed, ended = bytearray(), threading.Event()
+            kvm = stack.enter_context(Kvm())
+            machine = Machine(spec, descriptors, kvm, printed.extend, lambda: None, ended.set)
+            stack.callback(machine.close)
+            stack.callback(machine.stop)
+            return Built(machine, printed, ended)
+
+        yield make
+
+
+@pytest.mark.parametrize(("program", "reason"), [(PANIC, "panic"), (TRIPLE_FAULT, "died")])
+def test_the_first_reason_to_end_is_the_one_that_counts(
+    build: Callable[..., Built], program: bytes, reason: str
+) -> None:
+    built = build(program)
+    built.machine.start()
+
+    assert built.ended.wait(DEADLINE)
+    built.machine.stop()
+
+    assert built.machine.end is not None
+    assert built.machine.end.reason == reason
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_stop_takes_a_spinning_and_waiting_vcpus_out_of_the_guest(
+    build: Callable[..., Built], cpus: int
+) -> None:
+    built = build(PRINT_AND_SPIN, cpus)
+    built.machine.start()
+    waiting = threading.Event()
+    while not built.printed:
+        waiting.wait(0.01)
+
+    built.machine.stop()
+
+    assert built.printed == b"H"
+    assert not [t for t in threading.enumerate() if t.name.startswith("vcpu") and t.is_alive()]
+    assert built.machine.end is not None
+    assert built.machine.end.reason == "stopped"
+
+
+def test_exits_are_counted_when_asked_for(build: Callable[..., Built]) -> None:
+    built = build(PANIC, stats=True)
+    built.machine.start()
+    assert built.ended.wait(DEADLINE)
+    built.machine.stop()
+
+    (row,) = built.machine.stats().exits
+
+    assert (row.kind, row.address, row.device, row.count) == ("port write", 0x505, "pvpanic", 1)
+    assert built.machine.stats().run_returns >= 1
