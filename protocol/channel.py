@@ -64,8 +64,11 @@ class Channel:
             raise ProtocolError("the peer does not read its messages") from None
 
     def receive(self) -> codec.Envelope | None:
-        """The next message of this generation, or None when there is none now."""
-        while True:
+        """The next message of this generation, or None when there is none now.
+
+        Those of another are dropped, as long as there are not too many to be left-overs.
+        """
+        for _ in range(_HIGH_WATER):
             try:
                 frame = self._socket.recv(flags=zmq.DONTWAIT)
             except zmq.Again:
@@ -75,6 +78,7 @@ class Channel:
             envelope = codec.decode(frame, self._incoming)
             if envelope.generation == self._generation:
                 return envelope
+        raise ProtocolError("nothing comes but messages of another generation")
 
     def wait(self, seconds: float) -> codec.Envelope | None:
         """The next message, waiting for it at most ``seconds``; None when none came."""

@@ -55,6 +55,7 @@ def decode(frame: bytes, allowed: Iterable[type]) -> Envelope:
     if not isinstance(plain, list) or len(plain) != 4:
         raise ProtocolError("a message is an array of four")
     name, sequence, generation, body = plain
+    _typed(str, name, "name")
     for found in allowed:
         if found.__name__ == name:
             return Envelope(
@@ -62,7 +63,7 @@ def decode(frame: bytes, allowed: Iterable[type]) -> Envelope:
                 _unsigned(sequence, "sequence"),
                 _unsigned(generation, "generation"),
             )
-    raise ProtocolError(f"message {str(name)[:40]!r} is not allowed here")
+    raise ProtocolError(f"message {name[:40]!r} is not allowed here")
 
 
 def pack(plain: object) -> bytes:

@@ -77,7 +77,12 @@ class GuestMemory:
     def __init__(self, fd: int, regions: Sequence[Region]) -> None:
         self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
         self._length = max(region.offset + region.size for region in self.regions)
-        self._map = mmap.mmap(fd, self._length, mmap.MAP_SHARED)
+        try:
+            self._map = mmap.mmap(fd, self._length, mmap.MAP_SHARED)
+        except OSError as error:
+            raise HostError(
+                f"cannot map {self._length} bytes of guest memory: {error.strerror}"
+            ) from error
         self._view = memoryview(self._map)
 
     def offset(self, gpa: int, size: int) -> int:

@@ -45,6 +45,9 @@ def bit(number: int) -> int:
 RING_FEATURES = bit(Feature.INDIRECT_DESC) | bit(Feature.EVENT_IDX) | bit(Feature.VERSION_1)
 """What the ring engine gives to every device."""
 
+DEVICE_FEATURES = (1 << 24) - 1 | ((1 << 64) - 1) & ~((1 << 50) - 1)
+"""Bits that each type of device has for itself: 0 to 23, and from 50 on (section 2.2)."""
+
 MAX_QUEUE_SIZE = 32768
 """Of a split virtqueue (section 2.7)."""
 

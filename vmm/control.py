@@ -7,8 +7,10 @@ everybody else goes on.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,6 +23,15 @@ from protocol import codec, doorbell
 from protocol.channel import Channel
 from protocol.errors import DeviceGone, ProtocolError
 from protocol.trace import Trace
+
+log = logging.getLogger(__name__)
+
+# Messages of one peer that are handled before the others get their turn (arbitrary).
+_TURN = 32
+# What a peer may say: so many messages a second, and so many at once. Arbitrary: handling one
+# takes some 50 us, or 300 where it changes a configuration.
+_RATE = 500
+_BURST = 500.0
 
 
 class Peer(Protocol):
@@ -43,6 +54,16 @@ class Peer(Protocol):
 class _Conversation:
     peer: Peer
     pending: dict[int, Future[Any]] = field(default_factory=dict)
+    allowance: float = _BURST
+    counted: float = field(default_factory=time.monotonic)
+
+    def count(self) -> None:
+        """A message came; ProtocolError if they come faster than anybody has reason to send."""
+        now = time.monotonic()
+        self.allowance = min(_BURST, self.allowance + (now - self.counted) * _RATE) - 1
+        self.counted = now
+        if self.allowance < 0:
+            raise ProtocolError(f"more than {_RATE} messages a second")
 
 
 class Control(threading.Thread):
@@ -88,6 +109,7 @@ class Control(threading.Thread):
             waiting = list(pending.values())
             pending.clear()
         for reply in waiting:
+            # Taken out of the table under the lock, so nobody else settles it.
             reply.set_exception(DeviceGone(why))
 
     def end(self) -> None:
@@ -111,18 +133,25 @@ class Control(threading.Thread):
                 return
             ready, _ = channels.wait_any(listening, [self._wake], None)
             for channel in ready:
-                self._guard(channel, listening, partial(self._receive_all, channel))
+                self._guard(channel, listening, partial(self._receive, channel))
 
     def _guard(
         self, channel: Channel, listening: list[Channel], action: Callable[[], None]
     ) -> None:
-        # A peer that breaks the protocol is cut off; everybody else goes on.
+        # A peer that breaks the protocol is cut off; everybody else goes on. So does this thread
+        # where a peer has found an error of ours: without it nobody can end the machine.
         try:
             action()
         except ProtocolError as error:
-            if channel in listening:
-                listening.remove(channel)
-            self._conversations[channel].peer.on_violation(error)
+            self._cut_off(channel, listening, error)
+        except Exception as error:
+            log.exception("a message met an error of ours")
+            self._cut_off(channel, listening, ProtocolError(type(error).__name__))
+
+    def _cut_off(self, channel: Channel, listening: list[Channel], error: ProtocolError) -> None:
+        if channel in listening:
+            listening.remove(channel)
+        self._conversations[channel].peer.on_violation(error)
 
     def _send_all(self, listening: list[Channel]) -> None:
         while self._outgoing:
@@ -134,11 +163,17 @@ class Control(threading.Thread):
                 self._trace.event("control", f"> {message}"[:200])
             self._guard(channel, listening, partial(channel.send, message, sequence))
 
-    def _receive_all(self, channel: Channel) -> None:
-        while (envelope := channel.receive()) is not None:
+    def _receive(self, channel: Channel) -> None:
+        # A bounded number, then it is the others' turn: the poll tells of what is left.
+        conversation = self._conversations[channel]
+        for _ in range(_TURN):
+            envelope = channel.receive()
+            if envelope is None:
+                return
+            conversation.count()
             if self._trace:
                 self._trace.event("control", f"< {envelope.message}"[:200])
-            self._hand_out(self._conversations[channel], envelope)
+            self._hand_out(conversation, envelope)
 
     def _hand_out(self, conversation: _Conversation, envelope: codec.Envelope) -> None:
         if not envelope.sequence:

@@ -16,7 +16,7 @@ from protocol import doorbell
 from protocol import fds as descriptors
 from protocol.errors import GuestDied, VibeError
 from protocol.memory import GuestMemory
-from protocol.messages import DeviceReport, ExitCount, MachineStats
+from protocol.messages import DeviceReport, ExitCount, GetStats, MachineStats
 from protocol.specs import DeviceSlot, MachineSpec
 from protocol.trace import Trace
 from protocol.virtio import Mmio
@@ -29,7 +29,7 @@ from vmm.hypervisor.base import ExitHandler, Hypervisor, Stop, Vcpu, Vm
 from vmm.platform import ports
 from vmm.platform.board import Board
 from vmm.platform.power import Reason
-from vmm.remote import RemoteDevice
+from vmm.remote import DEADLINE, RemoteDevice
 from vmm.transport.mmio import MmioTransport
 from vmm.transport.page import RegisterPage
 
@@ -223,19 +223,17 @@ class Machine:
         if self._trace:
             self._trace.flush()
 
-    def stats(self, ask_devices: bool = True) -> MachineStats:
+    def stats(self) -> MachineStats:
         """What happened so far. Asks every device for its counters, so not on a vCPU's thread."""
+        replies = [device.ask(GetStats()) for device in self.devices]
+        until = time.monotonic() + DEADLINE
         return MachineStats(
             run_returns=sum(vcpu.run_returns for vcpu in self.vm.vcpus),
             nanoseconds=time.monotonic_ns() - self._started_ns,
             exits=self._exits(),
             devices=tuple(
-                DeviceReport(
-                    device.name,
-                    device.life.state.value,
-                    device.counters() if ask_devices else {},
-                )
-                for device in self.devices
+                DeviceReport(device.name, device.life.state.value, device.counters(reply, until))
+                for device, reply in zip(self.devices, replies, strict=True)
             ),
         )
 

@@ -8,11 +8,13 @@ device that did not answer touches guest memory no more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
@@ -39,6 +41,7 @@ from protocol.messages import (
     WriteConfig,
 )
 from protocol.specs import DeviceSlot
+from protocol.virtio import DEVICE_FEATURES, MAX_QUEUE_SIZE, RING_FEATURES
 from vmm.control import Control
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 # Seconds that a device has to answer. A request that is under way in a slow disk may hold up
 # Stop; five seconds are long for that and short for a guest that waits (arbitrary).
 DEADLINE = 5.0
+# Seconds between two looks at whether a device that does not answer is alive at all (arbitrary).
+_LOOK = 0.1
 # Of a device's counters; both arbitrary, and more than any device of ours has.
 _MAX_COUNTERS = 32
 _MAX_NAME = 40
@@ -69,6 +74,7 @@ class RemoteDevice:
         self.on_config: Callable[[bytes], None] = lambda config: None
         self.on_broken: Callable[[str], None] = lambda reason: None
         self._pidfd = pidfd
+        self._is_refused = False
         self._control = control
         self._channel = control.bind(slot.endpoint, FROM_DEVICE, slot.generation, self)
 
@@ -100,37 +106,60 @@ class RemoteDevice:
 
     # ── the machine ───────────────────────────────────────────────────────────────────
 
-    def counters(self) -> dict[str, int]:
-        """The device's own counters; empty if it is gone. Not more than belong in a report: the
-        device may be hostile, and the report of fifteen of them has to fit one message."""
+    def counters(self, reply: Future[Any], until: float) -> dict[str, int]:
+        """The device's own counters, from its ``reply`` to GetStats; empty if it is gone.
+
+        Not more than belong in a report: the device may be hostile, and the report of fifteen
+        of them has to fit one message.
+        """
         try:
-            reply = self.call(GetStats())
+            stats = self.wait(reply, GetStats(), until)
         except DeviceGone:
             return {}
-        if not isinstance(reply, DeviceStats):
+        if not isinstance(stats, DeviceStats):
             return {}
-        known = [(name, count) for name, count in reply.counters.items() if len(name) <= _MAX_NAME]
+        known = [(name, count) for name, count in stats.counters.items() if len(name) <= _MAX_NAME]
         return dict(known[:_MAX_COUNTERS])
 
-    def quit(self) -> None:
-        """End the process: by asking, or else by force."""
+    def quit(self, reply: Future[Any], until: float) -> None:
+        """See the process end, after it was asked to (``reply`` is that to Quit), or by force."""
         if self.life.state is State.GONE:
             return
         try:
-            self.call(Quit())
+            self.wait(reply, Quit(), until)
         except DeviceGone as error:
             log.warning("%s", error)
 
     def call(self, request: object, deadline: float = DEADLINE) -> Any:
         """The reply to ``request``; DeviceGone if none came within ``deadline`` seconds."""
+        return self.wait(self.ask(request), request, time.monotonic() + deadline)
+
+    def ask(self, request: object) -> Future[Any]:
+        """Send ``request``; its reply is for :meth:`wait`."""
         if self.life.state is State.GONE:
-            raise DeviceGone(f"{self.name} is gone")
-        reply = self._control.post(self._channel, request)
-        try:
-            return reply.result(timeout=deadline)
-        except FutureTimeout:
-            self.fence(f"no answer to {type(request).__name__} within {deadline:g} s")
-            raise DeviceGone(f"{self.name} did not answer {type(request).__name__}") from None
+            gone: Future[Any] = Future()
+            gone.set_exception(DeviceGone(f"{self.name} is gone"))
+            return gone
+        return self._control.post(self._channel, request)
+
+    def wait(self, reply: Future[Any], request: object, until: float) -> Any:
+        """The reply to ``request``, waited for until that time of time.monotonic() at most."""
+        while True:
+            left = until - time.monotonic()
+            try:
+                return reply.result(timeout=max(0.0, min(left, _LOOK)))
+            except FutureTimeout:
+                if self._is_dead():
+                    self.gone()
+                elif left <= 0:
+                    self.fence(f"no answer to {type(request).__name__} in time")
+                    name = type(request).__name__
+                    raise DeviceGone(f"{self.name} did not answer {name}") from None
+
+    def _is_dead(self) -> bool:
+        waiting = select.poll()
+        waiting.register(self._pidfd, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def fence(self, why: str) -> None:
         """Kill the process, and return when nothing of it can touch guest memory any more."""
@@ -150,13 +179,19 @@ class RemoteDevice:
         """Note that the process is dead: nothing will be answered any more."""
         self.life.advance(Event.GONE)
         self._control.abandon(self._channel, f"{self.name} is gone")
-        if not self.ready.done():
-            self.ready.set_exception(DeviceGone(f"{self.name} ended before it was ready"))
+        self._not_ready(f"{self.name} ended before it was ready")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has come through its seal, alive or dead by now."""
+        return self.ready.done() and self.ready.exception() is None
 
     # ── on the control thread ─────────────────────────────────────────────────────────
 
     def on_event(self, message: object) -> None:
         """What the device says unasked."""
+        if self._is_refused:
+            return
         match message:
             case Hello():
                 self._greet(message)
@@ -164,7 +199,8 @@ class RemoteDevice:
                 self._advance(Event.SEALED)
                 held = ", ".join(message.descriptors)
                 log.info("%s sealed: %d system calls; %s", self.name, message.syscalls, held)
-                self.ready.set_result(None)
+                with contextlib.suppress(InvalidStateError):  # it died at this very moment
+                    self.ready.set_result(None)
             case ConfigChanged():
                 self.config = message.config
                 self.on_config(message.config)
@@ -183,21 +219,37 @@ class RemoteDevice:
         self.fence(f"it broke the protocol: {error}")
         self.on_broken(f"{self.name} broke the protocol")
 
-    def _greet(self, hello: Hello) -> None:
+    def _not_ready(self, why: str) -> None:
+        # Said by whichever thread sees it first.
+        with contextlib.suppress(InvalidStateError):
+            self.ready.set_exception(DeviceGone(why))
+
+    def _why_refused(self, hello: Hello) -> str | None:
         ours, theirs = (PROTOCOL_VERSION, STATE_VERSION), (hello.protocol, hello.state)
-        reason = None
         if ours != theirs:
-            reason = (
+            return (
                 f"protocol {theirs[0]} and state {theirs[1]} do not fit the VMM's "
                 f"protocol {ours[0]} and state {ours[1]}"
             )
-        elif (hello.kind, hello.device_id) != (self.slot.kind, self.slot.device_id):
-            reason = f"a {self.slot.kind} was expected, and {hello.kind} says hello"
-        elif len(hello.queue_sizes) != self.slot.queues:
-            reason = f"{self.slot.queues} queues were expected, not {len(hello.queue_sizes)}"
+        if (hello.kind, hello.device_id) != (self.slot.kind, self.slot.device_id):
+            # Quoted and cut, for it ends on somebody's terminal.
+            return f"a {self.slot.kind} was expected, and {hello.kind[:20]!r} says hello"
+        if len(hello.queue_sizes) != self.slot.queues:
+            return f"{self.slot.queues} queues were expected, not {len(hello.queue_sizes)}"
+        for size in hello.queue_sizes:
+            if not 0 < size <= MAX_QUEUE_SIZE or size & size - 1:
+                return f"a queue of {size} is not a power of two up to {MAX_QUEUE_SIZE}"
+        if unknown := hello.features & ~(DEVICE_FEATURES | RING_FEATURES):
+            return f"features {unknown:#x} belong to no device and not to the ring engine"
+        return None
+
+    def _greet(self, hello: Hello) -> None:
+        ours = (PROTOCOL_VERSION, STATE_VERSION)
+        reason = self._why_refused(hello)
         if reason is not None:
+            self._is_refused = True
             self._control.send(self._channel, Refused(reason))
-            self.ready.set_exception(DeviceGone(f"{self.name} was refused: {reason}"))
+            self._not_ready(f"{self.name} was refused: {reason}")
             return
         self._advance(Event.HELLO)
         self.features = hello.features

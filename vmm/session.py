@@ -29,6 +29,7 @@ from protocol.messages import (
     MachineReady,
     MachineStats,
     PressPowerButton,
+    Quit,
     StopMachine,
 )
 from protocol.specs import MachineSpec
@@ -36,7 +37,7 @@ from protocol.trace import Trace
 from vmm.control import Control
 from vmm.hypervisor.kvm import Kvm
 from vmm.machine import Machine
-from vmm.remote import RemoteDevice
+from vmm.remote import DEADLINE, RemoteDevice
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Session:
             RemoteDevice(slot, descriptors[f"{slot.name}.pidfd"], self._control)
             for slot in spec.devices
         ]
+        self._cleanup = {path: _identity(path) for path in spec.cleanup}
         self._serial = socket.socket(fileno=os.dup(descriptors["serial"]))
         self._phases: dict[str, int] = {}
         self._machine: Machine | None = None
@@ -106,7 +108,10 @@ class Session:
             remote.ready.add_done_callback(self._ring)
             self._watch(self._fds[f"{remote.name}.pidfd"], self._reaper(remote))
         self._control.start()
-        fds.send(self._handover, b"bound", {})
+        try:
+            fds.send(self._handover, b"bound", {})
+        except (BrokenPipeError, ConnectionResetError):
+            self._orphaned()
         try:
             self._machine = self._build()
             self._mark("machine built")
@@ -117,6 +122,7 @@ class Session:
                 self._turn()
             except VibeError as error:
                 self._failure = error
+                self._ring()  # another turn, in which it is told
         self._linger()
         self._close()
 
@@ -241,8 +247,11 @@ class Session:
         log.error("the launcher is gone; the VM ends")
         if self._spec.termios:
             terminal.restore(self._fds["terminal"], self._spec.termios)
-        for path in self._spec.cleanup:
-            if os.path.isdir(path) and not os.path.islink(path):
+        for path, identity in self._cleanup.items():
+            # If we were late, it may be another machine's by now.
+            if _identity(path) != identity:
+                continue
+            if os.path.isdir(path):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
@@ -296,10 +305,22 @@ class Session:
         if self._machine:
             self._machine.stop()
         last = self._stats()
+        # One that is not through its seal, or was refused, does not listen.
+        listening = [remote for remote in self._remotes if remote.is_ready]
+        replies = [remote.ask(Quit()) for remote in listening]
+        until = time.monotonic() + DEADLINE
+        for remote, reply in zip(listening, replies, strict=True):
+            remote.quit(reply, until)
         for remote in self._remotes:
-            # One that is not through its seal does not listen yet.
-            if remote.ready.done():
-                remote.quit()
-            else:
+            if remote not in listening:
                 remote.fence("the VM ends before it was ready")
         return last
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    # Which file it is, whatever its name may stand for later; None if there is none.
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

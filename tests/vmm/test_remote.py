@@ -1,14 +1,16 @@
 """Requests to a device process: answered, refused, or ended by force at the deadline."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 from protocol import codec
 from protocol.channel import Channel, new_context
@@ -18,10 +20,12 @@ from protocol.messages import (
     PROTOCOL_VERSION,
     STATE_VERSION,
     TO_DEVICE,
+    ConfigChanged,
     DeviceReport,
     DeviceStats,
     Done,
     ExitCount,
+    GetStats,
     Hello,
     MachineStats,
     Ping,
@@ -93,8 +97,12 @@ def test_hello_and_seal_make_it_ready(pair: Pair) -> None:
     ("hello", "complaint"),
     [
         (Hello(99, 98, "rng", 4, 0, (64,), b""), "protocol 99 and state 98 do not fit"),
-        (Hello(PROTOCOL_VERSION, STATE_VERSION, "blk", 2, 0, (64,), b""), "blk says hello"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "blk", 2, 0, (64,), b""), "'blk' says hello"),
         (Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (), b""), "1 queues were expected"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (1 << 40,), b""), "power of two"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (0,), b""), "power of two"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 1 << 40, (64,), b""), "no device"),
+        (Hello(PROTOCOL_VERSION, STATE_VERSION, "\x1b[31m", 4, 0, (64,), b""), "x1b"),
     ],
 )
 def test_another_version_kind_or_shape_is_refused(pair: Pair, hello: Hello, complaint: str) -> None:
@@ -129,6 +137,70 @@ def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> 
         pair.remote.call(Ping())
 
 
+def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
+    pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
+    pair.expect(Refused)
+
+    for message in (Hello(99, 98, "rng", 4, 0, (64,), b""), HELLO, Sealed(1, ())):
+        pair.device.send(message)
+
+    assert pair.device.wait(0.2) is None
+    assert not pair.remote.is_ready
+    assert pair.control.is_alive()
+
+
+def test_death_is_noticed_by_who_waits_for_an_answer(pair: Pair) -> None:
+    pair.get_ready()
+    pair.process.kill()
+
+    with pytest.raises(DeviceGone, match="rng0 is gone"):
+        pair.remote.call(Ping(), deadline=10_000)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x94" + b"\x91" * 1020 + b"\x00" + b"\x00\x01\x80",  # a name that is nested without end
+        b"\x94\xa4Ping\x00\x01\x80",  # a message that only the VMM may send
+    ],
+)
+def test_no_message_ends_the_control_thread(pair: Pair, frame: bytes) -> None:
+    pair.get_ready()
+
+    pair.device.handle.send(frame)
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert pair.control.is_alive()
+
+
+def test_an_error_of_ours_costs_the_device_that_found_it_and_not_the_control_thread(
+    pair: Pair,
+) -> None:
+    def fail(config: bytes) -> None:
+        raise OverflowError
+
+    pair.remote.on_config = fail
+    pair.get_ready()
+
+    pair.device.send(ConfigChanged(b""))
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert pair.control.is_alive()
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_device_that_floods_is_killed_whatever_it_says(pair: Pair, generation: int) -> None:
+    pair.get_ready()
+    frame = codec.encode(ConfigChanged(b""), 0, generation)
+
+    with contextlib.suppress(zmq.Again):
+        pair.device.handle.setsockopt(zmq.SNDTIMEO, 5000)
+        for _ in range(5000):
+            pair.device.handle.send(frame)
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+
+
 def test_a_device_that_breaks_the_protocol_is_killed(pair: Pair) -> None:
     broken: list[str] = []
     pair.remote.on_broken = broken.append
@@ -154,16 +226,15 @@ def test_a_device_may_not_ask(pair: Pair) -> None:
 def test_counters_that_would_not_fit_a_report_are_cut(pair: Pair) -> None:
     pair.get_ready()
     hostile = {f"counter{number}": 1 for number in range(1000)} | {"x" * 100: 1}
-    asked = threading.Thread(target=lambda: found.append(pair.remote.counters()))
-    found: list[dict[str, int]] = []
-    asked.start()
+    reply = pair.remote.ask(GetStats())
     request = pair.device.wait(5)
     assert request is not None
     pair.device.send(DeviceStats(hostile), request.sequence)
-    asked.join(5)
 
-    assert len(found[0]) == 32
-    assert "x" * 100 not in found[0]
+    counters = pair.remote.counters(reply, time.monotonic() + 5)
+
+    assert len(counters) == 32
+    assert "x" * 100 not in counters
 
 
 def test_a_report_of_everything_fits_one_message() -> None:
