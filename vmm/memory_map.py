@@ -44,12 +44,15 @@ DEFAULT_MEMORY = 512 * MIB
 VIRTIO_GSIS = (5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 MAX_VIRTIO_DEVICES = len(VIRTIO_GSIS)
 
+# Arbitrary; 64 bits are 20 digits, and Python does not make numbers of more than 4300.
+_MOST_DIGITS = 100
+
 _SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 
 
 def parse_size(text: str, option: str = "--mem") -> int:
     """Bytes from ``512M``: a whole number with K, M, G (1024-based; either case) or nothing."""
-    number, suffix = text.strip(), ""
+    number, suffix = text, ""
     if number and number[-1].isalpha():
         number, suffix = number[:-1], number[-1].upper()
     if suffix not in _SUFFIXES:
@@ -58,6 +61,8 @@ def parse_size(text: str, option: str = "--mem") -> int:
         raise BadInput(option, f"{text!r} is negative")
     if not (number.isascii() and number.isdigit()):
         raise BadInput(option, f"{text!r} is not a size such as 512M or 2G")
+    if len(number) > _MOST_DIGITS:
+        raise BadInput(option, f"a size of {len(number)} digits is more than any machine's")
     return int(number) * _SUFFIXES[suffix]
 
 

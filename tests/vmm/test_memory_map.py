@@ -21,13 +21,15 @@ from vmm.memory_map import (
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512M", 512 * MIB), ("2g", 2 * GIB), ("64K", 64 * KIB), ("4096", 4096), (" 1G ", GIB)],
+    [("512M", 512 * MIB), ("2g", 2 * GIB), ("64K", 64 * KIB), ("4096", 4096)],
 )
 def test_sizes_are_whole_numbers_with_a_suffix(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "1T", "1.5G", "-1M", "0x10", "1 M", "٣M", "12MB"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "1T", "1.5G", "-1M", "0x10", "1 M", " 1G", "1G\n", "٣M", "12MB", "9" * 5000]
+)
 def test_anything_else_is_refused_by_the_options_name(text: str) -> None:
     with pytest.raises(BadInput, match="^--mem: "):
         parse_size(text)

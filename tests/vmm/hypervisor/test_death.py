@@ -28,13 +28,15 @@ def test_triple_fault_ends_with_registers_and_the_code_at_the_instruction_pointe
 
     text = str(death.value)
     assert "CPU 0: triple fault (KVM_EXIT_SHUTDOWN)" in text
+    assert (dump.PERHAPS_SOFTWARE_KVM in text) == is_software()
+    assert death.value.exit_status == 1
+    if dump.NOT_KEPT in text:  # AMD: there is nothing more to see
+        return
     assert f"rip {CODE + 7:016x}" in text
     assert "rax 000000000badbeef" in text
     assert "cs  0008" in text
     assert "cr0 80010031" in text
     assert "code at rip: 0f 0b 90 90 00" in text
-    assert (dump.PERHAPS_SOFTWARE_KVM in text) == is_software()
-    assert death.value.exit_status == 1
 
 
 @pytest.mark.kvm
@@ -57,8 +59,10 @@ def test_code_across_the_end_of_a_page_is_shown_as_the_page_tables_have_it() -> 
         machine.load(0x1FFE, bytes.fromhex("0f 0b 11 22"))
         machine.start_at(0x1FFE)
 
-        with pytest.raises(GuestDied, match="code at rip: 0f 0b 11 22 00"):
+        with pytest.raises(GuestDied) as death:
             machine.run()
+
+    assert "code at rip: 0f 0b 11 22 00" in str(death.value) or dump.NOT_KEPT in str(death.value)
 
 
 def run_that_exited(reason: int) -> Any:

@@ -21,6 +21,13 @@ PERHAPS_SOFTWARE_KVM = (
     f"should not have died here, run it {_DO}"
 )
 
+# Where a processor begins (Intel SDM, volume 3A, table 9-1): rip, and the base of cs.
+_RESET = (0xFFF0, 0xFFFF_0000)
+NOT_KEPT = (
+    "  (AMD processors do not keep their state through a shutdown: KVM has reset this one, and what "
+    "follows is that)"
+)
+
 _INTERNAL_ERRORS: dict[int, str] = {
     lib.KVM_INTERNAL_ERROR_EMULATION: "KVM cannot emulate the instruction",
     lib.KVM_INTERNAL_ERROR_SIMUL_EX: "an exception while another was delivered",
@@ -79,7 +86,10 @@ def guest_died(
     index: int, why: str, regs: Regs, sregs: Sregs, code: bytes, advice: str = ""
 ) -> GuestDied:
     """The error that tells it all: ``why``, the dump and, if there is any, ``advice``."""
-    lines = [f"the guest died on CPU {index}: {why}", *registers(regs, sregs)]
+    lines = [f"the guest died on CPU {index}: {why}"]
+    if (regs.rip, sregs.cs.base) == _RESET:
+        lines.append(NOT_KEPT)
+    lines += registers(regs, sregs)
     lines.append(f"  code at rip: {code.hex(' ') if code else 'not in memory'}")
     if advice:
         lines.append(advice)
