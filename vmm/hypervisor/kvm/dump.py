@@ -24,8 +24,8 @@ PERHAPS_SOFTWARE_KVM = (
 # Where a processor begins (Intel SDM, volume 3A, table 9-1): rip, and the base of cs.
 _RESET = (0xFFF0, 0xFFFF_0000)
 NOT_KEPT = (
-    "  (AMD processors do not keep their state through a shutdown: KVM has reset this one, and what "
-    "follows is that)"
+    "  (AMD processors do not keep their state through a shutdown: KVM has reset this one, and "
+    "this is its state since)"
 )
 
 _INTERNAL_ERRORS: dict[int, str] = {
