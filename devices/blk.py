@@ -332,4 +332,5 @@ def _check(image: int, config: Config) -> None:
     try:
         fcntl.flock(image, (fcntl.LOCK_SH if config.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BadInput("path", f"{path}: is locked by another process that uses it") from None
+        why = "is in use: by another process, or twice in this run"
+        raise BadInput("path", f"{path}: {why}") from None

@@ -10,7 +10,6 @@ dropped.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
+from devices.runtime import files
 from devices.runtime.device import Device, Host, Jail, Runtime, virtqueue
 from protocol.errors import BadInput
 from protocol.ring import Chain
@@ -81,9 +81,7 @@ class Console(Device[Config]):
     """Moves bytes between two queues and one stream, both ways, whenever something changes."""
 
     device_id = DeviceId.CONSOLE
-    jail = Jail(
-        frozenset({"readv", "writev", "accept4", "getsockname", "fcntl"}),
-    )
+    jail = Jail(frozenset({"readv", "writev", "accept4"}))
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
@@ -99,7 +97,7 @@ class Console(Device[Config]):
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         self._stream = fds.get("stream")
-        self._listener = socket.socket(fileno=fds["listener"]) if "listener" in fds else None
+        self._listener = fds.get("listener")
         self._hangup = select.poll()
         if config.backend == "pty":
             self._hangup.register(fds["stream"], 0)
@@ -116,7 +114,7 @@ class Console(Device[Config]):
     def start(self, features: int) -> None:
         """Listen to the stream, and to who may become one."""
         if self._listener is not None:
-            self.watch(self._listener.fileno(), self._pump)
+            self.watch(self._listener, self._pump)
         if self._stream is not None:
             self.watch(self._stream, self._pump)
 
@@ -176,13 +174,11 @@ class Console(Device[Config]):
         chain.writable.advance(count)
         return True
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: int) -> None:
         try:
-            client, _ = listener.accept()
+            self._stream = files.accept(listener)
         except (BlockingIOError, ConnectionAbortedError):
             return
-        self._stream = client.detach()
-        fcntl.fcntl(self._stream, fcntl.F_SETFL, os.O_NONBLOCK)
         self.counters["clients"] += 1
         self.watch(self._stream, self._pump)
 

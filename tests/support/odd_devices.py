@@ -44,6 +44,22 @@ class Rogue(Device[Config]):
         return deeds[self.config.deed]() or 0
 
 
+class Forker(Device[Config]):
+    """Leaves a process behind before it is sealed."""
+
+    device_id = DeviceId.NULL
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        if not os.fork():
+            os._exit(0)
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Never called."""
+        return 0
+
+
 class Keeper(Device[Config]):
     """Keeps every chain, and gives all back at once when the driver writes its configuration:
     in order, in reverse order (``reverse``), or also those from before a reset (``late``)."""

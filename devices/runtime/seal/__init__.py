@@ -2,7 +2,8 @@
 
 ::
 
-    one thread       enter_privileges   dies with its parent, no new privileges, no capabilities
+    one thread       enter_privileges   dies with its parent, no new privileges, no capabilities,
+                                        and starts no process
     libzmq starts    (connect, hello)   its two threads inherit all that, for it belongs to a thread
     three threads    seal               seccomp, in all threads at once: an allowlist, for ever
                                         ──► only now the first chain
@@ -30,8 +31,8 @@ COMMON = frozenset(
         # The loop: doorbells, the channel, the trace and the log. Of each pair the second is
         # what other machines and C libraries call.
         "read", "write", "close", "poll", "ppoll", "epoll_wait", "epoll_pwait", "epoll_ctl",
-        # libzmq on the socket that it has.
-        "sendto", "recvfrom",
+        # libzmq on the socket that it has; it sends with sendto, see below.
+        "recvfrom",
         # Allocators; what maps and protects executable memory is forbidden in seal.c.
         "brk", "munmap", "mremap", "madvise",
         # Locks, and clocks where the kernel does not serve them from the vDSO.
@@ -44,8 +45,8 @@ COMMON = frozenset(
 )  # fmt: skip
 """What the interpreter, libzmq and the loop call once everything is open (measured by strace)."""
 
-# What seal.c adds with conditions on arguments: mmap, mprotect, tgkill.
-_CONDITIONAL = 3
+# What seal.c adds with conditions on arguments: mmap, mprotect, tgkill, sendto.
+_CONDITIONAL = 4
 
 # Descriptors that libzmq and the loop make for themselves, by the kernel's names.
 _OWN = frozenset({"anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:[timerfd]"})
@@ -69,6 +70,8 @@ def enter_privileges(parent: int) -> None:
         raise Orphaned(f"process {parent}, which started this one, is gone")
     _check("no new privileges", lib.seal_no_new_privileges())
     _check("dropping capabilities", lib.seal_drop_capabilities())
+    # A process made before the seal would not die with the parent, and would stay unsealed.
+    _check("starting no process", lib.seal_forbid_processes())
     # A core file would hold the guest's memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/prctl.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -35,6 +36,34 @@ int seal_drop_capabilities(void) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
     return syscall(SYS_capset, &header, none) ? -errno : 0;
+}
+
+/* Another architecture's calls have other numbers. */
+static int load(scmp_filter_ctx filter, int error) {
+    if (!error)
+        error = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+    if (!error)
+        error = seccomp_load(filter);
+    seccomp_release(filter);
+    return error;
+}
+
+int seal_forbid_processes(void) {
+    const int calls[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat)};
+    const uint32_t no = SCMP_ACT_ERRNO(EPERM);
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (!filter)
+        return -ENOMEM;
+    int error = 0;
+    for (unsigned at = 0; !error && at < sizeof calls / sizeof *calls; at++)
+        error = seccomp_rule_add(filter, no, calls[at], 0);
+    if (!error)
+        error = seccomp_rule_add(filter, no, SCMP_SYS(clone), 1,
+                                 SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
+    /* Its flags are in memory, where no filter sees them. libc then takes clone instead. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    return load(filter, error);
 }
 
 _Static_assert(SEAL_UNKNOWN == __NR_SCMP_ERROR, "libseccomp's own value");
@@ -175,6 +204,9 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(tgkill), 1,
                                  SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+    /* To whom a socket is connected, and to no address of one's own choice. */
+    if (!error)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(sendto), 1, SCMP_A4(SCMP_CMP_EQ, 0));
     return error;
 }
 
@@ -187,17 +219,12 @@ int seal_filter(const int *calls, unsigned count) {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_TRAP);
     if (!filter)
         return -ENOMEM;
-    /* Another architecture's calls have other numbers. Level 2 is a binary tree: a call costs
-     * a few comparisons, not one for each call that is allowed before it. */
-    int error = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
-    if (!error)
-        error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+    int error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+    /* Level 2 is a binary tree: a call costs a few comparisons, not one for each call that is
+     * allowed before it. */
     if (!error)
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
         error = add_rules(filter, calls, count);
-    if (!error)
-        error = seccomp_load(filter);
-    seccomp_release(filter);
-    return error;
+    return load(filter, error);
 }

@@ -17,6 +17,11 @@ int seal_no_new_privileges(void);
  * this thread has not the right to change it; behind no-new-privileges it gives nothing. */
 int seal_drop_capabilities(void);
 
+/* From now on nothing starts a process or another program: EPERM. Such a process would outlive
+ * the parent, with all that it holds, for the death signal is not inherited. Threads may be
+ * started; they have the same filter. */
+int seal_forbid_processes(void);
+
 /* The number of a system call; SEAL_UNKNOWN for no name of one, less when it is another
  * architecture's. */
 enum { SEAL_UNKNOWN = -1 };

@@ -17,12 +17,15 @@ from devices.kinds import KINDS, find
 from devices.runtime import seal
 from protocol import fds
 from protocol.errors import HostError
+from tests.support import marksman
 from tests.support.device_host import ROOT, DeviceHost
 from tests.support.odd_devices import Config
 
 Boot = Callable[..., DeviceHost]
 
 ROGUE = "tests.support.odd_devices:Rogue"
+MARKSMAN = "tests.support.marksman:Marksman"
+FORKER = "tests.support.odd_devices:Forker"
 
 # The lines of /proc/PID/task/TID/status that the seal is about.
 _SEALED = {
@@ -32,7 +35,7 @@ _SEALED = {
     "CapAmb": "0000000000000000",
     "NoNewPrivs": "1",
     "Seccomp": "2",
-    "Seccomp_filters": "1",
+    "Seccomp_filters": "2",
 }
 
 
@@ -87,6 +90,64 @@ def test_a_device_that_does_what_it_may_not_dies_and_says_what(
     assert f"E forbidden system call {call} (" in host.log()
 
 
+def test_a_device_cannot_have_the_kernel_signal_another_process_for_it(boot: Boot) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as victim:
+        host = boot("marksman", marksman.Config("signal", str(victim.pid)), register=MARKSMAN)
+        host.start()
+        host.drivers[0].add([b"go"])
+        host.publish()
+
+        assert host.wait() == -signal.SIGSYS
+        assert victim.communicate(b"\n") == (None, None)
+
+    assert victim.returncode == 0
+    assert "E forbidden system call fcntl (" in host.log()
+
+
+def test_a_device_sends_to_nobody_but_who_is_connected(boot: Boot, tmp_path: Path) -> None:
+    address = str(tmp_path / "address")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(address)
+        host = boot("marksman", marksman.Config("address", address), register=MARKSMAN)
+        host.start()
+        host.drivers[0].add([b"go"])
+        host.publish()
+
+        assert host.wait() == -signal.SIGSYS
+    assert "E forbidden system call sendto (" in host.log()
+
+
+def test_a_device_that_forks_before_its_seal_cannot(boot: Boot) -> None:
+    host = boot("forker", register=FORKER, start=False)
+    host.hand_over()
+
+    assert host.wait() == 1
+    assert "E bug: PermissionError" in host.log()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "complaint"),
+    [
+        ("os.fork() or os._exit(0)", "PermissionError"),
+        ("os.posix_spawn('/bin/true', ['true'], {})", "PermissionError"),
+        ("subprocess.run(['/bin/true'])", "PermissionError"),
+        ("os.execv('/bin/true', ['true'])", "PermissionError"),
+        ("threading.Thread(target=print, args=('a thread',)).start()", "a thread"),
+    ],
+)
+def test_who_has_given_its_privileges_up_starts_threads_only(attempt: str, complaint: str) -> None:
+    program = f"""
+import os, subprocess, threading
+from devices.runtime import seal
+seal.enter_privileges(os.getppid())
+try:
+    {attempt}
+except OSError as error:
+    print(type(error).__name__)
+"""
+    assert run(program, expect=0) == complaint + "\n"
+
+
 def test_a_device_that_starts_a_thread_cannot_and_says_so(boot: Boot) -> None:
     host = boot("rogue", Config("thread"), register=ROGUE)
     host.start()
@@ -138,6 +199,13 @@ def test_the_fewest_calls_are_common() -> None:
         "kill", "tkill", "pidfd_open", "pidfd_getfd", "process_vm_readv", "process_vm_writev",
         "ioctl", "prctl", "seccomp", "io_uring_setup", "io_uring_enter", "memfd_create", "bpf",
         "userfaultfd", "mount", "unshare", "setns", "dup", "dup2", "dup3",
+        # What would let it reach another process by an argument, or have the kernel do it.
+        "fcntl", "sendto", "sendmmsg", "recvmmsg", "setsockopt", "rt_sigqueueinfo",
+        "rt_tgsigqueueinfo", "pidfd_send_signal", "timer_create", "mq_notify", "prlimit64",
+        "setrlimit", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setscheduler",
+        "sched_setattr", "process_madvise", "migrate_pages", "move_pages", "kcmp", "keyctl",
+        "get_robust_list", "perf_event_open", "vmsplice", "tgkill", "mmap", "mprotect",
+        "pkey_mprotect", "remap_file_pages",
     }  # fmt: skip
     for kind in KINDS:
         assert not reaching & (seal.COMMON | find(kind).jail.syscalls), kind
