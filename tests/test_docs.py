@@ -171,3 +171,9 @@ def anchors(page: str) -> set[str]:
     """The anchors that headings get: lower case, words with dashes, punctuation dropped."""
     headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_files_of_the_tests_named_exist(page: Path) -> None:
+    for path in re.findall(r"\btests/[\w/]+\.(?:py|sh|c)\b", text(page)):
+        assert "NAME" in path or (ROOT / path).exists(), path

@@ -17,16 +17,12 @@ def measure() -> dict[str, object]:
         os.read(process.stdout.fileno(), 1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         sizes = {"launcher": _pss(process.pid)}
-        for index, child in enumerate(children):
-            sizes[f"{index} {_role(int(child))}"] = _pss(int(child))
+        # They are started in this order: launcher.run.
+        for name, child in zip(("vmm", "blk0", "console0", "rng0"), children, strict=True):
+            sizes[name] = _pss(int(child))
         process.terminate()
         process.communicate()
     return {f"{name}, MiB": round(size, 1) for name, size in sizes.items()}
-
-
-def _role(pid: int) -> str:
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return "vmm" if any("vmm.entry" in word for word in words) else "device"
 
 
 def _pss(pid: int) -> float:
