@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from devices.kinds import KINDS, find
 from devices.runtime import seal
 from protocol import fds
 from protocol.errors import HostError
+from protocol.messages import PROTOCOL_VERSION, STATE_VERSION, Hello, Welcome
 from tests.support import marksman
 from tests.support.device_host import ROOT, DeviceHost
 from tests.support.odd_devices import Config
@@ -26,6 +28,7 @@ Boot = Callable[..., DeviceHost]
 ROGUE = "tests.support.odd_devices:Rogue"
 MARKSMAN = "tests.support.marksman:Marksman"
 FORKER = "tests.support.odd_devices:Forker"
+OPENER = "tests.support.odd_devices:Opener"
 
 # The lines of /proc/PID/task/TID/status that the seal is about.
 _SEALED = {
@@ -271,6 +274,24 @@ def test_a_descriptor_that_nobody_handed_over_is_refused_by_name(boot: Boot) -> 
 
     assert "(pipe:[" in host.log()
     assert "is open, and nobody handed it over" in host.log()
+
+
+@pytest.mark.parametrize("moment", ["init", "hello"])
+def test_what_a_device_opens_for_itself_before_the_seal_is_refused_by_name(
+    boot: Boot, moment: str
+) -> None:
+    host = boot("opener", Config(moment), register=OPENER, start=False)
+    host.hand_over()
+    host.expect(Hello)
+    host.channel.send(Welcome(PROTOCOL_VERSION, STATE_VERSION))
+
+    assert host.wait() == HostError.exit_status
+    complaint = rf"E descriptor \d+ \(/proc/{host.process.pid}/status\) is open, and nobody"
+    assert re.search(complaint, host.log()), host.log()
+
+
+def test_a_device_that_opens_nothing_for_itself_is_sealed(boot: Boot) -> None:
+    assert boot("opener", Config("nothing"), register=OPENER).sealed is not None
 
 
 def test_the_audit_lets_one_socket_of_the_channel_pass_and_no_second() -> None:
