@@ -1,9 +1,11 @@
 """Imports point down: launcher, then vmm and devices, then protocol; read from every file, and seen
-in a live process of each sort."""
+in what a sealed device, and an interpreter with all of the VMM, have loaded."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +31,8 @@ FILES = [
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The full names of the modules that the file imports, anywhere in it."""
+    """The full names of what the file imports, anywhere in it: modules, and all that is taken
+    from one, for that can be a module too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -37,6 +40,25 @@ def imported(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: imports are absolute"
             assert node.module is not None
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import protocol.ring._ring",
+        "import protocol.ring._ring as engine",
+        "from protocol.ring import _ring",
+        "from protocol.ring import Chain, _ring as engine",
+        "from protocol.ring._ring import lib",
+        "def late() -> None:\n    from protocol.ring import _ring",
+    ],
+)
+def test_a_module_is_seen_however_it_is_imported(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.py"
+    path.write_text(line)
+
+    assert "protocol.ring._ring" in set(imported(path))
 
 
 def test_there_is_something_to_look_at() -> None:
@@ -71,8 +93,28 @@ def test_danger_has_an_address(what: str, only: set[str]) -> None:
     for package in BELOW:
         for path in (ROOT / package).rglob("*.py"):
             place = path.relative_to(ROOT).as_posix()
-            if what in imported(path):
+            if any(name == what or name.startswith(f"{what}.") for name in imported(path)):
                 assert place in only or path.parent.relative_to(ROOT).as_posix() in only, place
+
+
+@pytest.mark.parametrize(("package", "member"), [("protocol", "specs"), ("vmm", "entry")])
+def test_a_package_loads_nothing_that_is_not_below_it(package: str, member: str) -> None:
+    program = f"""
+import importlib, pkgutil, sys, {package}
+for module in pkgutil.walk_packages({package}.__path__, "{package}."):
+    importlib.import_module(module.name)
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+
+    assert f"{package}.{member}" in loaded
+    assert {name.split(".")[0] for name in loaded} & {*BELOW, "tests", "tools"} == {
+        package,
+        *BELOW[package],
+    }
 
 
 def test_a_live_device_holds_no_code_of_the_vmm_the_launcher_or_another_device(
