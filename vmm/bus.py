@@ -143,7 +143,7 @@ class Bus:
             is_last = len(self._logged) == MAX_LOGGED
         # Kernels read ports and virtio slots to see what is there. The rest is mostly a mistake.
         if space == "port":
-            log.info("%s of port %#x: no device there", verb, address)
+            log.info("%s of port %#x: no device there; harmless in a probe", verb, address)
         else:
             level = logging.INFO if verb == "read" and _slot(address) >= 0 else logging.WARNING
             log.log(level, "MMIO %s of unmapped address %#x: %s", verb, address, _hint(address))
