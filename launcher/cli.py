@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from protocol.errors import BadInput, VibeError
+from protocol.errors import BadInput, HostError, VibeError
 
 _USAGE = """\
 usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
@@ -31,14 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(list(sys.argv[1:] if argv is None else argv))
     except VibeError as error:
-        print(f"vibevmm: {error}", file=sys.stderr)
-        return error.exit_status
+        return _failed(str(error), error.exit_status)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # as a shell has it; while a machine runs it is no exception
     except BrokenPipeError:
-        # Whoever read our output has enough. Nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         return 0
+    except OSError as error:
+        # Nothing that names an option: the host has run out of something.
+        hint = "; see ulimit -n" if error.errno == errno.EMFILE else ""
+        return _failed(f"{error.filename or 'the host'}: {error.strerror}{hint}", 3)
+
+
+def _failed(why: str, status: int) -> int:
+    from launcher.logs import harmless
+
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # nobody can be told
+            print(f"vibevmm: {harmless(why)}", file=sys.stderr)
+    return status
 
 
 def _command(argv: list[str]) -> int:
@@ -55,11 +68,11 @@ def _command(argv: list[str]) -> int:
     if word == "doctor":
         from launcher import doctor
 
-        return doctor.main(rest)
+        return _print(doctor.text(rest))  # a host that lacks something is no error
     if word == "completion":
         from launcher import completion
 
-        return completion.main(rest)
+        return _print(completion.text(rest))
     if word.startswith("-"):
         return _run(argv)
     from launcher.options import suggestion
@@ -80,17 +93,25 @@ def _run(argv: list[str]) -> int:
 
         device = kinds.find(options.help_device, "--help-device")
         return _print(describe(options.help_device, device.config_type))
-    from launcher import plan
+    from launcher import plan, signals
+    from launcher.loop import Loop
 
-    planned = plan.make(options)
-    try:
-        if options.dry_run:
-            return _print(planned.text())
-        from launcher import run
+    loop = Loop()
+    # From before there are files that would be left behind.
+    with signals.Signals(loop, signals.ALL) as coming:
+        planned = plan.make(options)
+        try:
+            coming.check()
+            if not options.dry_run:
+                from launcher import run
 
-        return run.run(planned)
-    finally:
-        planned.close()
+                return run.run(planned, loop, coming)
+            text = planned.text()
+        except signals.Interrupted as interrupted:
+            return interrupted.exit_status
+        finally:
+            planned.close()
+    return _print(text)
 
 
 def _run_help() -> str:
@@ -113,8 +134,21 @@ def _version() -> str:
 
 
 def _print(text: str) -> int:
-    print(text, flush=True)
+    if sys.stdout is None:
+        raise HostError("standard output is closed")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise  # whoever read it has enough
+    except OSError as error:
+        _drop_output()
+        raise HostError(f"standard output: {error.strerror}") from error
     return 0
+
+
+def _drop_output() -> None:
+    # What is left of it may not be written at exit either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _keep_standard_descriptors() -> None:

@@ -11,12 +11,11 @@ from protocol.errors import BadInput
 COMMANDS = ("run", "doctor", "completion")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the script for the shell that ``argv`` names."""
+def text(argv: Sequence[str]) -> str:
+    """The script for the shell that ``argv`` names."""
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise BadInput("completion", f"which shell? One of {', '.join(SHELLS)}")
-    print(SHELLS[argv[0]]())
-    return 0
+    return SHELLS[argv[0]]()
 
 
 def words(option: Option) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +19,9 @@ MAX_CPUS = 8
 DEFAULT_CMDLINE = "console=ttyS0"
 """For a kernel: messages and login on the serial port, everything else as the kernel likes it.
 ``panic=`` is left out: a panicked guest stands still and its last words stay readable."""
+
+# Bytes of a --config file (arbitrary; what people write has a few hundred).
+_MAX_CONFIG = 1 << 20
 
 _DEVICE_OPTIONS = ("--disk", "--console", "--device")
 
@@ -66,6 +72,8 @@ Pair = tuple[Option, object]
 def read(argv: Sequence[str]) -> RunOptions:
     """The options in ``argv``, with those of the --config file that ``argv`` does not name."""
     given: list[Pair] = list(split(argv))
+    for option, value in given:
+        _check_text(option.name, value)
     named = {option.name for option, _ in given}
     for path in [str(value) for option, value in given if option.name == "--config"]:
         given = [pair for pair in read_file(path) if pair[0].name not in named] + given
@@ -77,19 +85,52 @@ def read_file(path: str) -> list[Pair]:
     import tomllib  # only who has a file pays for it
 
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except OSError as error:
-        raise BadInput("--config", f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(_content(path).decode())
+    except ValueError as error:  # also what is not UTF-8, and a number that is too long
         raise BadInput("--config", f"{path}: {error}") from error
+    except RecursionError as error:
+        raise BadInput("--config", f"{path}: nested too deeply") from error
     known = {option.key: option for option in RUN_OPTIONS if option.in_file}
     found: list[Pair] = []
     for key, value in table.items():
         if key not in known:
             raise BadInput("--config", f"{path}: unknown key {key!r}{suggestion(key, known)}")
-        found += _from_file(known[key], value, f"{path}: {key}")
+        try:
+            pairs = _from_file(known[key], value, f"{path}: {key}")
+        except ValueError as error:  # hexadecimal is read at any length, but not written
+            raise BadInput("--config", f"{path}: {key}: {error}") from error
+        for _, given in pairs:
+            _check_text(f"--config: {path}: {key}", given)
+        found += pairs
     return found
+
+
+def _content(path: str) -> bytes:
+    try:
+        # Not held up by a FIFO without a writer.
+        with open(path, "rb", opener=lambda at, how: os.open(at, how | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadInput("--config", f"{path}: this is not a regular file")
+            found = file.read(_MAX_CONFIG + 1)
+    except OSError as error:
+        raise BadInput("--config", f"{path}: {error.strerror}") from error
+    if len(found) > _MAX_CONFIG:
+        raise BadInput("--config", f"{path}: a file of options has at most 1 MiB")
+    return found
+
+
+def _check_text(where: str, value: object) -> None:
+    # It becomes part of messages, paths and command lines, none of which can carry more.
+    texts = [value] if not isinstance(value, Request) else [t for s in value.settings for t in s]
+    for text in texts:
+        if not isinstance(text, str):
+            continue
+        if "\0" in text:
+            raise BadInput(where, f"{text!r} has a null byte in it")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadInput(where, f"{os.fsencode(text)!r} is not UTF-8") from None
 
 
 def _from_file(option: Option, value: object, where: str) -> list[Pair]:
@@ -171,9 +212,10 @@ def _memory(texts: dict[str, str]) -> int:
 
 
 def _cpus(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_CPUS:
+    digits = text.lstrip("0")
+    if not text.isascii() or not text.isdigit() or len(digits) != 1 or int(digits) > MAX_CPUS:
         raise BadInput("--cpus", f"{text!r} is not a number from 1 to {MAX_CPUS}")
-    return int(text)
+    return int(digits)
 
 
 def _serial(text: str) -> str:
@@ -192,7 +234,8 @@ def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        seconds = float(text)
+        # float() would take other scripts' digits, underscores and blanks, too.
+        seconds = float(text) if re.fullmatch(r"[0-9.eE+-]+", text) else 0
     except ValueError:
         seconds = 0
     # A year is for ever; what cannot be waited for, such as infinity, is no time.

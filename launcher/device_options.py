@@ -20,6 +20,9 @@ from vmm.memory_map import parse_size
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}\Z")
 """Names of machines and devices: they become file names and parts of messages."""
 
+# int() would take much more: other scripts' digits, underscores, blanks, other bases.
+_NUMBER = re.compile(r"-?(?:[0-9]+|0[xX][0-9a-fA-F]+)")
+
 # Options that are short for --device with a kind.
 _KINDS = {"--disk": "blk", "--console": "console"}
 _BOOLS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
@@ -152,12 +155,12 @@ def _int(where: str, text: str) -> int:
 
 def number(where: str, text: str) -> int:
     """A number of 64 bits, decimal or hexadecimal with 0x."""
-    try:
-        value = int(text, 0)
-    except ValueError:
-        raise BadInput(where, f"{text!r} is not a number such as 4096 or 0x1000") from None
+    if not _NUMBER.fullmatch(text):
+        raise BadInput(where, f"{text!r} is not a number such as 4096 or 0x1000")
+    # Python makes no numbers of thousands of digits; none of 64 bits has a hundred.
+    value = -1 if len(text) > 100 else int(text, 16 if "x" in text.lower() else 10)
     if not 0 <= value < 1 << 64:
-        raise BadInput(where, f"{text} is not a number of 64 bits")
+        raise BadInput(where, f"not a number of 64 bits: {text}")
     return value
 
 

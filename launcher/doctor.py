@@ -33,18 +33,15 @@ class Finding:
     advice: str = ""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print all findings, with ``--json`` for programs. The exit status is 0: a host that lacks
-    something is no error."""
+def text(argv: Sequence[str]) -> str:
+    """All findings, with ``--json`` for programs."""
     for word in argv:
         if word != "--json":
             raise BadInput(word, "vibevmm doctor takes --json or nothing")
     findings = [check() for check in CHECKS]
     if argv:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        print(as_text(findings))
-    return 0
+        return json.dumps([asdict(finding) for finding in findings], indent=2)
+    return as_text(findings)
 
 
 def as_text(findings: Sequence[Finding]) -> str:

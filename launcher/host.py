@@ -7,6 +7,8 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from protocol.errors import BadInput
+
 
 @dataclass(slots=True)
 class Streams:
@@ -49,8 +51,14 @@ class Host:
         return theirs.detach()
 
     def cleanup(self, path: str) -> None:
-        """Remove ``path`` when the machine ends."""
-        self._streams.cleanup.append(os.path.abspath(path))
+        """Remove ``path`` when the machine ends; BadInput if it has no name in UTF-8."""
+        try:
+            found = os.path.abspath(path)
+            found.encode()  # the VMM, which is told of it, is not told bytes
+        except (OSError, UnicodeEncodeError):
+            self._streams.cleanup.append(path)
+            raise BadInput("path", f"{path}: the directory that it is in is not UTF-8") from None
+        self._streams.cleanup.append(found)
 
     def announce(self, text: str) -> None:
         """Tell the user."""

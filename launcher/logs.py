@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from launcher.output import Output
 from protocol.log import Level
 
+# Characters of a message of several lines, such as a dump of registers or a table of statistics;
+# arbitrary: the longest has some hundred lines.
+_MAX_TEXT = 64 * 1024
+
 # Lines kept of each process, for the message when it dies.
 _TAIL = 20
 # Characters of a line that are shown, and lines that a process may write at once and a second
@@ -44,7 +48,7 @@ class Logs:
     def note(self, level: Level, text: str) -> None:
         """A line of the launcher's own."""
         if level <= self._level:
-            self._emit("launcher", level.name.lower(), text)
+            self._emit("launcher", level.name.lower(), printable(text.encode())[:_MAX_LINE])
 
     def feed(self, name: str, data: bytes) -> None:
         """Bytes that came from the standard output or error of process ``name``."""
@@ -96,7 +100,7 @@ class Logs:
         now = time.time()
         clock = time.strftime("%H:%M:%S", time.localtime(now))
         line = f"{clock}.{int(now * 1000) % 1000:03} {name} {level} {text}\n"
-        self._output.write(line.encode())
+        self._output.offer(line.encode())
 
 
 def printable(data: bytes) -> str:
@@ -105,3 +109,15 @@ def printable(data: bytes) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.rstrip()
     )
+
+
+def harmless(text: str) -> str:
+    """``text`` of one or several lines, each of them printable and none too long. A line that is
+    not the first begins with a blank, so that it is not taken for a message of its own."""
+    cut = text[:_MAX_TEXT] + ("…" if len(text) > _MAX_TEXT else "")
+    # Not splitlines(), which knows separators that are for printable() to show.
+    first, *others = (
+        printable(line[:_MAX_LINE].encode("utf-8", "backslashreplace"))
+        for line in cut.rstrip("\n").split("\n")
+    )
+    return "\n".join([first, *(f" {line}" if line[:1].strip() else line for line in others)])

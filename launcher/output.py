@@ -14,8 +14,10 @@ from launcher.loop import Loop
 # A pipe that poll calls writable takes PIPE_BUF bytes without blocking: Linux reports a pipe
 # writable when a whole page is free (pipe(7)).
 _CHUNK = 4096
-# Bytes waiting for a slow reader from which on no more is accepted gladly (arbitrary).
+# Bytes waiting for a slow reader from which on no more is accepted gladly, and from which on what
+# is only offered is dropped (arbitrary).
 _FULL = 64 * 1024
+_MOST_OFFERED = 1 << 20
 
 
 class Output:
@@ -29,6 +31,7 @@ class Output:
         self._loop = loop
         self._waiting = bytearray()
         self._gone = False
+        self._dropped = 0
         self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._own = _reopened_terminal(fd)
         self._fd = fd if self._own is None else self._own
@@ -51,11 +54,21 @@ class Output:
             if self._waiting:
                 self._loop.on_writable(self._fd, self._on_writable)
 
-    def close(self, seconds: float = math.inf) -> None:
+    def offer(self, data: bytes) -> None:
+        """Write ``data``, a message that may be lost: if its reader is far behind, it is counted
+        instead, and the reader is told how many there were."""
+        if len(self._waiting) >= _MOST_OFFERED:
+            self._dropped += 1
+            return
+        self._tell_dropped()
+        self.write(data)
+
+    def close(self, seconds: float = math.inf, is_enough: Callable[[], bool] = bool) -> None:
         """Write what waits, as any program does before it ends: for as long as the reader takes,
-        or for ``seconds``, which gives up the rest."""
+        for ``seconds``, or until ``is_enough``, asked once a second; the rest is given up."""
+        self._tell_dropped()
         deadline = time.monotonic() + seconds
-        while self._waiting and (left := deadline - time.monotonic()) > 0:
+        while self._waiting and (left := deadline - time.monotonic()) > 0 and not is_enough():
             _writable(self._fd, min(left, 1.0))
             self._flush()
         self._loop.on_writable(self._fd, None)
@@ -64,6 +77,11 @@ class Output:
             os.close(self._own)
             self._own = None
         self._gone = True
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self.write(f"vibevmm: {dropped} messages were lost: nobody read them\n".encode())
 
     def _on_writable(self) -> None:
         was_full = self.full

@@ -8,6 +8,7 @@ printed (``--dry-run``), started, or closed again without a trace.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from launcher.config import RunOptions
 from launcher.device_options import Request
 from launcher.host import Host, Streams
 from launcher.options import suggestion
-from protocol.errors import BadInput
+from protocol.errors import BadInput, HostError
 from protocol.specs import BootSpec
 from vmm import memory_map
 from vmm.boot.hardware import Hardware, VirtioMmio
@@ -34,6 +35,11 @@ _FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
 
 # Names of processes and streams that are not devices'.
 _RESERVED = frozenset({"vmm", "launcher", "serial"})
+
+
+# Descriptors of a launcher at its fullest, beyond those that it is started with, and of each
+# device: 22 and 6 to 9 were counted, by number of queues.
+_DESCRIPTORS, _DEVICE_DESCRIPTORS = 32, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,7 @@ class Plan:
 
 def make(options: RunOptions) -> Plan:
     """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
+    check_descriptors(len(options.devices))
     with ExitStack() as resources:
         planned = _place(options.devices)
         check_log_names(options, planned)
@@ -110,12 +117,23 @@ def make(options: RunOptions) -> Plan:
             initrd = _open(resources, "--initrd", options.initrd)
         wiring = tuple(VirtioMmio(device.slot, device.gsi) for device in planned)
         hardware = Hardware(options.memory, options.cpus, wiring)
-        boot_plan = plan_boot(boot, kernel, initrd, hardware)
+        boot_plan = _plan_boot(options, boot, kernel, initrd, hardware)
         streams = Streams()
         resources.callback(streams.close)
         for device in planned:
             _open_device(device, streams, resources)
         return Plan(options, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all())
+
+
+def check_descriptors(devices: int) -> None:
+    """HostError if this process may not open as many files as a machine with ``devices`` takes."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + _DESCRIPTORS + devices * _DEVICE_DESCRIPTORS
+    if 0 <= limit < needed:
+        raise HostError(
+            f"this machine needs {needed} open files, and {limit} are allowed: "
+            f"ulimit -n {max(needed, 1024)}"
+        )
 
 
 def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> None:
@@ -185,6 +203,23 @@ def _open(resources: ExitStack, option: str, path: str) -> int:
         raise BadInput(option, f"{path}: {why}") from error
     resources.callback(os.close, fd)
     return fd
+
+
+def _plan_boot(
+    options: RunOptions, boot: BootSpec, kernel: int, initrd: int | None, hardware: Hardware
+) -> BootPlan:
+    paths = {
+        "--kernel": options.kernel,
+        "--binary": options.binary,
+        "--initrd": options.initrd,
+    }
+    try:
+        return plan_boot(boot, kernel, initrd, hardware)
+    except BadInput as error:
+        # Only we know what the descriptors that it looked at are called.
+        if (path := paths.get(error.where)) is None:
+            raise
+        raise BadInput(error.where, f"{path}: {error.why}") from error
 
 
 def _open_device(device: PlannedDevice, streams: Streams, resources: ExitStack) -> None:

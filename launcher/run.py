@@ -7,10 +7,11 @@ takes the longest, and they run beside us.
 from __future__ import annotations
 
 import os
-import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
-from launcher.config import RunOptions
+from launcher.files import OutputFiles
 from launcher.loop import Loop
 from launcher.output import Output
 from launcher.plan import Plan
@@ -18,7 +19,6 @@ from launcher.rundir import RunDirectory
 from launcher.signals import Signals
 from launcher.spawn import Child, keep_descriptors
 from launcher.startup import Startup
-from protocol.errors import BadInput
 
 VMM = "vmm"
 """The name of the VMM's process."""
@@ -26,25 +26,20 @@ VMM = "vmm"
 SCREEN, MESSAGES = 1, 2
 
 _VMM_MODULE, _DEVICE_MODULE = "vmm.entry", "devices.runtime.entry"
-_SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGCONT,
-)
 
 
-def run(plan: Plan) -> int:
-    """Run what ``plan`` says; the exit status. Errors before anything is started are raised."""
-    startup, loop = Startup(), Loop()
+def run(plan: Plan, loop: Loop, signals: Signals) -> int:
+    """Run what ``plan`` says; the exit status. Errors before anything is started are raised.
+
+    ``signals`` have been coming to ``loop`` since before the plan was made.
+    """
+    startup = Startup()
     with ExitStack() as resources:
-        outputs = Outputs(plan.options, loop, resources)
+        outputs = Outputs(plan, loop, signals, resources)
         check_kvm()
         directory = resources.enter_context(RunDirectory(plan.options.name))
         startup.mark("checked")
-        signals = resources.enter_context(Signals(loop, _SIGNALS))
+        signals.check()
         keep_descriptors()
         children: dict[str, Child] = {}
         for name, module in [
@@ -59,6 +54,7 @@ def run(plan: Plan) -> int:
 
         session = Session(plan, startup, loop, outputs, directory, children, resources)
         signals.on_signal = session.on_signal
+        outputs.begin()
         return session.run()
 
 
@@ -73,33 +69,44 @@ def check_kvm() -> None:
 
 class Outputs:
     """Where the guest's output, messages, log, statistics and trace go; BadInput if a file cannot
-    be written."""
+    be written. Files are as they were until :meth:`begin`."""
 
-    def __init__(self, options: RunOptions, loop: Loop, resources: ExitStack) -> None:
+    def __init__(self, plan: Plan, loop: Loop, signals: Signals, resources: ExitStack) -> None:
+        options = plan.options
         self._loop = loop
+        self._signals = signals
         self._resources = resources
+        files = OutputFiles(_inputs(plan))
+        resources.callback(files.close)
+        self.begin = files.begin
         self.screen = self._output(SCREEN)
         self.messages = self.log = self._output(MESSAGES)
         if options.log_file is not None:
-            self.log = self._output(self._open("--log-file", options.log_file))
-        self.stats = self._open("--stats", options.stats) if options.stats else None
-        self.trace = self._open("--trace", options.trace) if options.trace is not None else None
+            self.log = self._output(files.open("--log-file", options.log_file))
+        self.stats = files.open("--stats", options.stats) if options.stats else None
+        self.trace = files.open("--trace", options.trace) if options.trace is not None else None
         kind, _, path = options.serial.partition("=")
         self.serial = self.screen if kind == "terminal" else None
         """None: what the serial port prints is dropped."""
         if kind == "file":
-            self.serial = self._output(self._open("--serial", path))
+            self.serial = self._output(files.open("--serial", path))
 
     def _output(self, fd: int) -> Output:
         made = Output(fd, self._loop)
-        self._resources.callback(made.close)
+        # Whoever stops us while a reader takes its time does not want to wait for it.
+        is_enough = partial(_is_stopped, self._signals)
+        self._resources.callback(made.close, is_enough=is_enough)
         return made
 
-    def _open(self, option: str, path: str) -> int:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            fd = os.open(path, flags, 0o666)
-        except OSError as error:
-            raise BadInput(option, f"{path}: {error.strerror}") from error
-        self._resources.callback(os.close, fd)
-        return fd
+
+def _is_stopped(signals: Signals) -> bool:
+    return signals.ending is not None
+
+
+def _inputs(plan: Plan) -> Iterator[tuple[str, int]]:
+    yield ("--kernel" if plan.options.binary is None else "--binary"), plan.kernel
+    if plan.initrd is not None:
+        yield "--initrd", plan.initrd
+    for device in plan.devices:
+        for fd in device.fds.values():
+            yield f"{device.option} ({device.name})", fd

@@ -48,7 +48,11 @@ class RunDirectory:
             except OSError as error:
                 raise HostError(f"cannot make {self.path}: {error.strerror}") from error
             # Locked before anybody else can look: they would need the lock of the base.
-            self._fd = _lock(self.path)
+            try:
+                self._fd = _lock(self.path)
+            except OSError:
+                os.rmdir(self.path)
+                raise
         finally:
             os.close(base_lock)
 
@@ -70,8 +74,12 @@ class RunDirectory:
 
 
 def base_directory() -> str:
-    """The directory of all machines of this user."""
+    """The directory of all machines of this user; BadInput if XDG_RUNTIME_DIR is no text."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        runtime.encode()
+    except UnicodeEncodeError:
+        raise BadInput("XDG_RUNTIME_DIR", f"{os.fsencode(runtime)!r} is not UTF-8") from None
     if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
         return os.path.join(runtime, "vibevmm")
     if os.geteuid() == 0:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
 from launcher import outcome, stats
-from launcher.logs import Logs
+from launcher.logs import Logs, harmless
 from launcher.loop import Loop
 from launcher.outcome import Outcome
 from launcher.plan import Plan
@@ -103,8 +103,7 @@ class Session:
             self._reap()
             self._terminal.finish()
         assert self._outcome is not None
-        self._report(self._outcome)
-        return self._outcome.status
+        return self._report(self._outcome)
 
     def on_signal(self, number: signal.Signals) -> None:
         """The launcher got signal ``number``."""
@@ -292,19 +291,37 @@ class Session:
             self._read_log(child)
             self._logs.close(child.name)
 
-    def _report(self, ended: Outcome) -> None:
+    def _report(self, ended: Outcome) -> int:
+        written = [
+            self._written("--trace", self._plan.options.trace, self._write_trace),
+            self._written("--stats", self._plan.options.stats, partial(self._write_stats, ended)),
+        ]
+        if ended.message:
+            self._outputs.messages.write(_message(ended.message))
+        for line in self._logs.tail(ended.culprit):
+            self._outputs.messages.write(f"    {line}\n".encode())
+        return ended.status or (0 if all(written) else 3)
+
+    def _written(self, option: str, path: str | None, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            self._say(f"{option}: {path}: {error.strerror}")
+            return False
+        return True
+
+    def _write_trace(self) -> None:
         if skipped := self._traces.write(self._pids()):
             self._logs.note(Level.WARN, f"{skipped} lines of the trace made no sense")
+
+    def _write_stats(self, ended: Outcome) -> None:
         if self._last_stats and self._outputs.stats is not None:
             phases = self._startup.phases
             text = stats.as_json(self._last_stats, self._name, ended.reason, phases, self._tree())
-            os.write(self._outputs.stats, text.encode())
+            with open(os.dup(self._outputs.stats), "w", encoding="utf-8") as file:
+                file.write(text)
         elif self._last_stats and self._plan.options.stats is not None:
             self._say(stats.as_text(self._last_stats, self._tree()))
-        if ended.message:
-            self._say(ended.message)
-        for line in self._logs.tail(ended.culprit):
-            self._outputs.messages.write(f"    {line}\n".encode())
 
     def _pids(self) -> dict[str, int]:
         children = {name: child.pid for name, child in self._children.items()}
@@ -319,5 +336,9 @@ class Session:
 
     def _say(self, text: str, fresh_line: bool = False) -> None:
         # In the middle of a line of the guest's, ours begins one of its own.
-        start = "\n" if fresh_line else ""
-        self._outputs.messages.write(f"{start}vibevmm: {text}\n".encode())
+        start = b"\n" if fresh_line else b""
+        self._outputs.messages.offer(start + _message(text))
+
+
+def _message(text: str) -> bytes:
+    return f"vibevmm: {harmless(text)}\n".encode()

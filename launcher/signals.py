@@ -10,6 +10,19 @@ from typing import Any
 
 from launcher.loop import Loop
 
+_HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
+
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, *_HARMLESS)
+"""What a launcher hears: those that ask for the end, for statistics, and that it was stopped."""
+
+
+class Interrupted(Exception):
+    """A signal that ends a program came before there was anything to stop."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.exit_status = 128 + number  # as a shell has it
+
 
 class Signals:
     """While it is entered, each of ``wanted`` makes the loop call ``on_signal`` with its number;
@@ -24,12 +37,13 @@ class Signals:
         self._reading.setblocking(False)
         self._writing.setblocking(False)
         self._before: dict[signal.Signals, Any] = {}
+        self._came: list[int] = []
         self._wakeup = -1
 
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in self._wanted:
-            self._before[number] = signal.signal(number, lambda *_: None)
+            self._before[number] = signal.signal(number, lambda came, _: self._came.append(came))
         self._loop.on_readable(self._reading.fileno(), self._arrived)
         return self
 
@@ -46,7 +60,18 @@ class Signals:
         self._reading.close()
         self._writing.close()
 
+    @property
+    def ending(self) -> signal.Signals | None:
+        """A signal that asks for the end and that the loop has not seen yet."""
+        return next((signal.Signals(came) for came in self._came if came not in _HARMLESS), None)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal that asks for the end is already waiting."""
+        if (number := self.ending) is not None:
+            raise Interrupted(number)
+
     def _arrived(self) -> None:
+        self._came.clear()
         for number in self._reading.recv(64):
             if number in self._wanted:
                 self.on_signal(signal.Signals(number))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource  # os.wait4 imports it, which must not be when no descriptor is left
 import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from protocol import fds
-
-if TYPE_CHECKING:
-    from resource import struct_rusage
 from protocol.errors import HostError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,22 +41,31 @@ class Child:
     def __init__(self, name: str, module: str) -> None:
         self.name = name
         self.status: int | None = None
-        self.usage: struct_rusage | None = None
-        self.handover, theirs = fds.handover_pair()
-        self.log, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # Only our end is non-blocking: the child's output must not get lost when we are slow.
-        os.set_blocking(writing, True)
+        self.usage: resource.struct_rusage | None = None
         try:
-            self.pid = _spawn(module, theirs, writing)
+            self._start(module)
         except OSError as error:
-            self.handover.close()
-            os.close(self.log)
             raise HostError(f"cannot start {sys.executable}: {error.strerror}") from error
-        finally:
-            theirs.close()
-            os.close(writing)
-        # It cannot be another process's: nobody but us reaps our children.
-        self.pidfd = os.pidfd_open(self.pid)
+
+    def _start(self, module: str) -> None:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
+            self.handover, theirs = fds.handover_pair()
+            ours.callback(self.handover.close)
+            childs.callback(theirs.close)
+            self.log, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            ours.callback(os.close, self.log)
+            childs.callback(os.close, writing)
+            # Only our end is non-blocking: the child's output must not get lost when we are slow.
+            os.set_blocking(writing, True)
+            self.pid = _spawn(module, theirs, writing)
+            try:
+                # It cannot be another process's: nobody but us reaps our children.
+                self.pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise
+            ours.pop_all()
 
     def kill(self) -> None:
         """SIGKILL, if it still lives."""

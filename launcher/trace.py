@@ -6,17 +6,26 @@ of ours is left out and counted.
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TextIO
+from operator import attrgetter
+from typing import BinaryIO, TextIO
 
 from launcher.logs import printable
 from protocol.errors import HostError
 from protocol.trace import Trace
 
+# Bytes of a line; ours have some 250, and none that is longer is an event.
+_MAX_LINE = 1024
+# An event is written down when it is over, but stands where it began: so many events of its process
+# are held for one that began earlier. One that took even longer comes late, with its right time.
+_WINDOW = 1 << 14
 
-@dataclass(frozen=True, slots=True, order=True)
+
+@dataclass(frozen=True, slots=True)
 class TraceEvent:
     """One event: times in nanoseconds of CLOCK_MONOTONIC, and who did what."""
 
@@ -27,6 +36,9 @@ class TraceEvent:
     what: str
     process: str
     pid: int
+
+
+_start = attrgetter("start")
 
 
 class Traces:
@@ -66,28 +78,57 @@ class Traces:
             return 0
         if self._own:
             self._own.flush()
-        events: list[TraceEvent] = []
-        skipped = 0
-        for process, fd in self._parts.items():
-            os.lseek(fd, 0, os.SEEK_SET)
-            with open(os.dup(fd), "rb") as file:
-                for line in file:
-                    event = parse(line, process, pids.get(process, 0))
-                    if event is None:
-                        skipped += 1
-                    else:
-                        events.append(event)
-        events.sort()
-        with open(os.dup(self._output), "w", encoding="utf-8") as output:
+        parts = [_Part(process, pids.get(process, 0)) for process in self._parts]
+        with ExitStack() as files:
+            sources: list[Iterator[TraceEvent]] = []
+            for part, fd in zip(parts, self._parts.values(), strict=True):
+                os.lseek(fd, 0, os.SEEK_SET)
+                file = files.enter_context(open(os.dup(fd), "rb"))
+                sources.append(_sorted(part.events(file)))
+            output = files.enter_context(open(os.dup(self._output), "w", encoding="utf-8"))
             write = write_perfetto if self._path.endswith(".json") else write_text
-            write(events, output)
-        return skipped
+            write(heapq.merge(*sources, key=_start), output)
+        return sum(part.skipped for part in parts)
 
     def close(self) -> None:
         """Close the parts."""
         for fd in self._parts.values():
             os.close(fd)
         self._parts.clear()
+
+
+class _Part:
+    """What one process wrote, which is not believed."""
+
+    def __init__(self, process: str, pid: int) -> None:
+        self._process = process
+        self._pid = pid
+        self.skipped = 0
+
+    def events(self, file: BinaryIO) -> Iterator[TraceEvent]:
+        """The events in ``file``; what is none is counted."""
+        whole = True  # whether a line begins here
+        while line := file.readline(_MAX_LINE):
+            event = parse(line, self._process, self._pid) if whole else None
+            whole = line.endswith(b"\n")
+            if event is not None:
+                yield event
+            elif whole:
+                self.skipped += 1
+        self.skipped += not whole
+
+
+def _sorted(events: Iterable[TraceEvent]) -> Iterator[TraceEvent]:
+    # In order of time, as far as the window reaches; memory has a bound however many there are.
+    held: list[TraceEvent] = []
+    for event in events:
+        held.append(event)
+        if len(held) >= 2 * _WINDOW:
+            held.sort(key=_start)
+            yield from held[:_WINDOW]
+            del held[:_WINDOW]
+    held.sort(key=_start)
+    yield from held
 
 
 def _nameless_file(folder: str) -> int:
@@ -132,7 +173,13 @@ def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
     for events with a duration, ``i`` for those without, a track a process and a thread."""
     import json  # the start of a machine does not wait for it
 
-    rows: list[dict[str, object]] = []
+    before = '{"displayTimeUnit": "ns", "traceEvents": [\n'
+
+    def put(row: dict[str, object]) -> None:
+        nonlocal before
+        output.write(before + json.dumps(row))
+        before = ",\n"
+
     processes: set[str] = set()
     tracks: dict[tuple[str, str], int] = {}
     first: int | None = None
@@ -140,11 +187,11 @@ def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
         first = event.start if first is None else first
         if event.process not in processes:
             processes.add(event.process)
-            rows.append(_metadata("process_name", event.pid, 0, event.process))
+            put(_metadata("process_name", event.pid, 0, event.process))
         track = tracks.get((event.process, event.who))
         if track is None:
             track = tracks[event.process, event.who] = len(tracks) + 1
-            rows.append(_metadata("thread_name", event.pid, track, event.who))
+            put(_metadata("thread_name", event.pid, track, event.who))
         row: dict[str, object] = {
             "name": event.what,
             "cat": event.kind,
@@ -154,8 +201,8 @@ def write_perfetto(events: Iterable[TraceEvent], output: TextIO) -> None:
             "tid": track,
         }
         row |= {"dur": event.duration / 1000} if event.duration else {"s": "t"}
-        rows.append(row)
-    json.dump({"traceEvents": rows, "displayTimeUnit": "ns"}, output)
+        put(row)
+    output.write((before if first is None else "\n") + "]}\n")
 
 
 def _metadata(kind: str, pid: int, tid: int, name: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli
+from launcher import cli, run
 from tests.support import boot_files, ordinary_user
 
 Run = Callable[..., str]
@@ -80,7 +80,7 @@ def test_folder_as_kernel(refused: Run, tmp_path: Path) -> None:
 def test_text_as_kernel(refused: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("I am no kernel\n" * 100)
 
-    assert refused("--kernel", "text").startswith("--kernel: this is not a kernel")
+    assert refused("--kernel", "text").startswith("--kernel: text: this is not a kernel")
 
 
 def test_32_bit_elf(refused: Run, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_initrd_too_large_for_low_memory(refused: Run, tmp_path: Path) -> None:
 
     line = refused("--kernel", "bzImage", "--initrd", "initrd", "--mem", "64M")
 
-    assert line.startswith("--initrd: its 100M do not fit in low RAM")
+    assert line.startswith("--initrd: initrd: its 100M do not fit in low RAM")
 
 
 def test_binary_too_large_for_memory(refused: Run, tmp_path: Path) -> None:
@@ -124,6 +124,11 @@ def test_binary_too_large_for_memory(refused: Run, tmp_path: Path) -> None:
         ("0x7fffffff0000", "outside of memory"),
         ("0xa00000", "virtio window"),
         ("here", "not a number"),
+        ("٣", "not a number"),
+        ("0b100", "not a number"),
+        ("1_000_000", "not a number"),
+        (" 4096", "not a number"),
+        ("9" * 5000, "64 bits"),
         ("-1", "64 bits"),
     ],
 )
@@ -150,6 +155,7 @@ def test_binary_without_entry(refused: Run, binary: str) -> None:
         ("16777217", "multiple of 4K"),
         ("8192G", "of this host"),
         ("", "is not a size"),
+        ("9" * 5000, "5000 digits"),
     ],
 )
 def test_memory_that_cannot_be(refused: Run, binary: str, size: str, words: str) -> None:
@@ -159,9 +165,13 @@ def test_memory_that_cannot_be(refused: Run, binary: str, size: str, words: str)
     assert words in line
 
 
-@pytest.mark.parametrize("count", ["0", "9", "-1", "two", "1.5"])
+@pytest.mark.parametrize("count", ["0", "9", "-1", "two", "1.5", "٣", "9" * 5000])
 def test_number_of_cpus_that_cannot_be(refused: Run, guest: tuple[str, ...], count: str) -> None:
-    assert refused(*guest, "--cpus", count) == f"--cpus: {count!r} is not a number from 1 to 8"
+    line = refused(*guest, "--cpus", count)
+
+    # A long line is cut.
+    assert f"--cpus: {count!r} is not a number from 1 to 8".startswith(line)
+    assert line.startswith(f"--cpus: {count[:9]!r}"[:-1])
 
 
 def test_sixteenth_device(refused: Run, guest: tuple[str, ...]) -> None:
@@ -199,11 +209,11 @@ def test_locked_disk(refused: Run, guest: tuple[str, ...], disk: Path) -> None:
     with open(disk, "r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
-        assert "is locked" in refused(*guest, "--disk", str(disk))
+        assert "is in use" in refused(*guest, "--disk", str(disk))
 
 
 def test_same_disk_twice(refused: Run, guest: tuple[str, ...], disk: Path) -> None:
-    assert "is locked" in refused(*guest, "--disk", str(disk), "--disk", str(disk))
+    assert "is in use" in refused(*guest, "--disk", str(disk), "--disk", str(disk))
 
 
 @pytest.mark.parametrize("size", [0, 100, 513])
@@ -228,12 +238,70 @@ def test_unknown_key_in_a_toml_file(refused: Run, tmp_path: Path) -> None:
         ("cpus = [1]", "list is not expected"),
         ("mem = true", "bool is not expected"),
         ("[[device]]\nid = 'a'", "needs the key 'kind'"),
+        ('kernel = "a\\u0000b"', "null byte"),
+        ('[[disk]]\npath = "a\\u0000b"', "null byte"),
+        ("cpus = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("cpus = " + "9" * 5000, "4300 digits"),
+        ("cpus = 0x" + "f" * 5000, "4300 digits"),
+        ("[[device]]\nkind = 'rng'\nmax_bytes = 0x" + "f" * 5000, "4300 digits"),
+        ("#" + "x" * (1 << 20), "at most 1 MiB"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_toml_file_that_is_wrong(refused: Run, tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "vm.toml").write_text(text)
 
     assert words in refused("--config", "vm.toml")
+
+
+def test_config_that_is_no_regular_file_is_not_waited_for(refused: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    assert refused("--config", "fifo") == "--config: fifo: this is not a regular file"
+    assert "Is a directory" in refused("--config", str(tmp_path))
+    assert "not a regular file" in refused("--config", "/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--kernel", "--initrd", "--cmdline", "--name", "--disk", "--console", "--device"),
+        *("--serial", "--config", "--log-file", "--stats", "--trace", "--log", "--mem"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_is_no_text_is_refused_whatever_it_is_for(
+    refused: Run, guest: tuple[str, ...], option: str, more: list[str]
+) -> None:
+    line = refused(*guest, option, os.fsdecode(b"\xff\x1b"), *more)
+
+    assert line == rf"{option}: b'\xff\x1b' is not UTF-8"
+
+
+def test_runtime_directory_that_is_no_text(
+    refused: Run, guest: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "check_kvm", lambda: None)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fsdecode(b"/tmp/\xff"))
+
+    assert refused(*guest) == r"XDG_RUNTIME_DIR: b'/tmp/\xff' is not UTF-8"
+
+
+def test_socket_in_a_folder_whose_name_is_no_text(
+    refused: Run, guest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    line = refused(*guest, "--console", "backend=socket,path=s")
+
+    assert line == "--console: path: s: the directory that it is in is not UTF-8"
+    assert list(folder.iterdir()) == []
+
+
+def test_path_with_what_a_terminal_must_not_see_is_shown(refused: Run) -> None:
+    assert refused("--kernel", "a\x1b[2J b") == (r"--kernel: a\x1b[2J b: No such file or directory")
 
 
 @pytest.mark.root
@@ -269,6 +337,7 @@ def test_no_permission_on_kvm(binary: str, tmp_path: Path) -> None:
             "--entry: goes with --binary; a kernel says where it wants to be",
         ),
         (["--kernel", "a", "--log", "5"], "--log: '5' is not a level from 0 to 4"),
+        (["--kernel", "a", "--timeout", "1_0"], "--timeout: '1_0' is not a number of seconds"),
         (["--kernel", "a", "--timeout", "0"], "--timeout: '0' is not a number of seconds above 0"),
         (["--kernel", "a", "--name", "../x"], "--name: '../x' is not letters, digits, - and _"),
         (["--kernel", "a", "--serial", "printer"], "--serial: 'printer' is not terminal, none"),
@@ -286,6 +355,52 @@ def test_output_file_that_cannot_be_written(
     line = refused(*guest, option, "/nowhere/file")
 
     assert line == f"{option}: /nowhere/file: No such file or directory"
+
+
+@pytest.mark.parametrize("option", ["--trace", "--log-file", "--stats", "--serial=file"])
+def test_output_is_never_what_the_run_reads(
+    refused: Run, binary: str, disk: Path, option: str
+) -> None:
+    guest = ("--binary", binary, "--entry", "0x10000", "--disk", str(disk))
+    os.link(disk, "link")
+    before = disk.read_bytes(), Path(binary).read_bytes()
+
+    name = option.partition("=")[0]
+    assert refused(*guest, f"{option}={binary}") == (
+        f"{name}: {binary}: this is the file of --binary, too"
+    )
+    assert refused(*guest, f"{option}=link") == (
+        f"{name}: link: this is the file of --disk (blk0), too"
+    )
+    assert (disk.read_bytes(), Path(binary).read_bytes()) == before
+
+
+def test_outputs_are_different_files(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--log-file", "same", "--trace", "./same")
+
+    assert line == "--trace: ./same: this is the file of --log-file, too"
+    assert not os.path.exists("same")
+
+
+def test_initrd_is_no_output_either(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(boot_files.BzImage().build())
+    (tmp_path / "initrd").write_bytes(b"x")
+
+    line = refused("--kernel", "bzImage", "--initrd", "initrd", "--stats", "initrd")
+
+    assert line == "--stats: initrd: this is the file of --initrd, too"
+
+
+@pytest.mark.parametrize("option", ["--trace", "--log-file", "--stats", "--serial=file"])
+def test_output_that_would_be_waited_for(
+    refused: Run, guest: tuple[str, ...], tmp_path: Path, option: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+
+    assert "fifo: neither a regular file nor" in refused(*guest, f"{option}=fifo")
+    os.close(reading)
+    assert "fifo: neither a regular file nor" in refused(*guest, f"{option}=fifo")
 
 
 def test_serial_file_that_cannot_be_written(refused: Run, guest: tuple[str, ...]) -> None:

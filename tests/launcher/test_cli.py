@@ -64,6 +64,41 @@ def test_closed_standard_descriptors_are_no_files_of_ours(binary: str, tmp_path:
     assert disk.read_bytes() == bytes(1 << 20)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--version", "--help", "run --help", "run --help-device rng", "doctor", "completion bash"],
+)
+@pytest.mark.parametrize(
+    ("output", "why"), [("/dev/full", "No space left on device"), ("&-", "is closed")]
+)
+def test_output_that_cannot_be_written_is_one_line_and_status_3(
+    words: str, output: str, why: str
+) -> None:
+    command = f"{sys.executable} -m launcher {words} >{output}"
+
+    done = subprocess.run(["sh", "-c", command], cwd=PROJECT, capture_output=True, text=True)
+
+    assert done.returncode == 3
+    assert done.stderr.startswith("vibevmm: standard output")
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_dry_run_to_a_full_disk_is_status_3(binary: str) -> None:
+    command = f"{sys.executable} -m launcher --binary {binary} --entry 0x10000 --dry-run >/dev/full"
+
+    done = subprocess.run(["sh", "-c", command], cwd=PROJECT, capture_output=True, text=True)
+
+    assert done.returncode == 3
+    assert done.stderr == "vibevmm: standard output: No space left on device\n"
+
+
+def test_error_that_nobody_can_be_told_keeps_its_status() -> None:
+    command = f"{sys.executable} -m launcher --kernel /nowhere 2>/dev/full"
+
+    assert subprocess.run(["sh", "-c", command], cwd=PROJECT, check=False).returncode == 2
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_script_is_one_that_the_shell_understands(
     shell: str, capfd: pytest.CaptureFixture[str]

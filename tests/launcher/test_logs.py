@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from launcher.logs import Logs, printable
+from launcher.logs import Logs, harmless, printable
 from launcher.loop import Loop
 from launcher.output import Output
 from protocol.log import Level
@@ -44,6 +44,28 @@ def test_lines_have_process_and_level_whatever_the_pieces_they_came_in(
 
 def test_control_characters_are_shown_not_sent() -> None:
     assert printable(b"\x1b[2J\x07\xff\xc2\x9b31m\r") == r"\x1b[2J\x07\xff\x9b31m"
+
+
+def test_message_of_several_lines_keeps_them_and_none_is_taken_for_another() -> None:
+    assert harmless("died\nrip=1\n  rsp=2\n\x1b[2J\u2028\udcff\n") == (
+        "died\n rip=1\n  rsp=2\n \\x1b[2J\\u2028\\udcff"
+    )
+    assert harmless("") == ""
+
+
+def test_message_has_a_bound() -> None:
+    assert len(harmless("x" * 1_000_000)) < 3000
+    assert len(harmless("x\n" * 1_000_000)) < 200_000
+
+
+def test_own_line_is_harmless_too(logs: tuple[Logs, Callable[[], list[str]]]) -> None:
+    log, lines = logs
+
+    log.note(Level.WARN, "forged\n\x1b[2J" + "x" * 10_000)
+
+    assert len(lines()) == 1
+    assert r"forged\n\x1b[2J" in lines()[0]
+    assert len(lines()[0]) < 3000
 
 
 def test_flood_is_held_back_and_counted(logs: tuple[Logs, Callable[[], list[str]]]) -> None:

@@ -68,6 +68,46 @@ def test_reader_that_goes_is_noticed_once_and_nothing_more_is_kept() -> None:
     os.close(writing)
 
 
+def test_messages_to_a_reader_far_behind_are_counted_and_memory_has_a_bound() -> None:
+    reading, writing = os.pipe()
+    loop = Loop()
+    output = Output(writing, loop)
+    line = b"x" * 999 + b"\n"
+    for _ in range(5000):
+        output.offer(line)
+    assert len(output._waiting) < 2 << 20
+
+    got = bytearray()
+
+    def read() -> None:
+        got.extend(os.read(reading, 65536))
+        if got.endswith(b"after\n"):
+            loop.end()
+
+    loop.on_readable(reading, read)
+    output.on_room = lambda: output.offer(b"after\n")
+    loop.run()
+    output.close()
+    os.close(reading)
+    os.close(writing)
+
+    *lines, told, last = bytes(got).splitlines(keepends=True)
+    assert set(lines) == {line}
+    assert told == b"vibevmm: %d messages were lost: nobody read them\n" % (5000 - len(lines))
+    assert last == b"after\n"
+
+
+def test_closing_does_not_wait_for_a_reader_once_it_is_enough() -> None:
+    reading, writing = os.pipe()
+    output = Output(writing, Loop())
+    output.write(bytes(1 << 20))
+
+    output.close(is_enough=lambda: True)
+
+    os.close(reading)
+    os.close(writing)
+
+
 def test_regular_file_is_written_at_once(tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb") as file:
         output = Output(file.fileno(), Loop())

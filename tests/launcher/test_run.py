@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher import cli, run
+from launcher import cli, plan, run
 from launcher.session import STOP_DEADLINE
 from tests.support import fake_launcher
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +138,124 @@ def test_trace_has_what_the_launcher_and_the_vmm_said(binary: str, tmp_path: Pat
 
     assert "> Attach()" in path.read_text()
     assert "< Ended(reason='power-off'" in path.read_text()
+
+
+def test_what_the_vmm_says_is_harmless_and_is_not_taken_for_ours(
+    binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, "rude") == 1
+
+    printed = capfd.readouterr().err
+    lines = printed.splitlines()
+    assert lines[:2] == [
+        r"vibevmm: the VMM refused: \x1b[2Jno",
+        " vibevmm: refused forgery",
+    ]
+    assert lines[2:4] == [r"vibevmm: \x1b]0;title\x07", " rip=0x10"]
+    assert lines[4].startswith(r" vibevmm: forgery\rxxx")
+    assert len(lines) == 5
+    assert len(printed) < 3000
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("poweroff", 3), ("panic", 1)])
+@pytest.mark.parametrize("option", ["--stats", "--trace"])
+def test_full_disk_is_reported_and_the_guests_end_is_still_told(
+    behaviour: str, status: int, option: str, binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert vibevmm(binary, behaviour, option, "/dev/full") == status
+
+    printed = capfd.readouterr().err
+    assert f"vibevmm: {option}: /dev/full: No space left on device" in printed
+    assert ("panicked" in printed) == (behaviour == "panic")
+
+
+def test_refused_run_leaves_the_files_of_the_one_that_runs(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.rundir import RunDirectory
+
+    (tmp_path / "log").write_text("of the first")
+    options = ("--log-file", str(tmp_path / "log"), "--trace", str(tmp_path / "trace"))
+
+    with RunDirectory("poweroff"):
+        assert vibevmm(binary, "poweroff", *options) == 2
+
+    assert "is running" in capfd.readouterr().err
+    assert (tmp_path / "log").read_text() == "of the first"
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_signal_while_planning_leaves_no_socket_and_starts_nothing(
+    number: signal.Signals,
+    more: list[str],
+    binary: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "socket"
+    planned = plan._open_device
+
+    def open_and_be_stopped(*arguments: Any) -> None:
+        planned(*arguments)
+        assert path.exists()
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(plan, "_open_device", open_and_be_stopped)
+    monkeypatch.setattr(run, "Child", None)
+
+    status = vibevmm(binary, "idle", "--console", f"backend=socket,path={path}", *more)
+
+    assert status == 128 + number
+    assert not path.exists()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("limit", [6, 8, 12, 16, 20, 30])
+def test_too_few_descriptors_are_said_before_anything_is_started(
+    limit: int, binary: str, runtime: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
+    options = ["--entry", "0x10000", "--name", "poweroff", "--console"]
+
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command, *options],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "ulimit -n" in done.stderr
+    assert list(runtime.iterdir()) == []
+
+
+@pytest.mark.parametrize("devices", [0, 15])
+def test_as_many_descriptors_as_are_asked_for_are_enough(
+    devices: int, binary: str, runtime: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
+    options = ["--entry", "0x10000", "--name", "poweroff", *["--console"] * devices]
+    outputs = [f"{option}={tmp_path / option}" for option in ("--log-file", "--stats", "--trace")]
+
+    def start(limit: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command, *options, *outputs],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    needed = start("20").stderr.partition("needs ")[2].split()[0]
+
+    done = start(needed)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_second_machine_of_the_same_name_is_bad_input(

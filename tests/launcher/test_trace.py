@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import trace as trace_file
 from launcher.trace import Traces, parse
 from protocol.trace import Trace
 
@@ -68,6 +69,37 @@ def test_what_is_no_event_is_left_out_and_counted(tmp_path: Path) -> None:
     assert skipped == 5
     assert "\\x1b[2J" in text
     assert text.count("\n") == 1
+
+
+def test_line_without_an_end_is_one_that_makes_no_sense(tmp_path: Path) -> None:
+    text, skipped = merged(
+        tmp_path / "t.txt", {"evil": b"1\t0\ta\tk\t" + b"x" * 100_000 + b"\n2\t0\ta\tk\tgood\n"}
+    )
+
+    assert skipped == 1
+    assert text.split()[-1] == "good"
+    assert text.count("\n") == 1
+
+
+def test_long_traces_are_merged_without_being_held_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_file, "_WINDOW", 4)
+    odd = b"".join(b"%d\t0\ta\tk\t%d\n" % (n ^ 3, n ^ 3) for n in range(1, 99, 2))
+    even = b"".join(b"%d\t0\tb\tk\t%d\n" % (n, n) for n in range(0, 99, 2))
+
+    text, skipped = merged(tmp_path / "t.txt", {"a": odd, "b": even})
+
+    numbers = [int(line.split()[-1]) for line in text.splitlines()]
+    assert skipped == 0
+    assert len(numbers) == 99
+    assert numbers == sorted(numbers)
+
+
+def test_no_event_at_all_is_still_a_file_for_perfetto(tmp_path: Path) -> None:
+    text, _ = merged(tmp_path / "t.json", {"vmm": b""})
+
+    assert json.loads(text)["traceEvents"] == []
 
 
 def test_events_of_the_protocol_are_understood() -> None:

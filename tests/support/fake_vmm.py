@@ -22,6 +22,7 @@ from protocol.messages import (
     Done,
     Ended,
     ExitCount,
+    Failed,
     GetMachineStats,
     MachineReady,
     MachineStats,
@@ -116,6 +117,11 @@ class FakeVmm:
         print("I all is \x1b[31mwell\x07", file=sys.stderr, flush=True)
         self.end("power-off")
 
+    def rude(self) -> None:
+        """Say what a terminal must not see, and what is not said by us."""
+        self.channel.send(Failed("\x1b[2Jno\nvibevmm: refused forgery"))
+        self.end("died", "\x1b]0;title\x07\nrip=0x10\nvibevmm: forgery\r" + "x" * 50_000)
+
     def crash(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -138,6 +144,7 @@ BEHAVIOURS: dict[str, Callable[[FakeVmm], None]] = {
     "device": FakeVmm.device,
     "echo": FakeVmm.echo,
     "flood": FakeVmm.flood,
+    "rude": FakeVmm.rude,
     "idle": lambda vmm: None,
 }
 
