@@ -7,10 +7,11 @@ protocol, so that a mistake in the reader does not repeat itself in its tests.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-PT_LOAD, PT_NOTE = 1, 4
-ET_REL, ET_EXEC = 1, 2
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_TLS = 1, 2, 3, 4, 7
+ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 EM_386, EM_X86_64, EM_AARCH64 = 3, 62, 183
 
 
@@ -21,22 +22,25 @@ def xen_note(kind: int, value: int) -> bytes:
 
 @dataclass
 class Elf:
-    """A 64-bit ELF program; ``load`` has (physical address, bytes, size in memory)."""
+    """A 64-bit ELF program; ``load`` has (physical address, bytes, size in memory), ``others``
+    types of further program headers, each of 16 zeros."""
 
     entry: int = 0x100_0000
     load: list[tuple[int, bytes, int]] = field(
         default_factory=lambda: [(0x100_0000, b"\xf4" * 32, 0x1000)]
     )
     notes: bytes = b""
+    others: Sequence[int] = ()
     type: int = ET_EXEC
     machine: int = EM_X86_64
 
     def build(self) -> bytes:
         """The file: ELF header, program headers, then the contents in order."""
-        count = len(self.load) + bool(self.notes)
+        count = len(self.load) + len(self.others) + bool(self.notes)
         at = 64 + 56 * count
         headers, contents = b"", b""
         pieces = [(PT_LOAD, *piece) for piece in self.load]
+        pieces += [(kind, 0, bytes(16), 16) for kind in self.others]
         if self.notes:
             pieces.append((PT_NOTE, 0, self.notes, len(self.notes)))
         for kind, address, data, size in pieces:

@@ -1,8 +1,8 @@
-"""ELF kernels: a vmlinux, or any other 64-bit x86 program that is linked for physical addresses.
+"""ELF kernels: a vmlinux, or another 64-bit x86 file that is linked for physical addresses.
 
 Where the file has the note XEN_ELFNOTE_PHYS32_ENTRY it is entered there, as the PVH ABI says
 (Xen, docs/misc/pvh.pandoc); otherwise at its ELF entry in 64-bit mode, with a zero page as for
-a bzImage.
+a bzImage. A program for an operating system has no such note, and one of the marks below.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ XEN_ELFNOTE_PHYS32_ENTRY = 18
 _MOST_PROGRAM_HEADERS = 64
 # Arbitrary; a vmlinux has half a kilobyte of notes.
 _MOST_NOTES = 1 << 16
+
+# Program headers (ELF gABI, "Program Header") that ask for somebody who is not there before a
+# kernel runs. A file with a PVH entry may have them: FreeBSD's kernel is linked with room for the
+# first two (sys/conf/ldscript.amd64).
+_PROGRAM_MARKS = {
+    "PT_INTERP": "it asks for an interpreter",
+    "PT_DYNAMIC": "it is linked dynamically",
+    "PT_TLS": "it has thread-local storage",
+}
 
 # What the parser raises on a damaged file: its own errors, and those of the library inside it.
 _PARSER_ERRORS = (ELFError, ConstructError)
@@ -76,6 +85,8 @@ def read_elf(image: Image, regions: Sequence[Region]) -> Kernel:
         headers = list(file.iter_segments())
         segments = tuple(_segments(image, headers))
         note = _phys32_entry(image, headers)
+        if note is None:
+            _check_no_program(image, file, headers)
         entry = file["e_entry"] if note is None else note
     except _PARSER_ERRORS as error:
         raise image.bad(f"the file is a damaged ELF file: {error}") from error
@@ -93,13 +104,22 @@ def _check_machine(image: Image, file: ELFFile) -> None:
         raise image.bad("this ELF file is not a linked program")
 
 
+def _check_no_program(image: Image, file: ELFFile, headers: Sequence[ProgramHeader]) -> None:
+    kinds = {header["p_type"] for header in headers}
+    marks = [mark for kind, mark in _PROGRAM_MARKS.items() if kind in kinds]
+    if file["e_type"] == "ET_DYN":
+        marks.append("it has no address of its own")
+    if marks:
+        raise image.bad(f"this ELF file is a program, not a kernel: {marks[0]}")
+
+
 def _segments(image: Image, headers: Sequence[ProgramHeader]) -> Iterator[Segment]:
     for number, header in enumerate(headers):
         if header["p_type"] == "PT_LOAD" and header["p_memsz"]:
             if header["p_filesz"] > header["p_memsz"]:
                 raise image.bad(f"segment {number} is larger in the file than in memory")
             part = image.part(header["p_offset"], header["p_filesz"])
-            yield Segment(f"kernel {number}", header["p_paddr"], part, header["p_memsz"])
+            yield Segment(f"kernel segment {number}", header["p_paddr"], part, header["p_memsz"])
 
 
 def _phys32_entry(image: Image, headers: Sequence[ProgramHeader]) -> int | None:
