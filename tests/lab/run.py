@@ -184,8 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         # The lab has no network, so the guest's kernel is fetched out here; and it has a slow
-        # CPU, so the image is made out here.
+        # CPU, so what is made of it is made out here.
         linux.initrd()
+        linux.vmlinux()
         return run(
             " ".join(options.command),
             timeout=options.timeout,

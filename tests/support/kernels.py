@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from protocol.errors import HostError
 
@@ -35,6 +37,21 @@ class Kernel:
     def image(self) -> Path:
         """The bzImage."""
         return self.root / "boot" / f"vmlinuz-{self.release}"
+
+    def vmlinux(self) -> Path:
+        """The ELF file inside the bzImage, unpacked beside it the first time.
+
+        Raises HostError when ``lz4``, with which Debian compresses it, is missing or refuses it.
+        """
+        path = self.root / "boot" / f"vmlinux-{self.release}"
+        if not path.exists():
+            # Whole, or not there: another process may look at the same time.
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                unpacked = Path(scratch) / path.name
+                with unpacked.open("wb") as file:
+                    _unpack(self.image.read_bytes(), file)
+                unpacked.rename(path)
+        return path
 
     def modules(self, names: Iterable[str]) -> list[Path]:
         """The files of the modules named and of all that they need, in loading order."""
@@ -97,11 +114,29 @@ def _fetch(candidates: list[str], folder: Path) -> Path:
     raise HostError("cannot download a kernel; is the network there? " + "; ".join(errors))
 
 
-def _output(command: list[str]) -> str:
-    program = shutil.which(command[0], path=_SEARCH)
+def _unpack(image: bytes, output: IO[bytes]) -> None:
+    # The kernel's Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length.
+    setup_sects = image[0x1F1]
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sects + 1) * 512 + offset
+    # The last four bytes are the size of what is unpacked (scripts/Makefile.lib, size_append).
+    packed = image[start : start + length - 4]
+    done = subprocess.run(
+        [_program("lz4"), "-dc"], input=packed, stdout=output, stderr=subprocess.PIPE
+    )
+    if done.returncode:
+        raise HostError(f"lz4 cannot unpack the kernel: {done.stderr.decode().strip()}")
+
+
+def _program(name: str) -> str:
+    program = shutil.which(name, path=_SEARCH)
     if program is None:
-        raise HostError(f"{command[0]} is missing; run `make setup`")
-    done = subprocess.run([program, *command[1:]], capture_output=True, text=True)
+        raise HostError(f"{name} is missing; run `make setup`")
+    return program
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run([_program(command[0]), *command[1:]], capture_output=True, text=True)
     if done.returncode:
         raise HostError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

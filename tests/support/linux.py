@@ -36,6 +36,11 @@ def kernel() -> Path:
     return debian("cloud-amd64").image
 
 
+def vmlinux() -> Path:
+    """The ELF file in that bzImage, which has a PVH entry."""
+    return debian("cloud-amd64").vmlinux()
+
+
 def initrd() -> Path:
     """The image whose init is ``tests/lab/l2_init.sh``."""
     script = (PROJECT / "tests" / "lab" / "l2_init.sh").read_text()
