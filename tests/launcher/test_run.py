@@ -258,6 +258,34 @@ def test_as_many_descriptors_as_are_asked_for_are_enough(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_signal_while_nobody_reads_the_last_output_ends_the_launcher(
+    binary: str, runtime: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
+    options = ["--entry", "0x10000", "--name", "spill", "--trace", str(tmp_path / "trace")]
+    sockets = ["--console", f"backend=socket,path={tmp_path / 'socket'}"]
+    with subprocess.Popen(
+        [*command, *options, *sockets],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not (
+            (tmp_path / "trace").exists() and "power-off" in (tmp_path / "trace").read_text()
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None  # nobody reads it
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(20) == 0
+    assert not (tmp_path / "socket").exists()
+    assert list((runtime / "vibevmm").iterdir()) == []
+
+
 def test_second_machine_of_the_same_name_is_bad_input(
     binary: str, runtime: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

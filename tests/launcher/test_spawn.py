@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -108,3 +109,14 @@ def test_interpreter_that_cannot_be_started_is_an_error_of_the_host(
 
     with pytest.raises(HostError, match="cannot start /nowhere/python"):
         Child("child", "json")
+
+
+def test_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+
+    # That no process and no descriptor is left is seen by the fixture of all these tests.
+    with pytest.raises(HostError, match="Too many open files"):
+        Child("vmm", "tests.support.fake_vmm")

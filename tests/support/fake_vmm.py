@@ -106,9 +106,9 @@ class FakeVmm:
             if self.serial in ready and (data := self.serial.recv(4096)):
                 self.serial.sendall(b"[" + data + b"]")
 
-    def flood(self) -> None:
+    def flood(self, blocks: int = 64) -> None:
         """Print more than a pipe holds, then power off."""
-        for _ in range(64):
+        for _ in range(blocks):
             self.serial.sendall(b"0123456789abcdef" * 256)
         self.end("power-off")
 
@@ -144,6 +144,7 @@ BEHAVIOURS: dict[str, Callable[[FakeVmm], None]] = {
     "device": FakeVmm.device,
     "echo": FakeVmm.echo,
     "flood": FakeVmm.flood,
+    "spill": lambda vmm: vmm.flood(32),  # no more than pipe and launcher hold together
     "rude": FakeVmm.rude,
     "idle": lambda vmm: None,
 }
