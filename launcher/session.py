@@ -96,8 +96,10 @@ class Session:
     def run(self) -> int:
         """Start the machine, watch it and end it; the exit status."""
         try:
-            self._terminal.start()
+            self._terminal.save()
             self._start()
+            # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
+            self._terminal.start()
             self._loop.run()
         finally:
             self._reap()

@@ -71,7 +71,7 @@ class Terminal:
             ord("h"): self._help,
         }
         self.saved = b""
-        """What the terminal was like before :meth:`start` made it raw; empty if it did not."""
+        """What the terminal was like before :meth:`start` makes it raw; empty if it will not."""
 
     def add(self, name: str, stream: socket.socket, output: Output | None, typed: bool) -> None:
         """Show what comes from ``stream``, which stays the caller's and does not block; ``typed``
@@ -84,16 +84,18 @@ class Terminal:
             output.on_room = self._room
         self._loop.on_readable(stream.fileno(), partial(self._show, added))
 
-    def start(self) -> None:
-        """Listen to the keyboard; where it is a terminal, and ours to use now, make it raw."""
-        if not self._inputs:
-            return
-        if os.isatty(self._keyboard):
-            # In the background a read would stop us: the terminal is somebody else's.
-            if not _is_ours(self._keyboard):
-                return
+    def save(self) -> None:
+        """Note what the keyboard is like, if it is a terminal that is ours to use now."""
+        # In the background a read would stop us: the terminal is somebody else's.
+        if self._inputs and os.isatty(self._keyboard) and _is_ours(self._keyboard):
             self.saved = modes.save(self._keyboard)
+
+    def start(self) -> None:
+        """Listen to the keyboard; if it was saved, make it raw."""
+        if self.saved:
             modes.raw(self._keyboard)
+        elif not self._inputs or os.isatty(self._keyboard):
+            return
         self._listen(True)
 
     def resume(self) -> None:
