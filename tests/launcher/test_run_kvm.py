@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +168,41 @@ def test_killed_launcher_takes_everybody_with_it(
 
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "their end")
     wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
+
+
+@pytest.mark.parametrize("victim", ["launcher", "vmm"])
+def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
+    victim: str, guest: Callable[[bytes], list[str]], runtime: Path
+) -> None:
+    master, keyboard = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "run", *guest(WAITING), "--device", "rng"],
+        cwd=PROJECT,
+        stdin=keyboard,
+        stdout=keyboard,
+        stderr=keyboard,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        wait_until(lambda: is_raw(keyboard), "raw mode")
+        pids = {"launcher": process.pid, "vmm": children(process.pid)[0]}
+
+        os.kill(pids[victim], signal.SIGKILL)
+
+        process.wait(DEADLINE)
+        wait_until(lambda: not is_raw(keyboard), "the old mode")
+        wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(keyboard)
+
+
+def is_raw(terminal: int) -> bool:
+    """Whether its keys make no signals: what raw mode has, and no shell's."""
+    return not termios.tcgetattr(terminal)[3] & termios.ISIG
 
 
 def test_interrupt_while_the_guest_runs_is_an_orderly_end(
