@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +9,15 @@ import pytest
 
 from tests.support.bare import require_kvm
 from tests.support.guest import DEMO, STREAM, build, demo
+from tests.support.vibevmm import run
 
 pytestmark = pytest.mark.kvm
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
     require_kvm()
     build()
-
-
-def run(folder: Path, image: bytes) -> tuple[str, dict[str, Any]]:
-    """What the guest printed, and the statistics; every kind of device is there."""
-    guest, disk, stats = folder / "guest.raw", folder / "disk.img", folder / "stats.json"
-    guest.write_bytes(image)
-    disk.write_bytes(bytes(64 * 512))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launcher", "run", "--binary", guest, "--entry", "0x100000"),
-            *("--mem", "64M", "--disk", disk, "--console", "terminal", "--device", "rng"),
-            *("--stats", stats, "--timeout", "60"),
-        ],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(stats.read_text())
 
 
 def returns_but_for_the_serial_port(stats: dict[str, Any]) -> int:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from protocol import doorbell
 from protocol.memory import create_memfd
-from protocol.specs import BootSpec, MachineSpec
+from protocol.messages import QueueSetup
+from protocol.specs import BootSpec, DeviceSlot, MachineSpec
+from protocol.virtio import Feature, Mmio, Status, bit
 from tests.support.bare import require_kvm
 from vmm.hypervisor.kvm import Kvm
 from vmm.machine import Machine
-from vmm.memory_map import MIB
+from vmm.memory_map import MIB, slot_address
 
 pytestmark = pytest.mark.kvm
 
@@ -23,6 +26,21 @@ DEADLINE = 20.0
 PRINT_AND_SPIN = bytes.fromhex("66baf803 b048 ee ebfe")  # mov $0x3f8,%dx; mov $'H',%al; out; jmp .
 PANIC = bytes.fromhex("66ba0505 b001 ee ebfe")  # the same with pvpanic's port, and 1
 TRIPLE_FAULT = bytes.fromhex("0f0b")  # ud2, without an IDT
+DRIVER_OK = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
+
+
+class FakeDevice:
+    """A device that has said hello, and starts when asked to."""
+
+    name, device_id, features, queue_sizes, config = "rng0", 4, 0, (64,), b"\1\0\0\0"
+    slot = DeviceSlot("rng0", "rng", 4, 3, 10, 1, 1, "")
+
+    def __init__(self) -> None:
+        self.on_config: Callable[[bytes], None] = lambda config: None
+        self.on_broken: Callable[[str], None] = lambda reason: None
+
+    def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
+        return None
 
 
 class Built:
@@ -45,6 +63,8 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Built]]:
             descriptors = {
                 "memory": create_memfd("test", 16 * MIB),
                 "kernel": os.open(guest, os.O_RDONLY | os.O_CLOEXEC),
+                "rng0.kick0": doorbell.create(),
+                "rng0.call": doorbell.create(),
             }
             for fd in descriptors.values():
                 stack.callback(os.close, fd)
@@ -102,3 +122,50 @@ def test_exits_are_counted_when_asked_for(build: Callable[..., Built]) -> None:
 
     assert (row.kind, row.address, row.device, row.count) == ("port write", 0x505, "pvpanic", 1)
     assert built.machine.stats().run_returns >= 1
+
+
+@pytest.fixture
+def plugged_in(build: Callable[..., Built]) -> tuple[Machine, FakeDevice]:
+    """A machine whose guest has not begun, and its device, with the driver through DRIVER_OK."""
+    machine, device = build(PRINT_AND_SPIN).machine, FakeDevice()
+    machine.plug_in(device)
+    registers = slot_address(device.slot.slot)
+    for register, value in (
+        (Mmio.STATUS, Status.ACKNOWLEDGE | Status.DRIVER),
+        (Mmio.DRIVER_FEATURES_SEL, 1),
+        (Mmio.DRIVER_FEATURES, bit(Feature.VERSION_1) >> 32),
+        (Mmio.STATUS, Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK),
+        (Mmio.STATUS, DRIVER_OK),
+    ):
+        machine.bus.mmio_write(registers + register, 4, value)
+    assert seen(machine, device, Mmio.STATUS) == DRIVER_OK
+    return machine, device
+
+
+def seen(machine: Machine, device: FakeDevice, register: int) -> int:
+    """A register of ``device``, in the memory that the guest has there."""
+    read = machine.vm.read(slot_address(device.slot.slot) + register, 4)
+    return int.from_bytes(read, "little")
+
+
+def test_a_device_that_changes_its_configuration_changes_what_the_guest_reads(
+    plugged_in: tuple[Machine, FakeDevice],
+) -> None:
+    machine, device = plugged_in
+    before = seen(machine, device, Mmio.CONFIG)
+
+    device.on_config(b"\2\0\0\0")
+
+    assert (before, seen(machine, device, Mmio.CONFIG)) == (1, 2)
+    assert seen(machine, device, Mmio.INTERRUPT_STATUS) == 3
+
+
+def test_a_device_that_is_broken_needs_a_reset_in_what_the_guest_reads(
+    plugged_in: tuple[Machine, FakeDevice],
+) -> None:
+    machine, device = plugged_in
+
+    device.on_broken("its ring is nonsense")
+
+    assert seen(machine, device, Mmio.STATUS) == DRIVER_OK | Status.DEVICE_NEEDS_RESET
+    assert seen(machine, device, Mmio.INTERRUPT_STATUS) == 3

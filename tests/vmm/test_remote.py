@@ -137,6 +137,17 @@ def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> 
         pair.remote.call(Ping())
 
 
+def test_a_request_that_is_given_up_leaves_a_process_that_is_dead_already(pair: Pair) -> None:
+    pair.get_ready()
+
+    with pytest.raises(DeviceGone, match="did not answer Ping"):
+        pair.remote.call(Ping(), deadline=0)
+
+    state = os.waitid(os.P_PIDFD, pair.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    assert state is not None, "it may still touch guest memory"
+    assert state.si_status == signal.SIGKILL
+
+
 def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
     pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
     pair.expect(Refused)
