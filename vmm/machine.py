@@ -220,8 +220,6 @@ class Machine:
             thread.join(_VCPU_DEADLINE)
             if thread.is_alive():
                 log.error("%s does not leave the guest", thread.name)
-        if self._trace:
-            self._trace.flush()
 
     def stats(self) -> MachineStats:
         """What happened so far. Asks every device for its counters, so not on a vCPU's thread."""

@@ -270,6 +270,8 @@ class Session:
         self._control.end()
         if self._machine:
             self._machine.close()
+        if self._trace:
+            self._trace.flush()
 
     # ── what the launcher asks ────────────────────────────────────────────────────────
 

@@ -224,6 +224,8 @@ def test_trace_has_a_line_for_all_that_happens_in_its_order(tmp_path: Path) -> N
     assert who["kick"] == who["chain"] == who["interrupt"] == EVERY_DEVICE
     assert who["exit"] == {"vmm"}
     assert who["control"] == {"vmm", "launcher"}
+    said = [what for _, name, kind, what in rows if (name, kind) == ("vmm", "control")]
+    assert said[-1].startswith("> MachineStats(")  # its last word
     # The status of a device, which is one of its registers; and in the end, POWER_OFF.
     exits = [what for _, _, kind, what in rows if kind == "exit"]
     status = VIRTIO_WINDOW + Mmio.STATUS
