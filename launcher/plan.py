@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
 
 # Names of processes and streams that are not devices'.
-_RESERVED = frozenset({"vmm", "launcher", "serial"})
+_RESERVED = frozenset({"vmm", "launcher", "serial", "zygote"})
 
 
 # Descriptors of a launcher at its fullest, beyond those that it is started with, and of each

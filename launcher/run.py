@@ -13,11 +13,12 @@ from functools import partial
 
 from launcher.files import OutputFiles
 from launcher.loop import Loop
+from launcher.nursery import Nursery
 from launcher.output import Output
 from launcher.plan import Plan
 from launcher.rundir import RunDirectory
 from launcher.signals import Signals
-from launcher.spawn import Child, keep_descriptors
+from launcher.spawn import keep_descriptors, start
 from launcher.startup import Startup
 
 VMM = "vmm"
@@ -25,7 +26,7 @@ VMM = "vmm"
 
 SCREEN, MESSAGES = 1, 2
 
-_VMM_MODULE, _DEVICE_MODULE = "vmm.entry", "devices.runtime.entry"
+_VMM_MODULE, _ZYGOTE_MODULE = "vmm.entry", "devices.runtime.zygote"
 
 
 def run(plan: Plan, loop: Loop, signals: Signals) -> int:
@@ -41,18 +42,16 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         startup.mark("checked")
         signals.check()
         keep_descriptors()
-        children: dict[str, Child] = {}
-        for name, module in [
-            (VMM, _VMM_MODULE),
-            *((device.name, _DEVICE_MODULE) for device in plan.devices),
-        ]:
-            children[name] = Child(name, module)
-            resources.callback(children[name].close)
+        vmm = start(VMM, _VMM_MODULE)
+        resources.callback(vmm.close)
+        nursery = Nursery(_ZYGOTE_MODULE) if plan.devices else None
+        if nursery is not None:
+            resources.callback(nursery.zygote.close)
         startup.mark("spawned")
 
         from launcher.session import Session
 
-        session = Session(plan, startup, loop, outputs, directory, children, resources)
+        session = Session(plan, startup, loop, outputs, directory, vmm, nursery, resources)
         signals.on_signal = session.on_signal
         outputs.begin()
         return session.run()

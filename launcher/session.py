@@ -13,14 +13,16 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
+from launcher.nursery import ZYGOTE, Nursery
 from launcher.outcome import Outcome
 from launcher.plan import Plan
 from launcher.run import VMM, Outputs
@@ -59,9 +61,9 @@ _KEYBOARD = 0
 
 
 class Session:
-    """``children`` are the processes by name, started and waiting for their handover.
+    """``vmm`` was started, and so was the zygote of ``nursery``, if there are to be devices.
 
-    The children stay the caller's to close; what is opened here, ``resources`` close.
+    These stay the caller's to close; what is opened and who is started here, ``resources`` close.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class Session:
         loop: Loop,
         outputs: Outputs,
         directory: RunDirectory,
-        children: Mapping[str, Child],
+        vmm: Child,
+        nursery: Nursery | None,
         resources: ExitStack,
     ) -> None:
         self._plan = plan
@@ -79,7 +82,10 @@ class Session:
         self._loop = loop
         self._outputs = outputs
         self._name = directory.name
-        self._children = children
+        self._nursery = nursery
+        self._children = {VMM: vmm}
+        if nursery is not None:
+            self._children[ZYGOTE] = nursery.zygote
         self._resources = resources
         self._logs = Logs(outputs.log, plan.options.log.of("launcher"))
         self._traces = Traces(outputs.trace, plan.options.trace or "")
@@ -98,8 +104,6 @@ class Session:
         try:
             self._terminal.save()
             self._start()
-            # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
-            self._terminal.start()
             self._loop.run()
         finally:
             self._reap()
@@ -134,15 +138,17 @@ class Session:
 
     def _start(self) -> None:
         for child in self._children.values():
-            self._loop.on_readable(child.pidfd, partial(self._died, child))
-            self._loop.on_readable(child.log, partial(self._read_log, child))
-            self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
+            self._listen(child)
         for text in self._plan.streams.announcements:
             self._say(text)
-        vmm = self._children[VMM]
-        pidfds = {name: child.pidfd for name, child in self._children.items() if name != VMM}
-        self._hand_over(vmm, *self._wiring.for_vmm(pidfds, _KEYBOARD, self._terminal.saved))
-        self._loop.on_readable(vmm.handover.fileno(), self._bound)
+        if self._nursery is None:
+            self._hand_over_vmm()
+        else:
+            # The zygote's children become ours.
+            seal.adopt_orphans(True)
+            self._resources.callback(seal.adopt_orphans, False)
+            self._nursery.ask([device.name for device in self._plan.devices])
+            self._loop.on_readable(self._nursery.zygote.handover.fileno(), self._forked)
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
             timed_out = outcome.timed_out(self._plan.options.timeout)
@@ -152,6 +158,33 @@ class Session:
 
         self._context = channel.new_context()
         self._resources.callback(self._context.destroy, linger=0)
+
+    def _listen(self, child: Child) -> None:
+        self._loop.on_readable(child.pidfd, partial(self._died, child))
+        self._loop.on_readable(child.log, partial(self._read_log, child))
+        self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
+
+    def _forked(self) -> None:
+        assert self._nursery is not None
+        self._loop.on_readable(self._nursery.zygote.handover.fileno(), None)
+        forked = self._nursery.answer()
+        for child in forked:
+            self._resources.callback(child.close)
+            self._children[child.name] = child
+            self._listen(child)
+        if self._outcome:
+            self._kill_all()
+        elif forked:
+            self._startup.mark("devices forked")
+            self._hand_over_vmm()
+
+    def _hand_over_vmm(self) -> None:
+        vmm = self._children[VMM]
+        pidfds = {device.name: self._children[device.name].pidfd for device in self._plan.devices}
+        self._hand_over(vmm, *self._wiring.for_vmm(pidfds, _KEYBOARD, self._terminal.saved))
+        # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
+        self._terminal.start()
+        self._loop.on_readable(vmm.handover.fileno(), self._bound)
         self._startup.mark("handed over")
 
     def _hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
@@ -252,12 +285,17 @@ class Session:
         self._loop.on_readable(child.pidfd, None)
         if child.name == VMM and self._channel:
             self._receive()  # what it said last
-        if not self._outcome:
+        if not self._outcome and not self._is_done(child):
             self._decide(outcome.process_died(child.name, child.how_it_ended()))
         if child.name == VMM:
             self._kill_all()
         if all(child.status is not None for child in self._children.values()):
             self._loop.end()
+
+    def _is_done(self, child: Child) -> bool:
+        # The zygote is told to end when it has made all devices.
+        is_hung_up_on = self._nursery is not None and not self._nursery.is_expecting
+        return child.name == ZYGOTE and child.status == 0 and is_hung_up_on
 
     # ── ending ────────────────────────────────────────────────────────────────────────
 
@@ -277,13 +315,17 @@ class Session:
         # The VMM may be the first to know that a device is gone, but not of what it died.
         if found.culprit == VMM:
             for name, child in self._children.items():
-                if name != VMM and child.reap():
+                if name != VMM and child.reap() and not self._is_done(child):
                     return outcome.process_died(name, f"{child.how_it_ended()}: {found.message}")
         return found
 
     def _kill_all(self) -> None:
         for child in self._children.values():
-            child.kill()
+            # Killed now, it would leave processes of whom we know nothing.
+            if child.name == ZYGOTE and self._nursery and self._nursery.is_expecting:
+                self._loop.after(_EXIT_DEADLINE, child.kill)
+            else:
+                child.kill()
 
     def _reap(self) -> None:
         for child in self._children.values():

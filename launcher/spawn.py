@@ -31,41 +31,57 @@ _KEPT = (
 _HANDOVER = 3
 
 
-class Child:
-    """A process of ours. It hears of everything else over ``handover``.
+class Cord:
+    """What joins the launcher and a child that is about to be: a handover socket and a log.
 
-    ``log`` is the reading end of its standard output and error. ``status`` is, once it has been
-    reaped, what wait4 said as an exit code: negative for a signal; ``usage`` what it used.
+    ``handover`` and ``log`` are ours, the log's reading end; ``their_handover`` and ``their_log``
+    are the child's, until :meth:`cut`.
     """
 
-    def __init__(self, name: str, module: str) -> None:
+    def __init__(self) -> None:
+        self.handover, self.their_handover = fds.handover_pair()
+        try:
+            self.log, self.their_log = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            self.handover.close()
+            self.their_handover.close()
+            raise
+        # Only our end is non-blocking: the child's output must not get lost when we are slow.
+        os.set_blocking(self.their_log, True)
+
+    def cut(self) -> None:
+        """Close the child's ends here: it has them now, or will never be."""
+        self.their_handover.close()
+        os.close(self.their_log)
+
+    def close(self) -> None:
+        """Close our ends."""
+        self.handover.close()
+        os.close(self.log)
+
+
+class Child:
+    """Process ``pid``, a child of ours, at the other end of ``cord``, whose ends of ours it owns.
+
+    It hears of everything else over ``handover``; ``log`` is the reading end of its standard
+    output and error. ``status`` is, once it has been reaped, what wait4 said as an exit code:
+    negative for a signal; ``usage`` what it used.
+    """
+
+    def __init__(self, name: str, pid: int, cord: Cord) -> None:
         self.name = name
+        self.pid = pid
+        self.handover = cord.handover
+        self.log = cord.log
         self.status: int | None = None
         self.usage: resource.struct_rusage | None = None
         try:
-            self._start(module)
-        except OSError as error:
-            raise HostError(f"cannot start {sys.executable}: {error.strerror}") from error
-
-    def _start(self, module: str) -> None:
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
-            self.handover, theirs = fds.handover_pair()
-            ours.callback(self.handover.close)
-            childs.callback(theirs.close)
-            self.log, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            ours.callback(os.close, self.log)
-            childs.callback(os.close, writing)
-            # Only our end is non-blocking: the child's output must not get lost when we are slow.
-            os.set_blocking(writing, True)
-            self.pid = _spawn(module, theirs, writing)
-            try:
-                # It cannot be another process's: nobody but us reaps our children.
-                self.pidfd = os.pidfd_open(self.pid)
-            except OSError:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                raise
-            ours.pop_all()
+            # It cannot be another process's: nobody but us reaps our children.
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
     def kill(self) -> None:
         """SIGKILL, if it still lives."""
@@ -112,6 +128,23 @@ class Child:
         return f"was killed by {word}"
 
 
+def start(name: str, module: str) -> Child:
+    """A child in an interpreter of its own, which runs ``module``; HostError if it cannot be."""
+    try:
+        cord = Cord()
+        with contextlib.ExitStack() as undo:
+            undo.callback(cord.close)
+            try:
+                pid = _spawn(module, cord)
+            finally:
+                cord.cut()
+            child = Child(name, pid, cord)
+            undo.pop_all()
+    except OSError as error:
+        raise HostError(f"cannot start {sys.executable}: {error.strerror}") from error
+    return child
+
+
 def keep_descriptors() -> None:
     """Make close-on-exec what we inherited ourselves, beyond standard input, output and error.
 
@@ -124,7 +157,7 @@ def keep_descriptors() -> None:
                 os.set_inheritable(fd, False)
 
 
-def _spawn(module: str, handover: socket.socket, log: int) -> int:
+def _spawn(module: str, cord: Cord) -> int:
     # -S and -s: no site module, which would run what .pth files say; the path that it would have
     # made comes from us. -P: the current directory is no place to import from.
     argv = [sys.executable, "-P", "-s", "-S", "-m", module, str(_HANDOVER)]
@@ -136,9 +169,9 @@ def _spawn(module: str, handover: socket.socket, log: int) -> int:
         # cli.main sees to: 0, 1 and 2 are always open.
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, log, 1),
-            (os.POSIX_SPAWN_DUP2, log, 2),
-            (os.POSIX_SPAWN_DUP2, handover.fileno(), _HANDOVER),
+            (os.POSIX_SPAWN_DUP2, cord.their_log, 1),
+            (os.POSIX_SPAWN_DUP2, cord.their_log, 2),
+            (os.POSIX_SPAWN_DUP2, cord.their_handover.fileno(), _HANDOVER),
         ],
         setsid=True,
         setsigmask=[],

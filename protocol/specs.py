@@ -77,3 +77,13 @@ class MachineSpec:
     log: int
     cleanup: tuple[str, ...]
     termios: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The answer of the zygote: the processes that it made, in the order in which they were named.
+
+    It was sent, for each, ``NAME.handover`` and ``NAME.log``.
+    """
+
+    pids: tuple[int, ...]

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher import cli, plan, run
+from launcher import cli, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
+from launcher.spawn import Child
 from tests.support import fake_launcher
 
 PROJECT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _pretend(monkeypatch: pytest.MonkeyPatch, runtime: Path) -> None:
-    for name in ("_VMM_MODULE", "_DEVICE_MODULE", "check_kvm"):
+    for name in ("_VMM_MODULE", "_ZYGOTE_MODULE", "check_kvm"):
         monkeypatch.setattr(run, name, getattr(run, name))
     fake_launcher.pretend()
 
@@ -204,7 +205,7 @@ def test_signal_while_planning_leaves_no_socket_and_starts_nothing(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(plan, "_open_device", open_and_be_stopped)
-    monkeypatch.setattr(run, "Child", None)
+    monkeypatch.setattr(run, "start", None)
 
     status = vibevmm(binary, "idle", "--console", f"backend=socket,path={path}", *more)
 
@@ -340,6 +341,43 @@ def test_signal_before_the_machine_runs_ends_it_too(
 
     sender.join()
     assert "stopped by SIGTERM" in capfd.readouterr().err
+
+
+def test_signal_while_devices_are_forked_leaves_none_of_them(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(tmp_path / "log", ("zygote is process", signal.SIGTERM))
+
+    # That no process is left is seen by the fixture of all these tests.
+    assert vibevmm(binary, "idle", *["--device", "rng"] * 5, *sender.options) == 0
+
+    sender.join()
+    assert "stopped by SIGTERM" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_zygote_that_forks_nothing_ends_the_run(
+    number: signal.Signals,
+    binary: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    started = nursery.start
+
+    def start_and_hit(name: str, module: str) -> Child:
+        zygote = started(name, module)
+        os.kill(zygote.pid, number)
+        return zygote
+
+    monkeypatch.setattr(nursery, "start", start_and_hit)
+    monkeypatch.setattr(session, "_START_DEADLINE", 0.5)
+    monkeypatch.setattr(session, "_EXIT_DEADLINE", 0.2)
+
+    assert vibevmm(binary, "idle", "--device", "rng") == 3
+
+    printed = capfd.readouterr().err
+    assert ("zygote was killed by SIGKILL" in printed) == (number is signal.SIGKILL)
+    assert ("the machine was not ready" in printed) == (number is signal.SIGSTOP)
 
 
 def test_second_signal_ends_a_vmm_that_does_not_answer(binary: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher import spawn
-from launcher.spawn import Child, keep_descriptors
+from launcher.spawn import Child, keep_descriptors, start
 from protocol.errors import HostError
 
 REPORT = """
@@ -51,7 +51,7 @@ def test_child_has_four_descriptors_and_a_session_of_its_own(
     os.set_inheritable(leaked, True)
     keep_descriptors()
 
-    child = Child("child", module)
+    child = start("child", module)
     found = report_of(child)
 
     child.close()
@@ -72,7 +72,7 @@ def test_child_finds_the_packages_from_any_directory_and_none_in_it(
     (elsewhere / "json.py").write_text("raise SystemExit('taken from the current directory')")
     monkeypatch.chdir(elsewhere)
 
-    child = Child("child", module)
+    child = start("child", module)
     found = report_of(child)
 
     child.close()
@@ -80,7 +80,7 @@ def test_child_finds_the_packages_from_any_directory_and_none_in_it(
 
 
 def test_end_is_told_in_words() -> None:
-    child = Child("child", "tests.support.fake_device_process")
+    child = start("child", "tests.support.fake_zygote")
     assert child.how_it_ended() == "is alive"
 
     os.kill(child.pid, signal.SIGSYS)
@@ -92,7 +92,7 @@ def test_end_is_told_in_words() -> None:
 
 
 def test_child_that_is_hung_up_on_can_end_by_itself() -> None:
-    child = Child("child", "tests.support.fake_device_process")
+    child = start("child", "tests.support.fake_zygote")
 
     child.hang_up()
 
@@ -108,7 +108,7 @@ def test_interpreter_that_cannot_be_started_is_an_error_of_the_host(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
     with pytest.raises(HostError, match="cannot start /nowhere/python"):
-        Child("child", "json")
+        start("child", "json")
 
 
 def test_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,4 +119,4 @@ def test_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) 
 
     # That no process and no descriptor is left is seen by the fixture of all these tests.
     with pytest.raises(HostError, match="Too many open files"):
-        Child("vmm", "tests.support.fake_vmm")
+        start("vmm", "tests.support.fake_vmm")

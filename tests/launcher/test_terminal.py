@@ -167,7 +167,7 @@ def test_killed_launcher_leaves_no_process_no_directory_and_a_sane_terminal(
     session.type(b"a")
     session.wait_for("[a]")
     left = children(session.process.pid)
-    assert len(left) == 2
+    assert len(left) >= 2  # and the zygote, until it has been reaped
 
     session.process.kill()
 

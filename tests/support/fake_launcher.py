@@ -1,6 +1,6 @@
 """``python -m tests.support.fake_launcher …``: vibevmm with children that pretend.
 
-The real launcher in every part, but that its children are fake_vmm and fake_device_process, so
+The real launcher in every part, but that its children are fake_vmm and fake_zygote, so
 that no KVM is needed.
 """
 
@@ -14,7 +14,7 @@ from launcher import cli, run
 def pretend() -> None:
     """Let the launcher of this process start fakes."""
     run._VMM_MODULE = "tests.support.fake_vmm"
-    run._DEVICE_MODULE = "tests.support.fake_device_process"
+    run._ZYGOTE_MODULE = "tests.support.fake_zygote"
     run.check_kvm = lambda: None
 
 

@@ -56,6 +56,12 @@ class Orphaned(VibeError):
     """The parent is gone; nobody will ever stop this process."""
 
 
+def adopt_orphans(yes: bool) -> None:
+    """For the launcher, which is not jailed: whether it becomes the parent of descendants whose
+    parent ends, so that they can die with it."""
+    _check("adopting orphans", lib.seal_adopt_orphans(yes))
+
+
 def enter_privileges(parent: int) -> None:
     """Give up everything that belongs to a thread, for good. The process must still have one
     thread, and ``parent`` must be its parent, with which it dies from now on."""

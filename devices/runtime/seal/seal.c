@@ -20,6 +20,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+int seal_adopt_orphans(int yes) { return prctl(PR_SET_CHILD_SUBREAPER, yes, 0, 0, 0) ? -errno : 0; }
+
 int seal_death_with_parent(void) { return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno : 0; }
 
 int seal_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0; }

@@ -7,6 +7,10 @@
 
 /* cdef begin */
 
+/* Become (1), or be no more (0), the parent of descendants whose own parent ends. For the one
+ * process that is not jailed: the launcher. */
+int seal_adopt_orphans(int yes);
+
 /* Die when the parent does. */
 int seal_death_with_parent(void);
 

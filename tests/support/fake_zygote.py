@@ -1,4 +1,4 @@
-"""``python -m tests.support.fake_device_process FD``: takes its handover and waits to be ended.
+"""``python -m tests.support.fake_zygote FD``: a zygote of devices that only wait to be ended.
 
 One called ``doomed`` logs a last word and dies of SIGSYS instead.
 """
@@ -9,13 +9,21 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
+from devices.runtime import zygote
 from protocol import codec, fds
 from protocol.specs import DeviceSpec
 
 
-def main() -> int:
-    channel = socket.socket(fileno=int(sys.argv[1]))
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Take the handover, and wait to be ended."""
+    os._exit(status(arguments))
+
+
+def status(arguments: Sequence[str]) -> int:
+    channel = socket.socket(fileno=int(arguments[0]))
     got = fds.receive(channel)
     if got is None:
         return 0
@@ -28,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(zygote.main(sys.argv[1:], main))

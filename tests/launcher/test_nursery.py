@@ -1,0 +1,152 @@
+"""Device processes come from one that forks them: children of ours, that share nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devices.runtime import seal
+from launcher.nursery import Nursery
+from launcher.spawn import Child, keep_descriptors
+
+DEADLINE = 20.0
+
+# A zygote whose devices tell what they are, and wait to be ended.
+TELLING = """
+import json, os, socket, sys
+from devices.runtime import zygote
+
+def tell(arguments):
+    with socket.socket(fileno=int(arguments[0])) as handover:
+        fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+               if os.path.exists(f"/proc/self/fd/{fd}")}
+        print(json.dumps({"fds": sorted(fds), "stdin": fds[0], "same": fds[1] == fds[2],
+            "leader": os.getsid(0) == os.getpid(), "comm": open("/proc/self/comm").read().strip(),
+            "kinds": [name for name in sys.modules if name.count(".") == 1
+                and name.startswith("devices.")]}), flush=True)
+        os._exit(handover.recv(1) != b"")
+
+sys.exit(zygote.main(sys.argv[1:], tell))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _reaper() -> Iterator[None]:
+    seal.adopt_orphans(True)
+    yield
+    seal.adopt_orphans(False)
+
+
+@pytest.fixture
+def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery]:
+    (tmp_path / "telling_zygote.py").write_text(TELLING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keep_descriptors()  # what we were started with ourselves
+    made = Nursery("telling_zygote")
+    yield made
+    made.zygote.close()
+
+
+def report_of(child: Child) -> dict[str, object]:
+    assert select.select([child.log], [], [], DEADLINE)[0]
+    found: dict[str, object] = json.loads(os.read(child.log, 65536))
+    return found
+
+
+def end(children: list[Child]) -> list[int | None]:
+    """Hang up on each, wait until it is dead; their statuses."""
+    for child in children:
+        child.hang_up()
+        assert select.select([child.pidfd], [], [], DEADLINE)[0]
+        assert child.reap()
+        child.close()
+    return [child.status for child in children]
+
+
+def test_devices_are_children_of_ours_in_the_order_of_their_names(nursery: Nursery) -> None:
+    nursery.ask(["rng0", "blk0"])
+    assert nursery.is_expecting
+
+    children = nursery.answer()
+
+    assert [child.name for child in children] == ["rng0", "blk0"]
+    assert [report_of(child)["comm"] for child in children] == ["rng0", "blk0"]
+    for child in children:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert f"PPid:\t{os.getpid()}\n" in status
+    assert end(children) == [0, 0]
+
+
+def test_device_has_four_descriptors_a_session_of_its_own_and_no_code_of_any_device(
+    nursery: Nursery,
+) -> None:
+    nursery.ask(["blk0", "console0", "rng0"])
+
+    children = nursery.answer()
+
+    for child in children:
+        found = report_of(child)
+        assert found["fds"] == [0, 1, 2, 3]
+        assert found["stdin"] == "/dev/null"
+        assert found["same"] is True
+        assert found["leader"] is True
+        assert set(found["kinds"]) == {"devices.kinds", "devices.runtime"}  # type: ignore[call-overload]
+    assert end(children) == [0, 0, 0]
+
+
+def test_zygote_ends_when_it_has_answered(nursery: Nursery) -> None:
+    nursery.ask(["blk0"])
+
+    children = nursery.answer()
+
+    assert select.select([nursery.zygote.pidfd], [], [], DEADLINE)[0]
+    assert nursery.zygote.reap()
+    assert nursery.zygote.status == 0
+    assert end(children) == [0]
+
+
+def test_killed_zygote_answers_nothing_and_leaves_nothing(nursery: Nursery) -> None:
+    nursery.zygote.kill_and_reap()
+    nursery.ask(["blk0"])
+
+    assert nursery.answer() == []
+
+    assert not nursery.is_expecting
+
+
+def test_devices_of_which_nobody_heard_end_with_their_sockets(nursery: Nursery) -> None:
+    """As when the zygote is killed between its forks and its answer."""
+    nursery.ask(["blk0", "rng0"])
+    assert select.select([nursery.zygote.handover], [], [], DEADLINE)[0]  # answered, and not read
+    nursery.zygote.kill_and_reap()
+    os.read(nursery.zygote.handover.fileno(), 65536)
+
+    assert nursery.answer() == []
+
+    # Both are orphans, and so ours to wait for.
+    assert {os.wait()[1] for _ in range(2)} == {0}
+
+
+def test_device_that_cannot_be_watched_is_ended_and_so_are_the_others(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = os.pidfd_open
+    seen: list[int] = []
+
+    def fail_the_second_time(pid: int) -> int:
+        seen.append(pid)
+        if len(seen) == 2:
+            raise OSError("no more")
+        return watched(pid)
+
+    nursery.ask(["blk0", "rng0"])
+    monkeypatch.setattr(os, "pidfd_open", fail_the_second_time)
+
+    # That no process and no descriptor is left is seen by the fixture of all these tests.
+    with pytest.raises(OSError, match="no more"):
+        nursery.answer()
