@@ -62,3 +62,10 @@ class Nursery:
             undo.pop_all()
         self.zygote.hang_up()
         return children
+
+    def close(self) -> None:
+        """End the zygote, if it lives, and whoever it made and did not tell of."""
+        self.zygote.close()
+        for cord in self._expected.values():
+            cord.close()
+        self._expected.clear()

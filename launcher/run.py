@@ -46,7 +46,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         resources.callback(vmm.close)
         nursery = Nursery(_ZYGOTE_MODULE) if plan.devices else None
         if nursery is not None:
-            resources.callback(nursery.zygote.close)
+            resources.callback(nursery.close)
         startup.mark("spawned")
 
         from launcher.session import Session

@@ -49,7 +49,7 @@ def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nursery
     keep_descriptors()  # what we were started with ourselves
     made = Nursery("telling_zygote")
     yield made
-    made.zygote.close()
+    made.close()
 
 
 def report_of(child: Child) -> dict[str, object]:
@@ -117,6 +117,13 @@ def test_killed_zygote_answers_nothing_and_leaves_nothing(nursery: Nursery) -> N
     assert nursery.answer() == []
 
     assert not nursery.is_expecting
+
+
+def test_question_without_an_answer_leaves_nothing(nursery: Nursery) -> None:
+    nursery.zygote.kill_and_reap()
+
+    # That its descriptors are gone is seen by the fixture of all these tests.
+    nursery.ask(["blk0", "rng0"])
 
 
 def test_devices_of_which_nobody_heard_end_with_their_sockets(nursery: Nursery) -> None:
