@@ -590,6 +590,14 @@ def test_shadow_memory_that_is_not_aligned_on_the_host_is_refused() -> None:
             attach(driver, lay_out(gpa, 16), ShadowMemory(gpa, odd), print)
 
 
+def test_addresses_of_the_shadow_ring_are_aligned_like_its_place_on_the_host() -> None:
+    with memories() as (guest, (gpa, view), _):
+        driver = Driver(guest, 16)
+        shadow = QueueSetup(0, 16, gpa + 8, gpa + 0x1008, gpa + 0x2008)
+        with pytest.raises(ValueError, match="shadow ring"):
+            attach(driver, shadow, ShadowMemory(gpa + 8, view), print)
+
+
 def test_a_guest_that_misplaced_its_ring_hears_of_it() -> None:
     with memories() as (guest, shadow_memory, _):
         driver = Driver(guest, 16)

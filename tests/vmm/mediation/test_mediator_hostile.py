@@ -67,6 +67,14 @@ def test_a_used_index_without_anything_in_flight_costs_the_device(them: Mediated
     assert broken_by(them) == MediatorError.USED_JUMP
 
 
+def test_what_came_back_before_is_in_flight_no_more(them: Mediated) -> None:
+    lend(them, 2)
+    use(them, (0, 0))
+    them.mediator.complete()
+    use(them, (0, 0), (3, 0), (3, 0))
+    assert broken_by(them) == MediatorError.USED_JUMP
+
+
 def test_a_used_index_that_goes_back_costs_the_device(them: Mediated) -> None:
     lend(them, 2)
     use(them, (0, 0))
