@@ -40,10 +40,10 @@ def test_the_mediators_tests_pass_under_sanitizers(tmp_path: Path) -> None:
         ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
 
-    # The interpreter itself leaks at exit, so only errors count.
+    # The interpreter itself leaks at exit, so only errors count. pytest would keep their report.
     preload = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     result = subprocess.run(
-        [*python, "-m", "pytest", "-q", *(f"tests/vmm/mediation/{test}" for test in TESTS)],
+        [*python, "-m", "pytest", "-qs", *(f"tests/vmm/mediation/{test}" for test in TESTS)],
         cwd=tmp_path,
         env=os.environ | preload,
         capture_output=True,
