@@ -6,6 +6,7 @@ setup(
     cffi_modules=[
         "protocol/ring/build.py:ffi",
         "vmm/hypervisor/kvm/build.py:ffi",
+        "vmm/mediation/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
         "devices/runtime/seal/build.py:ffi",
     ]
