@@ -26,9 +26,14 @@ class Streams:
         """Close our ends and remove the files."""
         for stream in self.terminal.values():
             stream.close()
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        """Remove the files, once."""
         for path in self.cleanup:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+        self.cleanup.clear()
 
 
 class Host:

@@ -29,6 +29,7 @@ class RunDirectory:
     """
 
     def __init__(self, name: str | None, base: str | None = None) -> None:
+        self._is_removed = False
         base = base or base_directory()
         _own_directory(base)
         base_lock = _lock(base, wait=True)
@@ -56,9 +57,15 @@ class RunDirectory:
         finally:
             os.close(base_lock)
 
+    def remove(self) -> None:
+        """Remove the directory with all that is in it, once."""
+        if not self._is_removed:
+            self._is_removed = True  # from now on the name may be another machine's
+            _remove(self.path)
+
     def close(self) -> None:
-        """Remove the directory with all that is in it."""
-        _remove(self.path)
+        """Remove it, and let the lock go."""
+        self.remove()
         os.close(self._fd)
 
     def __enter__(self) -> RunDirectory:

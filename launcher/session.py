@@ -47,6 +47,7 @@ from protocol.messages import (
     PressPowerButton,
     StopMachine,
 )
+from protocol.specs import FAREWELL
 
 if TYPE_CHECKING:
     from protocol.channel import Channel
@@ -83,6 +84,7 @@ class Session:
         self._loop = loop
         self._outputs = outputs
         self._name = directory.name
+        self._directory = directory
         self._nursery = nursery
         self._children = {VMM: vmm}
         if nursery is not None:
@@ -142,6 +144,10 @@ class Session:
             self._listen(child)
         for text in self._announcements():
             self._say(text)
+        guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved)
+        self._send(self._children[VMM], guard, terminal)
+        # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
+        self._terminal.start()
         if self._nursery is None:
             self._hand_over_vmm()
         else:
@@ -190,9 +196,7 @@ class Session:
     def _hand_over_vmm(self) -> None:
         vmm = self._children[VMM]
         pidfds = {device.name: self._children[device.name].pidfd for device in self._plan.devices}
-        self._hand_over(vmm, *self._wiring.for_vmm(pidfds, _KEYBOARD, self._terminal.saved))
-        # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
-        self._terminal.start()
+        self._hand_over(vmm, *self._wiring.for_vmm(pidfds))
         self._loop.on_readable(vmm.handover.fileno(), self._bound)
         self._startup.mark("handed over")
 
@@ -200,6 +204,9 @@ class Session:
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
+        self._send(child, payload, descriptors)
+
+    def _send(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         try:
             fds.send(child.handover, payload, descriptors)
         except (BrokenPipeError, ConnectionResetError):
@@ -263,7 +270,11 @@ class Session:
                 self._decide(outcome.from_vmm(message))
             case MachineStats() if sequence == self._stop_sequence:
                 self._last_stats = message
-                self._children[VMM].hang_up()  # it waits for that, and ends
+                # It waits for that, and ends; until then it is who tidies up if we are killed.
+                self._terminal.put_back()
+                self._directory.remove()
+                self._plan.streams.remove_files()
+                self._send(self._children[VMM], FAREWELL, {})
                 self._loop.after(_EXIT_DEADLINE, self._kill_all)
             case MachineStats():
                 self._say(stats.as_text(message))

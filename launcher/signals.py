@@ -43,7 +43,11 @@ class Signals:
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in self._wanted:
-            self._before[number] = signal.signal(number, lambda came, _: self._came.append(came))
+            # What whoever started us had ignored (nohup, a shell without job control) stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        # Ignored, it would have the kernel reap our children.
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._loop.on_readable(self._reading.fileno(), self._arrived)
         return self
 
@@ -69,6 +73,9 @@ class Signals:
         """Raise Interrupted if a signal that asks for the end is already waiting."""
         if (number := self.ending) is not None:
             raise Interrupted(number)
+
+    def _note(self, came: int, _: object) -> None:
+        self._came.append(came)
 
     def _arrived(self) -> None:
         self._came.clear()

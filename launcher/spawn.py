@@ -175,7 +175,7 @@ def _spawn(module: str, cord: Cord) -> int:
         ],
         setsid=True,
         setsigmask=[],
-        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE],
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
     )
 
 

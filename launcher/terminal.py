@@ -116,6 +116,10 @@ class Terminal:
                 if stream.output is not None:
                     stream.output.write(data)
         self._streams.clear()
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Make the terminal what it was."""
         if self.saved:
             modes.restore(self._keyboard, self.saved)
 

@@ -11,7 +11,7 @@ from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
 from protocol import codec, doorbell
 from protocol.memory import Region, create_memfd
-from protocol.specs import DeviceSlot, DeviceSpec, MachineSpec
+from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec
 from vmm import memory_map
 
 # Of every device: none of ours is started twice in a run.
@@ -47,11 +47,14 @@ class Wiring:
         """The VMM's socket for the launcher."""
         return os.path.join(self._directory, "vmm")
 
-    def for_vmm(
-        self, pidfds: Mapping[str, int], keyboard: int, termios: bytes
-    ) -> tuple[bytes, dict[str, int]]:
-        """Payload and descriptors of the VMM's handover. ``pidfds`` are the devices' by name;
-        ``termios`` is what terminal ``keyboard`` was like, or empty."""
+    def guard(self, keyboard: int, termios: bytes) -> tuple[bytes, dict[str, int]]:
+        """Payload and descriptors of the VMM's first handover. ``termios`` is what terminal
+        ``keyboard`` was like, or empty."""
+        spec = Guard((*self._plan.streams.cleanup, self._directory), termios)
+        return codec.pack(codec.to_plain(spec)), {"terminal": keyboard} if termios else {}
+
+    def for_vmm(self, pidfds: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
+        """Payload and descriptors of its second. ``pidfds`` are the devices' by name."""
         plan, options = self._plan, self._plan.options
         spec = MachineSpec(
             name=self._name,
@@ -63,14 +66,10 @@ class Wiring:
             endpoint=self.endpoint,
             stats=options.stats is not None,
             log=options.log.of("vmm"),
-            cleanup=(*plan.streams.cleanup, self._directory),
-            termios=termios,
         )
         fds = {"memory": self._memory, "serial": self._vmm_serial, "kernel": plan.kernel}
         if plan.initrd is not None:
             fds["initrd"] = plan.initrd
-        if termios:
-            fds["terminal"] = keyboard
         for name, bells in self._doorbells.items():
             fds |= {f"{name}.{bell}": fd for bell, fd in bells.items()}
             fds[f"{name}.pidfd"] = pidfds[name]

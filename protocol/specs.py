@@ -58,14 +58,23 @@ class BootSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """The first that the VMM process is told: what it does should the launcher die first.
+
+    It removes ``cleanup``, files and directories, and, where ``termios`` is not empty, puts
+    back ``terminal``, a descriptor that comes with this (protocol.terminal.restore).
+    """
+
+    cleanup: tuple[str, ...]
+    termios: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """The VMM process: the machine it makes, and where it talks.
 
-    ``cleanup`` names files and directories that it removes should the launcher die first.
     With it come ``memory``, ``serial`` (a stream socket to the launcher: console output
-    and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot; and,
-    where ``termios`` is not empty, ``terminal``, to which protocol.terminal.restore puts it
-    back should the launcher die first.
+    and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot.
     """
 
     name: str
@@ -77,8 +86,6 @@ class MachineSpec:
     endpoint: str
     stats: bool
     log: int
-    cleanup: tuple[str, ...]
-    termios: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +96,8 @@ class Forked:
     """
 
     pids: tuple[int, ...]
+
+
+FAREWELL = b"farewell"
+"""The launcher's last handover to the VMM: the terminal is put back, and nothing is to be done for
+it any more. A socket that ends without it is a launcher that was killed."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import socket
 import sys
 
 from protocol import codec, fds
 from protocol.log import set_up as set_up_log
+from protocol.specs import Guard as GuardSpec
 from protocol.specs import MachineSpec
+from vmm.guard import Guard
 from vmm.session import Session
 
 
@@ -17,12 +21,22 @@ def main() -> int:
     # The launcher decides when a VM ends; what a terminal sends is for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     handover = socket.socket(fileno=int(sys.argv[1]))
+    told = fds.receive(handover)
+    if told is None:
+        return 1
+    guard = Guard(codec.from_plain(GuardSpec, codec.unpack(told.payload)), told.fds)
     got = fds.receive(handover)
     if got is None:
+        guard.clean_up()
         return 1
     spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
     set_up_log(spec.log)
-    Session(handover, spec, got.fds).run()
+    try:
+        Session(handover, spec, got.fds, guard).run()
+    except Exception:
+        # Ours. The vCPUs' threads would go on for ever, for the interpreter waits for them.
+        logging.getLogger(__name__).exception("an error of ours")
+        os._exit(1)
     return 0
 
 

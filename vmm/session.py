@@ -10,14 +10,13 @@ import contextlib
 import logging
 import os
 import select
-import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-from protocol import doorbell, fds, terminal
+from protocol import doorbell, fds
 from protocol.errors import BadInput, DeviceGone, HostError, ProtocolError, VibeError
 from protocol.messages import (
     TO_VMM,
@@ -32,9 +31,10 @@ from protocol.messages import (
     Quit,
     StopMachine,
 )
-from protocol.specs import MachineSpec
+from protocol.specs import FAREWELL, MachineSpec
 from protocol.trace import Trace
 from vmm.control import Control
+from vmm.guard import Guard
 from vmm.hypervisor.base import Hypervisor
 from vmm.machine import Machine
 from vmm.remote import DEADLINE, RemoteDevice
@@ -75,7 +75,11 @@ class Session:
     and stay open until the process ends."""
 
     def __init__(
-        self, handover: socket.socket, spec: MachineSpec, descriptors: Mapping[str, int]
+        self,
+        handover: socket.socket,
+        spec: MachineSpec,
+        descriptors: Mapping[str, int],
+        guard: Guard,
     ) -> None:
         self._began = time.monotonic()
         self._handover = handover
@@ -90,7 +94,7 @@ class Session:
             RemoteDevice(slot, descriptors[f"{slot.name}.pidfd"], self._control)
             for slot in spec.devices
         ]
-        self._cleanup = {path: _identity(path) for path in spec.cleanup}
+        self._guard = guard
         self._serial = socket.socket(fileno=os.dup(descriptors["serial"]))
         self._phases: dict[str, int] = {}
         self._machine: Machine | None = None
@@ -215,7 +219,10 @@ class Session:
         room = keyboard.writable()
         if not room:  # the guest has turned to its other console meanwhile
             return
-        data = self._serial.recv(room)
+        try:
+            data = self._serial.recv(room)
+        except OSError:
+            data = b""  # the launcher is gone, which is noticed elsewhere
         keyboard.receive(data)
         if not data:
             self._has_input_ended = True
@@ -245,26 +252,21 @@ class Session:
     def _orphaned(self) -> None:
         # The launcher is dead. It cannot clean up, so we do; the devices die by themselves.
         log.error("the launcher is gone; the VM ends")
-        if self._spec.termios:
-            terminal.restore(self._fds["terminal"], self._spec.termios)
-        for path, identity in self._cleanup.items():
-            # If we were late, it may be another machine's by now.
-            if _identity(path) != identity:
-                continue
-            if os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+        self._guard.clean_up()
         # No orderly end: a vCPU may be waiting for a device that is dead, or for the launcher.
         os._exit(1)
 
     def _linger(self) -> None:
-        # Until the launcher hangs up, having read our last message: on its side, a connection
-        # that ends takes with it what was received and not yet read (reconnection is off).
+        # Until the launcher has read our last message: on its side, a connection that ends takes
+        # with it what was received and not yet read (reconnection is off).
         farewell = select.poll()
         farewell.register(self._handover.fileno(), select.POLLIN)
-        farewell.poll(_FAREWELL * 1000)
+        if farewell.poll(_FAREWELL * 1000) and not self._is_dismissed():
+            self._guard.clean_up()
+
+    def _is_dismissed(self) -> bool:
+        said = fds.receive(self._handover)
+        return said is not None and said.payload == FAREWELL
 
     def _close(self) -> None:
         self._control.end()
@@ -328,12 +330,3 @@ def _backend(name: str) -> Hypervisor:
     from vmm.hypervisor.kvm import Kvm
 
     return Kvm()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    # Which file it is, whatever its name may stand for later; None if there is none.
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import struct
 import sys
@@ -35,6 +36,9 @@ from protocol.specs import Forked
 _HANDOVER = 3
 
 _PID = struct.Struct("=i")
+
+# The host has no more to give; our own mistake.
+_EXIT_HOST, _EXIT_BUG = 3, 1
 
 
 def main(arguments: Sequence[str], device: Callable[[Sequence[str]], NoReturn]) -> int:
@@ -66,8 +70,11 @@ def _fork(
     channel: socket.socket,
     device: Callable[[Sequence[str]], NoReturn],
 ) -> tuple[int, ...]:
-    reading, writing = os.pipe()
-    midwife = os.fork()
+    try:
+        reading, writing = os.pipe()
+        midwife = os.fork()
+    except OSError as error:
+        _cannot(error)
     if midwife == 0:
         os._exit(_deliver(ends, channel, [reading, writing], device))
     os.close(writing)
@@ -75,8 +82,10 @@ def _fork(
         # In the order of ends. A device that is still on its way to closing the pipe keeps
         # nobody waiting: it is the midwife's end that counts, and that they fit the pipe.
         status = os.waitstatus_to_exitcode(os.waitpid(midwife, 0)[1])
+        if status < 0:
+            print(f"E a process was killed by {signal.Signals(-status).name}", file=sys.stderr)
         if status != 0:
-            raise SystemExit(status)
+            raise SystemExit(_EXIT_HOST)
         told = pipe.read(len(ends) * _PID.size)
     return tuple(pid for (pid,) in _PID.iter_unpack(told))
 
@@ -87,20 +96,27 @@ def _deliver(
     pipe: Sequence[int],
     device: Callable[[Sequence[str]], NoReturn],
 ) -> int:
-    # In the midwife, and from the inner fork on in a device. Nothing may be raised out of here:
-    # above are the zygote's frames.
-    try:
-        for name, (handover, log) in ends.items():
+    # In the midwife. What is forked here does not come back, whatever happens to it: above are
+    # the zygote's frames.
+    others = {channel.fileno(), *pipe, *(fd for pair in ends.values() for fd in pair)}
+    for name, (handover, log) in ends.items():
+        try:
             pid = os.fork()
-            if pid == 0:
-                others = {fd for pair in ends.values() for fd in pair}
-                _become(name, handover, log, {channel.detach(), *pipe, *others})
+        except OSError as error:
+            _cannot(error)
+        if pid == 0:
+            try:
+                _become(name, handover, log, others)
                 device([str(_HANDOVER)])
-            os.write(pipe[1], _PID.pack(pid))
-    except OSError as error:
-        print(f"E cannot fork: {error.strerror}", file=sys.stderr, flush=True)
-        return 3
+            finally:
+                os._exit(_EXIT_BUG)
+        os.write(pipe[1], _PID.pack(pid))
     return 0
+
+
+def _cannot(error: OSError) -> NoReturn:
+    print(f"E cannot fork: {error.strerror}", file=sys.stderr, flush=True)
+    os._exit(_EXIT_HOST)
 
 
 def _become(name: str, handover: int, log: int, rest: set[int]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.bare import require_kvm
 from tests.support.guest import KERNELS, GuestMachine, build
-from vmm.hypervisor.kvm.system import is_software
+from vmm.hypervisor.detect import kvm_is_software as is_software
 from vmm.memory_map import MIB
 from vmm.platform.power import Reason
 

@@ -313,7 +313,9 @@ def test_path_with_what_a_terminal_must_not_see_is_shown(refused: Run) -> None:
 def test_no_permission_on_kvm(binary: str, tmp_path: Path) -> None:
     ordinary_user.let_in(tmp_path)
 
-    done = ordinary_user.vibevmm("run", "--binary", binary, "--entry", "0x10000")
+    done = ordinary_user.vibevmm(
+        "run", "--hypervisor", "kvm", "--binary", binary, "--entry", "0x10000"
+    )
 
     assert done.returncode == 2
     assert done.stderr.startswith("vibevmm: /dev/kvm: no permission")

@@ -27,8 +27,8 @@ def tell(arguments):
                if os.path.exists(f"/proc/self/fd/{fd}")}
         print(json.dumps({"fds": sorted(fds), "stdin": fds[0], "same": fds[1] == fds[2],
             "leader": os.getsid(0) == os.getpid(), "comm": open("/proc/self/comm").read().strip(),
-            "kinds": [name for name in sys.modules if name.count(".") == 1
-                and name.startswith("devices.")]}), flush=True)
+            "ours": [name for name in sys.modules if name.count(".") == 1 and
+                name.partition(".")[0] in ("devices", "vmm", "launcher")]}), flush=True)
         os._exit(handover.recv(1) != b"")
 
 sys.exit(zygote.main(sys.argv[1:], tell))
@@ -95,7 +95,7 @@ def test_device_has_four_descriptors_a_session_of_its_own_and_no_code_of_any_dev
         assert found["stdin"] == "/dev/null"
         assert found["same"] is True
         assert found["leader"] is True
-        assert set(found["kinds"]) == {"devices.kinds", "devices.runtime"}  # type: ignore[call-overload]
+        assert set(found["ours"]) == {"devices.kinds", "devices.runtime"}  # type: ignore[call-overload]
     assert end(children) == [0, 0, 0]
 
 
@@ -130,6 +130,8 @@ def test_devices_of_which_nobody_heard_end_with_their_sockets(nursery: Nursery) 
     """As when the zygote is killed between its forks and its answer."""
     nursery.ask(["blk0", "rng0"])
     assert select.select([nursery.zygote.handover], [], [], DEADLINE)[0]  # answered, and not read
+    for cord in nursery._expected.values():
+        assert select.select([cord.log], [], [], DEADLINE)[0]  # they have told what they are
     nursery.zygote.kill_and_reap()
     os.read(nursery.zygote.handover.fileno(), 65536)
 

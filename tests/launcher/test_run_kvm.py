@@ -151,6 +151,52 @@ def test_killed_child_is_status_3_and_nobody_is_left(
     assert list((runtime / "vibevmm").iterdir()) == []
 
 
+def test_device_is_sealed_in_every_thread_as_a_user_starts_it(
+    start: Callable[..., subprocess.Popen[str]],
+    guest: Callable[[bytes], list[str]],
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    options = ("--device", "rng", "--log", "launcher=4", "--log-file", str(log))
+    process = start(*guest(WAITING), *options)
+    wait_until(started(log), "the start")
+    pid = log.read_text().partition("rng0 is process ")[2].split()[0]
+
+    states = [
+        dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+
+    process.terminate()
+    process.communicate(timeout=DEADLINE)
+    assert len(states) == 3
+    for state in states:
+        assert (state["NoNewPrivs"], state["Seccomp"]) == ("1", "2")
+        assert {int(state[f"Cap{kind}"], 16) for kind in ("Eff", "Prm", "Inh", "Amb")} == {0}
+        assert state["PPid"] == str(process.pid)
+
+
+def test_ignored_signals_stay_ignored_and_children_are_reaped_all_the_same(
+    guest: Callable[[bytes], list[str]], runtime: Path
+) -> None:
+    ignored = (signal.SIGCHLD, signal.SIGHUP)
+    program = [sys.executable, "-m", "launcher", "run", *guest(WAITING), "--device", "rng"]
+    process = subprocess.Popen(
+        [*program, "--timeout", "2"],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored] and None,
+    )
+    wait_until(lambda: (runtime / "vibevmm").is_dir(), "the start")
+
+    process.send_signal(signal.SIGHUP)
+
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 4, err
+
+
 def test_killed_launcher_takes_everybody_with_it(
     start: Callable[..., subprocess.Popen[str]],
     guest: Callable[[bytes], list[str]],
@@ -168,6 +214,42 @@ def test_killed_launcher_takes_everybody_with_it(
 
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "their end")
     wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_launcher_killed_at_any_moment_of_a_short_run_leaves_nothing(
+    moment: int, runtime: Path, tmp_path: Path
+) -> None:
+    """From before the VMM knows of its machine to after its last word, with a guest that prints."""
+    master, keyboard = os.openpty()
+    image = PROJECT / "tests/kernels/x86_64_demo.raw"
+    socket = tmp_path / "console"
+    guest = ["--binary", str(image), "--entry", "0x100000"]
+    devices = ["--device", "rng", "--console", f"backend=socket,path={socket}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "run", *guest, *devices],
+        cwd=PROJECT,
+        stdin=keyboard,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        wait_until(lambda: is_raw(keyboard) or process.poll() is not None, "raw mode")
+        time.sleep(moment * 0.03)  # any moment: nothing is asserted of when it is
+
+        process.kill()
+
+        process.wait(DEADLINE)
+        wait_until(lambda: not is_raw(keyboard), "the old mode")
+        wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
+        wait_until(lambda: not socket.exists(), "no socket")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(keyboard)
 
 
 @pytest.mark.parametrize("victim", ["launcher", "vmm"])

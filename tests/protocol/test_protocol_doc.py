@@ -20,7 +20,14 @@ DIRECTIONS = {
     "From the launcher to the VMM": messages.TO_VMM,
 }
 PARTS = (messages.QueueSetup, messages.ExitCount, messages.DeviceReport)
-SPECS = (specs.DeviceSpec, specs.MachineSpec, specs.DeviceSlot, specs.BootSpec, specs.Forked)
+SPECS = (
+    specs.DeviceSpec,
+    specs.MachineSpec,
+    specs.Guard,
+    specs.DeviceSlot,
+    specs.BootSpec,
+    specs.Forked,
+)
 
 # Name to its fields, each with its type, in order.
 Table = dict[str, dict[str, str]]

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from protocol import codec, fds, terminal
+from protocol import codec, fds
 from protocol.channel import Channel, new_context
 from protocol.messages import (
     TO_VMM,
@@ -28,7 +28,9 @@ from protocol.messages import (
     MachineStats,
     StopMachine,
 )
+from protocol.specs import Guard as GuardSpec
 from protocol.specs import MachineSpec
+from vmm.guard import Guard
 
 STATS = MachineStats(
     3,
@@ -46,9 +48,13 @@ class FakeVmm:
 
     def __init__(self) -> None:
         self.handover = socket.socket(fileno=int(sys.argv[1]))
-        got = fds.receive(self.handover)
-        if got is None:
+        told, got = fds.receive(self.handover), fds.receive(self.handover)
+        if told is None:
             sys.exit(0)
+        self.guard = Guard(codec.from_plain(GuardSpec, codec.unpack(told.payload)), told.fds)
+        if got is None:
+            self.orphaned()
+            return
         self.fds = got.fds
         self.spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
         self.behaviour = self.spec.name.partition("-")[0]
@@ -83,15 +89,12 @@ class FakeVmm:
                 time.sleep(60)
             case StopMachine():
                 self.channel.send(STATS, envelope.sequence)
-                self.handover.recv(1)  # the launcher hangs up when it has the answer
+                self.handover.recv(64)  # the launcher's farewell, when it has the answer
                 return False
         return True
 
     def orphaned(self) -> None:
-        if self.spec.termios:
-            terminal.restore(self.fds["terminal"], self.spec.termios)
-        for path in self.spec.cleanup:
-            os.system(f"rm -rf '{path}'")
+        self.guard.clean_up()
         os._exit(1)
 
     def end(self, reason: str, detail: str = "") -> None:
