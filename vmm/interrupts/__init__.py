@@ -1,0 +1,1 @@
+"""Interrupt controllers and timers, for backends that have none of their own."""
