@@ -1,1 +1,1 @@
-"""Interrupt controllers and timers, for backends that have none of their own."""
+"""Interrupt controllers and timers of machines with one CPU, for a backend that has none."""

@@ -29,3 +29,16 @@ ACPI_RESET = 0x608
 ACPI_RESET_VALUE = 0x01
 S5_SLEEP_TYPE = 5
 SCI_IRQ = 9
+
+# The interrupt controllers and the timer of the AT; their chips are in vmm/interrupts where the
+# backend has none.
+PIC_MASTER = 0x20
+PIC_SLAVE = 0xA0
+PIC_LENGTH = 2
+# Edge or level, a bit for each line of the two (82371 PIIX data sheet, ELCR1 and ELCR2).
+ELCR = 0x4D0
+ELCR_LENGTH = 2
+PIT = 0x40
+PIT_LENGTH = 4
+SYSTEM_CONTROL_B = 0x61
+PIT_IRQ = 0
