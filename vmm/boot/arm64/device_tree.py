@@ -49,7 +49,7 @@ def device_tree(cmdline: bytes, initrd: Segment | None, hardware: Hardware) -> b
         tree.cells("#address-cells", _CELLS)
         tree.cells("#size-cells", _CELLS)
         tree.cells("interrupt-parent", _GIC)
-        tree.strings("compatible", "linux,dummy-virt")
+        tree.strings("compatible", "vibe-vmm,virt")
         tree.strings("model", "Vibe-VMM")
         with tree.node("aliases"):
             tree.strings("serial0", _console_path())
