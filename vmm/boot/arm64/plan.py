@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from protocol.errors import BadInput
 from protocol.memory import PAGE_SIZE, Region
 from protocol.specs import BootSpec
-from vmm.boot.arm64.cpu import Arm64State
 from vmm.boot.arm64.device_tree import device_tree
 from vmm.boot.arm64.image import is_image, read_image
 from vmm.boot.arm64.raw import plan_raw
@@ -32,6 +31,7 @@ from vmm.boot.kernel import Kernel, Kind
 from vmm.boot.placing import check_apart, range_line, refuse
 from vmm.boot.segment import Segment, align_down, highest_room
 from vmm.boot.unbootable import what_else
+from vmm.hypervisor.arm64_state import Arm64State
 from vmm.memory_map import KIB, LOW_RAM_END, MIB, VIRTIO_WINDOW
 
 if TYPE_CHECKING:

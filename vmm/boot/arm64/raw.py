@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from protocol.errors import BadInput
 from protocol.memory import Region
 from protocol.specs import BootSpec
-from vmm.boot.arm64.cpu import Arm64State
 from vmm.boot.image import Image
 from vmm.boot.raw import place_binary, stack
 from vmm.boot.segment import Segment
+from vmm.hypervisor.arm64_state import Arm64State
 
 _INSTRUCTION = 4
 
