@@ -7,14 +7,14 @@ PYTEST := $(PYTHON) -m pytest -q
 LAB_TESTS := python -m pytest -q -p no:cacheprovider tests -m
 LAB_OPTIONS ?=
 
-C_FOLDERS := protocol/ring vmm/hypervisor/kvm devices/runtime/files devices/runtime/seal
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files devices/runtime/seal
 # cffi writes the files whose names begin with an underscore.
 C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
 GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)
 SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
-.PHONY: build setup demo test test-fast lab check bench clean
+.PHONY: build setup demo demo-bare linux test test-fast lab check bench clean
 build: $(BUILT)
 
 ifneq ($(shell tools/setup --missing),)
@@ -35,7 +35,14 @@ $(BUILT): $(SETUP) $(C_SOURCES) $(GUEST_SOURCES)
 	touch $@
 
 demo: build
-	tools/demo
+	tools/demo linux
+
+demo-bare: build
+	tools/demo bare
+
+# The files of a Linux guest, ARCH=amd64 or arm64, to start it by hand.
+linux: build
+	$(PYTHON) -m tools.linux $(ARCH)
 
 test: build
 	$(PYTEST) -m "not lab"
@@ -63,7 +70,7 @@ bench: build
 
 # The virtual environment and the downloaded kernels stay: `rm -rf .venv .cache` for those.
 clean:
-	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
 	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
 	rm -f tests/kernels/*.raw tests/kernels/*.elf $(BUILT)

@@ -6,6 +6,8 @@ setup(
     cffi_modules=[
         "protocol/ring/build.py:ffi",
         "vmm/hypervisor/kvm/build.py:ffi",
+        "vmm/mediation/build.py:ffi",
+        "vmm/hypervisor/software/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
         "devices/runtime/seal/build.py:ffi",
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from launcher import device_options
+from launcher.backend import AUTO, BACKENDS
 from launcher.device_options import NAME, Request, number
 from launcher.options import RUN_OPTIONS, Option, split, suggestion
 from protocol.errors import BadInput
@@ -54,6 +55,7 @@ class RunOptions:
     load: int | None
     memory: int
     cpus: int
+    hypervisor: str
     devices: tuple[Request, ...]
     serial: str
     name: str | None
@@ -174,6 +176,7 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         load=_number(texts, "--load"),
         memory=_memory(texts),
         cpus=_cpus(texts.get("--cpus", "1")),
+        hypervisor=_hypervisor(texts.get("--hypervisor", AUTO)),
         devices=tuple(devices),
         serial=_serial(texts.get("--serial", "terminal")),
         name=_name(texts.get("--name")),
@@ -216,6 +219,12 @@ def _cpus(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(digits) != 1 or int(digits) > MAX_CPUS:
         raise BadInput("--cpus", f"{text!r} is not a number from 1 to {MAX_CPUS}")
     return int(digits)
+
+
+def _hypervisor(text: str) -> str:
+    if text not in BACKENDS:
+        raise BadInput("--hypervisor", f"{text!r} is none{suggestion(text, BACKENDS)}")
+    return text
 
 
 def _serial(text: str) -> str:

@@ -67,6 +67,14 @@ RUN_OPTIONS = (
     Option("--mem", "SIZE", "guest memory, such as 64M or 2G; default: 512M", _GUEST),
     Option("--cpus", "N", "number of CPUs, 1 to 8; default: 1", _GUEST),
     Option(
+        "--hypervisor",
+        "WHICH",
+        "kvm, software (a CPU in software, one, on any host), or auto (default): kvm where it "
+        "is hardware or the guest a raw binary, else software",
+        _GUEST,
+        completes="auto kvm software",
+    ),
+    Option(
         "--disk",
         "PATH[,KEY=VALUE…]",
         "a disk: short for --device blk,PATH…",

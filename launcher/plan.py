@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from devices import kinds
 from launcher import device_options
+from launcher.backend import Backend, choose
 from launcher.config import RunOptions
 from launcher.device_options import Request
 from launcher.host import Host, Streams
@@ -70,6 +71,7 @@ class Plan:
     """A run that can be started: its files are open, its disks locked, until :meth:`close`."""
 
     options: RunOptions
+    backend: Backend
     boot: BootSpec
     boot_plan: BootPlan
     devices: tuple[PlannedDevice, ...]
@@ -97,7 +99,11 @@ class Plan:
         lines.append(f"  {'serial':<10} {'16550':<8} port 0x3f8, GSI 4, {self.options.serial}")
         lines.append(f"  {'mmio':<10} {'console':<8} at {memory_map.MMIO_CONSOLE:#x}")
         names = ", ".join(["vmm", *(device.name for device in self.devices)])
-        lines += ["", f"processes: {names}", f"CPUs: {self.options.cpus}"]
+        lines += [
+            "",
+            f"processes: {names}",
+            f"CPUs: {self.options.cpus}, hypervisor: {self.backend}",
+        ]
         return "\n".join(lines)
 
 
@@ -122,7 +128,10 @@ def make(options: RunOptions) -> Plan:
         resources.callback(streams.close)
         for device in planned:
             _open_device(device, streams, resources)
-        return Plan(options, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all())
+        backend = choose(options.hypervisor, kernel=options.binary is None, cpus=options.cpus)
+        return Plan(
+            options, backend, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all()
+        )
 
 
 def check_descriptors(devices: int) -> None:

@@ -6,11 +6,11 @@ takes the longest, and they run beside us.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
+from launcher.backend import KVM
 from launcher.files import OutputFiles
 from launcher.loop import Loop
 from launcher.nursery import Nursery
@@ -20,6 +20,7 @@ from launcher.rundir import RunDirectory
 from launcher.signals import Signals
 from launcher.spawn import keep_descriptors, start
 from launcher.startup import Startup
+from vmm.hypervisor import detect
 
 VMM = "vmm"
 """The name of the VMM's process."""
@@ -37,7 +38,8 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
     startup = Startup()
     with ExitStack() as resources:
         outputs = Outputs(plan, loop, signals, resources)
-        check_kvm()
+        if plan.backend.name == KVM:
+            check_kvm()
         directory = resources.enter_context(RunDirectory(plan.options.name))
         startup.mark("checked")
         signals.check()
@@ -60,7 +62,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
 def check_kvm() -> None:
     """BadInput or HostError, saying what to do, if /dev/kvm cannot be opened."""
     # The backend takes longer to import than a process to start: only to say what is wrong.
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not detect.kvm_opens():
         from vmm.hypervisor.kvm import Kvm
 
         Kvm().close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from devices.runtime import seal
 from launcher import outcome, stats
+from launcher.backend import AUTO, SOFTWARE
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
 from launcher.nursery import ZYGOTE, Nursery
@@ -139,7 +140,7 @@ class Session:
     def _start(self) -> None:
         for child in self._children.values():
             self._listen(child)
-        for text in self._plan.streams.announcements:
+        for text in self._announcements():
             self._say(text)
         if self._nursery is None:
             self._hand_over_vmm()
@@ -158,6 +159,14 @@ class Session:
 
         self._context = channel.new_context()
         self._resources.callback(self._context.destroy, linger=0)
+
+    def _announcements(self) -> list[str]:
+        backend, is_asked = self._plan.backend, self._plan.options.hypervisor != AUTO
+        found = list(self._plan.streams.announcements)
+        if backend.name == SOFTWARE and not is_asked:
+            found.insert(0, f"a CPU in software: {backend.why}")
+        self._logs.note(Level.INFO, f"hypervisor: {backend}")
+        return found
 
     def _listen(self, child: Child) -> None:
         self._loop.on_readable(child.pidfd, partial(self._died, child))

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
 from protocol import codec, doorbell
-from protocol.memory import create_memfd
+from protocol.memory import Region, create_memfd
 from protocol.specs import DeviceSlot, DeviceSpec, MachineSpec
 from vmm import memory_map
 
@@ -25,7 +26,10 @@ class Wiring:
         self._name = name
         self._directory = directory
         self._resources = ExitStack()
-        self._memory = self._own(create_memfd(f"vibevmm-{name}", plan.options.memory))
+        # On a software CPU devices work on rings of their own, behind the guest's memory.
+        self._has_shadows = plan.backend.name == SOFTWARE
+        size = memory_map.file_size(plan.options.memory, shadows=self._has_shadows)
+        self._memory = self._own(create_memfd(f"vibevmm-{name}", size))
         self._doorbells = {
             device.name: {
                 **{f"kick{queue}": self._own(doorbell.create()) for queue in range(device.queues)},
@@ -51,6 +55,7 @@ class Wiring:
         plan, options = self._plan, self._plan.options
         spec = MachineSpec(
             name=self._name,
+            hypervisor=plan.backend.name,
             memory_size=options.memory,
             cpus=options.cpus,
             boot=plan.boot,
@@ -80,11 +85,16 @@ class Wiring:
             config=codec.pack(codec.to_plain(device.config)),
             generation=_GENERATION,
             endpoint=self._device_endpoint(device),
-            regions=memory_map.regions(options.memory),
+            regions=self._regions(device),
             log=options.log.of(device.name),
         )
         fds = {"memory": self._memory, **self._doorbells[device.name], **device.fds}
         return codec.pack(codec.to_plain(spec)), fds
+
+    def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:
+        memory = self._plan.options.memory
+        shadows = [memory_map.shadow_region(memory, device.slot)] if self._has_shadows else []
+        return (*memory_map.regions(memory), *shadows)
 
     def close(self) -> None:
         """Close everything; who was handed a duplicate keeps it."""

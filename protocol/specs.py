@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from protocol.memory import Region
 
@@ -68,6 +69,7 @@ class MachineSpec:
     """
 
     name: str
+    hypervisor: Literal["kvm", "software"]
     memory_size: int
     cpus: int
     boot: BootSpec

@@ -87,6 +87,8 @@ def test_a_device_does_not_know_other_devices() -> None:
         ("protocol.ring._ring", {"protocol/ring"}),
         ("devices.runtime.seal._seal", {"devices/runtime/seal"}),
         ("vmm.hypervisor.kvm._kvm", {"vmm/hypervisor/kvm"}),
+        ("vmm.hypervisor.software._engine", {"vmm/hypervisor/software"}),
+        ("vmm.mediation._mediator", {"vmm/mediation"}),
     ],
 )
 def test_danger_has_an_address(what: str, only: set[str]) -> None:

@@ -80,6 +80,10 @@ class Bus:
                     raise ValueError(f"address {start:#x} is taken already")
             self._mmio = ([start for _, start, _ in ranges[1:]], ranges)
 
+    def ports(self) -> frozenset[int]:
+        """Every port that somebody claims."""
+        return frozenset(self._ports)
+
     def pio_read(self, port: int, size: int) -> int:
         """The guest reads ``size`` bytes from ``port``."""
         device, base, end = self._ports.get(port, _NOTHING)

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from protocol import doorbell
 from protocol import fds as descriptors
@@ -25,7 +27,9 @@ from vmm.boot.hardware import Hardware, VirtioMmio
 from vmm.boot.plan import load, plan
 from vmm.bus import Bus
 from vmm.exits import CountingHandler, Place, TracingHandler, report
-from vmm.hypervisor.base import ExitHandler, Hypervisor, Stop, Vcpu, Vm
+from vmm.hypervisor.base import ExitHandler, Hypervisor, MediatedVm, Stop, Vcpu, Vm
+from vmm.mediation import NativeHook
+from vmm.mediation.device import MediatedDevice
 from vmm.platform import ports
 from vmm.platform.board import Board
 from vmm.platform.power import Reason
@@ -112,6 +116,7 @@ class Machine:
         self._places = list(PLACES)
         self._pages: list[RegisterPage] = []
         self._acks: list[int] = []
+        self._shadows: list[GuestMemory] = []
         self._counting: list[CountingHandler] = []
         self._threads: list[threading.Thread] = []
         self._started_ns = time.monotonic_ns()
@@ -144,25 +149,51 @@ class Machine:
         gpa = memory_map.slot_address(slot.slot)
         read_only = self._hypervisor.capabilities.read_only_slots
         page = RegisterPage(self.vm, gpa, _FIRST_PAGE_SLOT + slot.slot if read_only else None)
-        transport = MmioTransport(page, device, Line(self.vm, slot.gsi), device.config)
+        line = Line(self.vm, slot.gsi)
+        mediated = None if self._hypervisor.capabilities.coherent else self._mediate(device, line)
+        transport = MmioTransport(page, mediated or device, line, device.config)
         device.on_config = transport.config_changed
         device.on_broken = transport.needs_reset
+        if mediated is not None:
+            mediated.on_broken = transport.needs_reset
         self.bus.add_mmio(gpa, memory_map.VIRTIO_SLOT_SIZE, transport)
-        self._wire(slot, gpa)
+        self._wire(slot, gpa, mediated)
         self._pages.append(page)
         self._places.append(Place("mmio", gpa, memory_map.VIRTIO_SLOT_SIZE, slot.name))
         self.devices.append(device)
 
-    def _wire(self, slot: DeviceSlot, gpa: int) -> None:
-        # From here on KVM carries kicks and interrupts; no thread of ours is on their way.
-        for queue in range(slot.queues):
-            kick = self._fds[f"{slot.name}.kick{queue}"]
-            self.vm.add_ioeventfd(kick, gpa + Mmio.QUEUE_NOTIFY, 4, queue)
+    def _mediate(self, device: RemoteDevice, line: Line) -> MediatedDevice:
+        slot = device.slot
+        region = memory_map.shadow_region(self._spec.memory_size, slot.slot)
+        shadow = GuestMemory(self._fds["memory"], (region,))
+        self._shadows.append(shadow)
+        return MediatedDevice(
+            device,
+            self.memory,
+            shadow,
+            {queue: self._fds[f"{slot.name}.kick{queue}"] for queue in range(slot.queues)},
+            self._fds[f"{slot.name}.call"],
+            line.pulse,
+            NativeHook(*cast(MediatedVm, self.vm).written_hook()),
+        )
+
+    def _wire(self, slot: DeviceSlot, gpa: int, mediated: MediatedDevice | None) -> None:
+        call = self._fds[f"{slot.name}.call"]
+        if mediated is not None:
+            vm = cast(MediatedVm, self.vm)
+            for queue in range(slot.queues):
+                vm.on_write(gpa + Mmio.QUEUE_NOTIFY, 4, queue, partial(mediated.kick, queue))
+            vm.watch(call, mediated.complete)
+        else:
+            # From here on KVM carries kicks and interrupts; no thread of ours is on their way.
+            for queue in range(slot.queues):
+                kick = self._fds[f"{slot.name}.kick{queue}"]
+                self.vm.add_ioeventfd(kick, gpa + Mmio.QUEUE_NOTIFY, 4, queue)
+            self.vm.add_irqfd(call, slot.gsi)
         # An acknowledgement of "used buffer" alone needs no answer, so nobody reads this one.
         ack = doorbell.create()
         self._acks.append(ack)
         self.vm.add_ioeventfd(ack, gpa + Mmio.INTERRUPT_ACK, 4, 1)
-        self.vm.add_irqfd(self._fds[f"{slot.name}.call"], slot.gsi)
 
     # ── running it ────────────────────────────────────────────────────────────────────
 
@@ -244,4 +275,5 @@ class Machine:
             page.close()
         self.vm.close()
         descriptors.close_all(self._acks)
-        self.memory.close()
+        for memory in (*self._shadows, self.memory):
+            memory.close()

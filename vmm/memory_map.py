@@ -10,6 +10,7 @@
     0xFEC0_0000  IOAPIC
     0xFEE0_0000  local APICs
     0x1_0000_0000  high RAM: what exceeds the low part
+    0x4000_0000_0000  shadow rings, which no guest sees; 4 MiB for each virtio slot
 
 The offset of a region in the memfd is congruent to its guest address modulo 2 MiB, so
 that huge pages can back it: low RAM lies at its own address, high RAM where the low
@@ -35,6 +36,9 @@ PCI_WINDOW = 0xE000_0000
 IOAPIC = 0xFEC0_0000
 LOCAL_APIC = 0xFEE0_0000
 HIGH_RAM = 0x1_0000_0000
+# Where vmm.mediation puts rings for devices: 4 MiB hold four queues of the largest size.
+SHADOW_RINGS = 0x4000_0000_0000
+SHADOW_SIZE = 4 * MIB
 
 MIN_MEMORY = 16 * MIB
 DEFAULT_MEMORY = 512 * MIB
@@ -99,3 +103,17 @@ def regions(size: int) -> tuple[Region, ...]:
     if size > LOW_RAM_END:
         found.append(Region(HIGH_RAM, size - LOW_RAM_END, LOW_RAM_END))
     return tuple(found)
+
+
+def shadow_region(size: int, slot: int) -> Region:
+    """The shadow rings of the device in ``slot`` of a machine with ``--mem size``."""
+    offset = -(-size // (2 * MIB)) * 2 * MIB + slot * SHADOW_SIZE
+    return Region(SHADOW_RINGS + slot * SHADOW_SIZE, SHADOW_SIZE, offset)
+
+
+def file_size(size: int, *, shadows: bool) -> int:
+    """Bytes of the memfd of a machine with ``--mem size``, with or without shadow rings."""
+    if not shadows:
+        return size
+    last = shadow_region(size, MAX_VIRTIO_DEVICES - 1)
+    return last.offset + last.size

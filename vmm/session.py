@@ -35,7 +35,7 @@ from protocol.messages import (
 from protocol.specs import MachineSpec
 from protocol.trace import Trace
 from vmm.control import Control
-from vmm.hypervisor.kvm import Kvm
+from vmm.hypervisor.base import Hypervisor
 from vmm.machine import Machine
 from vmm.remote import DEADLINE, RemoteDevice
 
@@ -161,7 +161,7 @@ class Session:
         return Machine(
             self._spec,
             self._fds,
-            Kvm(),
+            _backend(self._spec.hypervisor),
             console=self._print,
             on_room=self._ring,
             on_end=self._ring,
@@ -317,6 +317,17 @@ class Session:
             if remote not in listening:
                 remote.fence("the VM ends before it was ready")
         return last
+
+
+def _backend(name: str) -> Hypervisor:
+    # Only the one that is wanted is loaded.
+    if name == "software":
+        from vmm.hypervisor.software import Software
+
+        return Software()
+    from vmm.hypervisor.kvm import Kvm
+
+    return Kvm()
 
 
 def _identity(path: str) -> tuple[int, int] | None:

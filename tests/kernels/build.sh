@@ -29,15 +29,27 @@ for name in x86_64_hello_serial x86_64_hello_mmio; do
         image "$name" "$work/$name.o"
 done
 
-objects=
-for source in demo/start.S demo/*.c; do
-        object=$work/$(basename "$source").o
-        # shellcheck disable=SC2086 # the flags are words
-        "$CC" $CFLAGS -c -o "$object" "$source"
-        objects="$objects $object"
-done
-# shellcheck disable=SC2086
-image x86_64_demo $objects
+# compile SOURCE...: into an object for each, whose names are in $objects.
+compile() {
+        objects=
+        for source in "$@"; do
+                object=$work/$(echo "$source" | tr / -).o
+                # shellcheck disable=SC2086 # the flags are words
+                "$CC" $CFLAGS -c -o "$object" "$source"
+                objects="$objects $object"
+        done
+}
+
+# shellcheck disable=SC2086 # the objects are words
+{
+        compile demo/start.S demo/*.c
+        image x86_64_demo $objects
+        # The guests that try the processor share all but one file.
+        for name in faults traps rings strings mmio selfmod pit apic; do
+                compile cpu/start.S cpu/cpu.c demo/pc.c "cpu/$name.c"
+                image "x86_64_$name" $objects
+        done
+}
 
 if command -v clang ld.lld llvm-objcopy >/dev/null 2>&1; then
         for name in arm64_hello arm64_machine; do

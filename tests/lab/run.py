@@ -22,7 +22,8 @@ from pathlib import Path
 
 from protocol.errors import HostError
 from tests.support import initramfs, linux
-from tests.support.kernels import PROJECT, Kernel, debian
+from tests.support.kernels import Kernel, debian
+from tests.support.packages import PROJECT
 
 TIMED_OUT, DIED = 124, 125
 

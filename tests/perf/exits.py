@@ -18,7 +18,7 @@ from vmm.hypervisor.kvm._kvm import lib
 from tests.support.bare import CODE, DEVICE, bare_machine
 from vmm.bus import Bus
 from vmm.hypervisor.base import Stop
-from vmm.hypervisor.kvm.system import is_software
+from vmm.hypervisor.detect import kvm_is_software as is_software
 from vmm.hypervisor.kvm.vcpu import KvmVcpu
 
 PORT = 0x50

@@ -50,8 +50,8 @@ def measure() -> dict[str, float]:
         ffi, lib = _compile(Path(directory))
         with guest_memory() as memory:
             queues = {
-                "direct": _queue(Driver(memory, SIZE, base=0x1000), indirect=False),
-                "indirect": _queue(Driver(memory, SIZE, base=0x2_0000), indirect=True),
+                "direct": queue(Driver(memory, SIZE, base=0x1000), indirect=False),
+                "indirect": queue(Driver(memory, SIZE, base=0x2_0000), indirect=True),
             }
             for _ in range(ROUNDS):
                 for name, driver in queues.items():
@@ -91,8 +91,9 @@ def _compile(directory: Path) -> tuple[Any, Any]:
     return module.ffi, module.lib
 
 
-def _queue(driver: Driver, *, indirect: bool) -> Driver:
-    # Every batch uses the same 32 heads in the same order, so the avail ring is written once.
+def queue(driver: Driver, *, indirect: bool) -> Driver:
+    """Fill the avail ring of ``driver``, once for all: every batch uses the same 32 heads in the
+    same order."""
     for slot in range(SIZE):
         chain = slot % BATCH
         data = DATA + 0x2000 * chain

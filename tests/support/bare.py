@@ -19,14 +19,14 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import pytest
 
-from vmm.hypervisor.base import Stop
+from vmm.hypervisor.base import Hypervisor, Stop, Vcpu, Vm
 from vmm.hypervisor.kvm.system import Kvm
-from vmm.hypervisor.kvm.vcpu import KvmVcpu
-from vmm.hypervisor.kvm.vm import KvmVm
+from vmm.hypervisor.software import Software
 from vmm.hypervisor.state import Table
 
 CODE, HANDLER, IDT, GDT = 0x1000, 0x3000, 0x5000, 0x6000
@@ -65,6 +65,18 @@ def require_kvm() -> None:
         pytest.skip(reason)
 
 
+BACKEND = ContextVar("BACKEND", default="kvm")
+"""What bare machines are made of; tests/vmm/hypervisor/conftest.py runs tests on each."""
+
+
+def open_backend() -> Hypervisor:
+    """The backend that BACKEND names; skips where KVM does not work."""
+    if BACKEND.get() == "software":
+        return Software()
+    require_kvm()
+    return Kvm()
+
+
 @dataclass
 class FakeBus:
     """Records every access; reads get the next of ``answers``, then ones."""
@@ -97,7 +109,7 @@ class FakeBus:
 class BareMachine:
     """One VM with RAM and ``cpus`` vCPUs; the first is about to run ``code``."""
 
-    def __init__(self, vm: KvmVm, code: bytes, cpus: int) -> None:
+    def __init__(self, vm: Vm, code: bytes, cpus: int) -> None:
         self.vm = vm
         self.ram = mmap.mmap(-1, RAM_SIZE)
         vm.map_ram(0, 0, memoryview(self.ram))
@@ -155,7 +167,7 @@ class BareMachine:
         assert not expired.is_set(), f"still running at the deadline; did {self.bus.accesses}"
         return stop
 
-    def start(self, vcpu: KvmVcpu) -> Runner:
+    def start(self, vcpu: Vcpu) -> Runner:
         """Run ``vcpu`` on a thread of its own."""
         runner = Runner(vcpu, self.bus)
         self.runners.append(runner)
@@ -182,7 +194,7 @@ class BareMachine:
 class Runner(threading.Thread):
     """A thread in ``vcpu.run``; ``stop`` is what it returned, ``error`` what it raised."""
 
-    def __init__(self, vcpu: KvmVcpu, bus: FakeBus) -> None:
+    def __init__(self, vcpu: Vcpu, bus: FakeBus) -> None:
         super().__init__(name=f"vcpu{vcpu.index}")
         self.vcpu, self.bus = vcpu, bus
         self.stop: Stop | None = None
@@ -209,14 +221,20 @@ def bare_machine(code: str, *, irqchip: bool = False, cpus: int = 1) -> Iterator
 
     Skips where KVM does not work; fails the test that leaks a descriptor.
     """
-    require_kvm()
     before = len(os.listdir("/proc/self/fd"))
-    with Kvm() as kvm, kvm.create_vm(cpus, irqchip=irqchip) as vm:
-        machine = BareMachine(vm, assembled(code), cpus)
+    hypervisor = open_backend()
+    try:
+        vm = hypervisor.create_vm(cpus, irqchip=irqchip)
         try:
-            yield machine
+            machine = BareMachine(vm, assembled(code), cpus)
+            try:
+                yield machine
+            finally:
+                machine.stop()
         finally:
-            machine.stop()
+            vm.close()
+    finally:
+        hypervisor.close()
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from protocol.errors import HostError
-from tests.support.kernels import CACHE, Kernel
-
-BUSYBOX = Path("/bin/busybox")
+from tests.support.kernels import Kernel
+from tests.support.packages import CACHE, host_architecture, unpack
 
 
 class Archive:
@@ -74,9 +74,7 @@ def build(
     loading order; ``files`` maps names in the image to files here. The image is kept under a hash
     of all this, and made only when it is not there yet.
     """
-    if not BUSYBOX.exists():
-        raise HostError(f"{BUSYBOX} is missing; run `make setup`")
-    contents = {"bin/busybox": BUSYBOX, **(files or {})}
+    contents = {"bin/busybox": busybox(kernel.architecture), **(files or {})}
     names = tuple(modules)
     image = CACHE / "initramfs" / f"{_key(kernel, init_script, names, contents)}.cpio"
     if image.exists():
@@ -96,6 +94,24 @@ def build(
     half_done.write_bytes(archive.finish())
     half_done.rename(image)
     return image
+
+
+def busybox(architecture: str) -> Path:
+    """A static busybox: this machine's own, or another architecture's, downloaded once.
+
+    Raises HostError when it is not here and cannot be had.
+    """
+    if architecture == host_architecture():
+        installed = Path("/bin/busybox")
+        if not installed.exists():
+            raise HostError(f"{installed} is missing; run `make setup`")
+        return installed
+    root = CACHE / "busybox" / architecture
+    if not root.is_dir():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+            unpack(["busybox-static"], architecture, Path(scratch)).rename(root)
+    return root / "bin" / "busybox"
 
 
 def _key(kernel: Kernel, init: str, modules: tuple[str, ...], files: Mapping[str, Path]) -> str:

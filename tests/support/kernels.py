@@ -1,14 +1,13 @@
 """Debian's kernels, downloaded and unpacked under ``.cache/kernels``; never installed.
 
-The lab's own machine runs the ``amd64`` flavour, which has 9p, KVM and VFIO as modules; its
-guests run ``cloud-amd64``, which is small. Once unpacked, a kernel is used without asking the
-network or apt again; delete its folder to get the current one.
+The lab's own machine runs the ``amd64`` flavour, which has 9p, KVM and VFIO as modules; guests
+run ``cloud-amd64`` and ``cloud-arm64``, which are small. Once unpacked, a kernel is used without
+asking the network or apt again; delete its folder to get the current one.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -18,28 +17,25 @@ from pathlib import Path
 from typing import IO
 
 from protocol.errors import HostError
-
-PROJECT = Path(__file__).resolve().parents[2]
-CACHE = PROJECT / ".cache"
-
-# depmod and modprobe lie where an ordinary user's PATH does not look.
-_SEARCH = "/usr/sbin:/sbin:/usr/bin:/bin"
+from tests.support.packages import CACHE, depends, output, program, unpack
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One unpacked kernel package: ``release`` as uname says it, ``root`` as its tree's top."""
+    """One unpacked kernel package: ``release`` as uname says it, ``root`` as its tree's top,
+    ``architecture`` as Debian names it."""
 
     release: str
     root: Path
+    architecture: str
 
     @property
     def image(self) -> Path:
-        """The bzImage."""
+        """The bzImage, or arm64's Image."""
         return self.root / "boot" / f"vmlinuz-{self.release}"
 
     def vmlinux(self) -> Path:
-        """The ELF file inside the bzImage, unpacked beside it the first time.
+        """The ELF file inside an amd64 bzImage, unpacked beside it the first time.
 
         Raises HostError when ``lz4``, with which Debian compresses it, is missing or refuses it.
         """
@@ -49,7 +45,7 @@ class Kernel:
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 unpacked = Path(scratch) / path.name
                 with unpacked.open("wb") as file:
-                    _unpack(self.image.read_bytes(), file)
+                    _decompress(self.image.read_bytes(), file)
                 unpacked.rename(path)
         return path
 
@@ -58,7 +54,7 @@ class Kernel:
         found: dict[Path, None] = {}
         for name in names:
             command = ["modprobe", "-d", str(self.root), "-S", self.release, "--show-depends", name]
-            for line in _output(command).splitlines():
+            for line in output(command).splitlines():
                 # Either "insmod PATH [options]" or "builtin NAME", which needs no loading.
                 kind, _, rest = line.strip().partition(" ")
                 if kind == "insmod":
@@ -72,10 +68,11 @@ def debian(flavour: str) -> Kernel:
     Raises HostError when it is not here and apt does not have it.
     """
     root = CACHE / "kernels" / flavour
+    architecture = flavour.rpartition("-")[2]
     if not root.is_dir():
-        _download(f"linux-image-{flavour}", root)
+        _download(f"linux-image-{flavour}", architecture, root)
     (image,) = (root / "boot").glob("vmlinuz-*")
-    return Kernel(image.name.removeprefix("vmlinuz-"), root)
+    return Kernel(image.name.removeprefix("vmlinuz-"), root, architecture)
 
 
 def is_here(flavour: str) -> bool:
@@ -83,38 +80,21 @@ def is_here(flavour: str) -> bool:
     return (CACHE / "kernels" / flavour).is_dir()
 
 
-def _download(meta_package: str, root: Path) -> None:
+def _download(meta_package: str, architecture: str, root: Path) -> None:
     # The meta package names the current kernel. Its unsigned twin is the same kernel; where only
     # one of the two is on the mirror, either will do.
-    depends = _output(["apt-cache", "depends", "--important", meta_package])
-    match = re.search(r"Depends: (linux-image-\S+)", depends)
+    match = re.search(r"Depends: (linux-image-\S+)", depends(meta_package, architecture))
     if match is None:
         raise HostError(f"apt knows no {meta_package}; run `make setup` on Debian 12")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
-        package = _fetch([f"{match[1]}-unsigned", match[1]], Path(scratch))
-        tree = Path(scratch) / "tree"
-        _output(["dpkg", "-x", str(package), str(tree)])
+        tree = unpack([f"{match[1]}-unsigned", match[1]], architecture, Path(scratch))
         (image,) = (tree / "boot").glob("vmlinuz-*")
-        _output(["depmod", "-b", str(tree), image.name.removeprefix("vmlinuz-")])
+        output(["depmod", "-b", str(tree), image.name.removeprefix("vmlinuz-")])
         tree.rename(root)
 
 
-def _fetch(candidates: list[str], folder: Path) -> Path:
-    errors = []
-    for name in candidates:
-        print(f"downloading {name} (once)", flush=True)
-        done = subprocess.run(
-            ["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, text=True
-        )
-        packages = list(folder.glob("*.deb"))
-        if packages:
-            return packages[0]
-        errors.append(done.stderr.strip())
-    raise HostError("cannot download a kernel; is the network there? " + "; ".join(errors))
-
-
-def _unpack(image: bytes, output: IO[bytes]) -> None:
+def _decompress(image: bytes, file: IO[bytes]) -> None:
     # The kernel's Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length.
     setup_sects = image[0x1F1]
     offset, length = struct.unpack_from("<II", image, 0x248)
@@ -122,21 +102,7 @@ def _unpack(image: bytes, output: IO[bytes]) -> None:
     # The last four bytes are the size of what is unpacked (scripts/Makefile.lib, size_append).
     packed = image[start : start + length - 4]
     done = subprocess.run(
-        [_program("lz4"), "-dc"], input=packed, stdout=output, stderr=subprocess.PIPE
+        [program("lz4"), "-dc"], input=packed, stdout=file, stderr=subprocess.PIPE
     )
     if done.returncode:
         raise HostError(f"lz4 cannot unpack the kernel: {done.stderr.decode().strip()}")
-
-
-def _program(name: str) -> str:
-    program = shutil.which(name, path=_SEARCH)
-    if program is None:
-        raise HostError(f"{name} is missing; run `make setup`")
-    return program
-
-
-def _output(command: list[str]) -> str:
-    done = subprocess.run([_program(command[0]), *command[1:]], capture_output=True, text=True)
-    if done.returncode:
-        raise HostError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import initramfs
-from tests.support.kernels import PROJECT, debian
+from tests.support.kernels import debian
+from tests.support.packages import PROJECT
 
 VIBEVMM = Path(sys.executable).with_name("vibevmm")
 

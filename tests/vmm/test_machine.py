@@ -69,7 +69,7 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Built]]:
             for fd in descriptors.values():
                 stack.callback(os.close, fd)
             boot = BootSpec(True, "", 0x100000, None)
-            spec = MachineSpec("test", 16 * MIB, cpus, boot, (), "", stats, 2, ())
+            spec = MachineSpec("test", "kvm", 16 * MIB, cpus, boot, (), "", stats, 2, ())
             printed, ended = bytearray(), threading.Event()
             kvm = stack.enter_context(Kvm())
             machine = Machine(spec, descriptors, kvm, printed.extend, lambda: None, ended.set)

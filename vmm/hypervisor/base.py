@@ -7,7 +7,7 @@ that returns its answer, never an event to be picked up later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -61,6 +61,9 @@ class Capabilities:
     immediate_exit: bool
     """A vCPU can be stopped between two instructions without a race."""
     max_cpus: int
+    coherent: bool
+    """Others may work on guest memory while the guest runs, as on a processor. If not, nobody but
+    the vCPU's thread touches a ring, between two runs (:class:`MediatedVm`, vmm.mediation)."""
     software: bool
     """Kernel code is interpreted, incompletely: small guests run, stock kernels do not."""
 
@@ -87,7 +90,8 @@ class Vcpu(Protocol):
     def kick(self) -> None:
         """Make :meth:`run` return ``Stop.KICKED``: now, or at once when it is next called.
 
-        Any thread may call it, the handler too; an access already answered is completed first.
+        Any thread may call it, the handler too; an access already answered is completed first. A
+        backend may finish the straight run of instructions that the guest is in.
         """
         ...
 
@@ -158,6 +162,24 @@ class Vm(Protocol):
 
     def close(self) -> None:
         """Release the VM and its vCPUs, none of which may be running."""
+        ...
+
+
+class MediatedVm(Vm, Protocol):
+    """What a VM can besides, on a backend that is not coherent."""
+
+    def on_write(self, address: int, size: int, value: int, callback: Callable[[], None]) -> None:
+        """Call ``callback``, on the vCPU's thread, instead of an exit for that write."""
+        ...
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback``, on the vCPU's thread and between two runs, whenever ``fd`` was
+        signalled since the last time."""
+        ...
+
+    def written_hook(self) -> tuple[int, int]:
+        """The addresses of a C function ``void (*)(void *context, uint64_t gpa, uint64_t length)``,
+        to be called for guest memory that others have written, and of its context."""
         ...
 
 

@@ -10,8 +10,9 @@ from vmm.hypervisor.kvm._kvm import ffi, lib
 
 from protocol.errors import GuestDied
 from tests.support.bare import CODE, DEVICE, PAGE_TABLES, bare_machine
+from vmm.hypervisor import death as death_words
+from vmm.hypervisor.detect import kvm_is_software as is_software
 from vmm.hypervisor.kvm import dump
-from vmm.hypervisor.kvm.system import is_software
 from vmm.hypervisor.state import Regs, Sregs
 
 # An invalid opcode, with an interrupt table that holds no handler, not even for the failure.
@@ -31,7 +32,7 @@ def test_triple_fault_ends_with_registers_and_the_code_at_the_instruction_pointe
     assert "CPU 0: triple fault (KVM_EXIT_SHUTDOWN)" in text
     assert (dump.PERHAPS_SOFTWARE_KVM in text) == is_software()
     assert death.value.exit_status == 1
-    if dump.NOT_KEPT in text:  # AMD: there is nothing more to see
+    if death_words.NOT_KEPT in text:  # AMD: there is nothing more to see
         return
     assert f"rip {CODE + 7:016x}" in text
     assert "rax 000000000badbeef" in text
@@ -65,7 +66,7 @@ def test_code_across_the_end_of_a_page_is_read_as_the_page_tables_have_it() -> N
 
         code = machine.vcpu._code_at(0x1FFE)
 
-    assert code == bytes.fromhex("0f 0b 33 44").ljust(dump.MAX_INSTRUCTION, b"\0")
+    assert code == bytes.fromhex("0f 0b 33 44").ljust(death_words.MAX_INSTRUCTION, b"\0")
 
 
 def run_that_exited(reason: int) -> Any:
@@ -121,7 +122,7 @@ def test_an_instruction_that_was_not_emulated_is_blamed_on_software_kvm_and_noth
 
 @pytest.mark.parametrize("advice", ["run it elsewhere", ""])
 def test_the_dump_ends_with_the_advice_if_there_is_any(advice: str) -> None:
-    death = dump.guest_died(1, "why", Regs(), Sregs(), b"\x0f\x0b", advice)
+    death = death_words.guest_died(1, "why", Regs(), Sregs(), b"\x0f\x0b", advice)
 
     assert str(death).endswith(advice or "0f 0b")
     assert "died on CPU 1: why" in str(death)

@@ -21,7 +21,7 @@ from tests.support.bare import (
     bare_machine,
 )
 from vmm.hypervisor.base import Stop
-from vmm.hypervisor.kvm.system import is_software
+from vmm.hypervisor.detect import kvm_is_software as is_software
 
 pytestmark = pytest.mark.kvm
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.bare import CODE, DEVICE, bare_machine
 from vmm.hypervisor.base import Stop
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.usefixtures("backend")
 
 PORTS = """
     ba f8 03 00 00  # mov edx, 0x3f8

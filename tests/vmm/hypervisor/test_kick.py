@@ -14,7 +14,7 @@ import pytest
 from tests.support.bare import CODE, DEADLINE, Runner, bare_machine
 from vmm.hypervisor.base import Stop
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.usefixtures("backend")
 
 STARTED_PORT = 0xF5
 SPIN = """
@@ -50,6 +50,7 @@ def test_kick_during_run_breaks_into_a_guest_that_never_exits() -> None:
         assert machine.vcpu.get_regs().rip == CODE + 2
 
 
+@pytest.mark.kvm
 def test_kick_between_exits_lets_the_answered_access_complete_first() -> None:
     with bare_machine(READ) as machine:
         machine.bus.answers = [0x5A]
@@ -86,6 +87,7 @@ def test_kick_that_meets_another_stop_is_kept_for_the_next_run() -> None:
         assert machine.run() is Stop.KICKED
 
 
+@pytest.mark.kvm
 def test_kick_stops_a_cpu_that_waits_for_its_start() -> None:
     with bare_machine("f4", irqchip=True, cpus=2) as machine:
         runner = machine.start(machine.vcpus[1])
@@ -126,6 +128,7 @@ def test_kick_works_where_all_signals_were_blocked_before_the_thread_began() -> 
         assert runner.result() is Stop.KICKED
 
 
+@pytest.mark.kvm
 def test_another_signal_does_not_stop_the_guest() -> None:
     with bare_machine(SPIN) as machine, storm_of_signals() as storm_over:
         spinning = threading.Event()
@@ -141,6 +144,7 @@ def test_another_signal_does_not_stop_the_guest() -> None:
         assert runner.result() is Stop.KICKED
 
 
+@pytest.mark.kvm
 def test_kick_that_falls_into_the_look_at_its_own_flag_is_not_lost() -> None:
     class KickedRightBehindTheFirstLook:
         exit_reason = 0
@@ -212,5 +216,3 @@ def test_kick_after_close_does_nothing() -> None:
         vcpu = machine.vcpu
 
     vcpu.kick()
-
-    assert vcpu.fd == -1

@@ -10,8 +10,9 @@ import pytest
 
 from protocol.errors import BadInput, HostError
 from tests.support.bare import require_kvm
+from vmm.hypervisor.detect import kvm_is_software as is_software
 from vmm.hypervisor.kvm import Kvm
-from vmm.hypervisor.kvm.system import is_software, read_capabilities
+from vmm.hypervisor.kvm.system import read_capabilities
 
 
 def test_missing_required_capability_is_named() -> None:

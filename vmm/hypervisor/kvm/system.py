@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from protocol.errors import BadInput, HostError
+from vmm.hypervisor import detect
 from vmm.hypervisor.base import Capabilities
 from vmm.hypervisor.kvm import cpuid, msrs
 from vmm.hypervisor.kvm._kvm import lib
@@ -38,7 +38,7 @@ class Kvm:
             version = call(self._fd, "KVM_GET_API_VERSION")
             if version != lib.KVM_API_VERSION:
                 raise HostError(f"{path} speaks API version {version}, not {lib.KVM_API_VERSION}")
-            self.capabilities = read_capabilities(self._extension, is_software())
+            self.capabilities = read_capabilities(self._extension, detect.kvm_is_software())
         except BaseException:
             self.close()
             raise
@@ -108,19 +108,7 @@ def read_capabilities(extension: Callable[[str], int], software: bool) -> Capabi
         irqfd=extension("KVM_CAP_IRQFD") > 0 and extension("KVM_CAP_IRQFD_RESAMPLE") > 0,
         read_only_slots=extension("KVM_CAP_READONLY_MEM") > 0,
         immediate_exit=True,
+        coherent=True,
         max_cpus=extension("KVM_CAP_MAX_VCPUS"),
         software=software,
     )
-
-
-def is_software(cpuinfo: str = "/proc/cpuinfo", modules: str = "/sys/module") -> bool:
-    """Whether KVM here interprets kernel code: its module is kvm_pvm, or the processor has
-    neither VMX nor SVM for another module to use."""
-    if Path(modules, "kvm_pvm").is_dir():
-        return True
-    flags: set[str] = set()
-    for line in Path(cpuinfo).read_text().splitlines():
-        if line.startswith("flags"):
-            flags.update(line.split(":", 1)[1].split())
-            break
-    return not flags & {"vmx", "svm"}

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from protocol.errors import GuestDied, HostError
+from vmm.hypervisor import death
 from vmm.hypervisor.base import ExitHandler, Stop
 from vmm.hypervisor.kvm import cpuid, dump, msrs
 from vmm.hypervisor.kvm._kvm import ffi, lib
@@ -218,16 +219,16 @@ class KvmVcpu:
         regs, sregs = self.get_regs(), self.get_sregs()
         code = code or self._code_at(sregs.cs.base + regs.rip)
         advice = dump.advice(self._run, code) if self._software else ""
-        return dump.guest_died(self.index, why, regs, sregs, code, advice)
+        return death.guest_died(self.index, why, regs, sregs, code, advice)
 
     def _code_at(self, linear: int) -> bytes:
         # Page by page, because neighbours in linear addresses are none in guest memory.
         code = b""
-        while len(code) < dump.MAX_INSTRUCTION:
+        while len(code) < death.MAX_INSTRUCTION:
             at = ffi.new("struct kvm_translation *")
             at.linear_address = (linear + len(code)) & _ALL_ONES
             call(self.fd, "KVM_TRANSLATE", at)
-            here = min(dump.MAX_INSTRUCTION - len(code), 4096 - at.linear_address % 4096)
+            here = min(death.MAX_INSTRUCTION - len(code), 4096 - at.linear_address % 4096)
             found = self._read_memory(at.physical_address, here) if at.valid else b""
             code += found
             if len(found) < here:

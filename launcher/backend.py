@@ -1,0 +1,62 @@
+"""Which hypervisor backend a machine gets, and why: ``--hypervisor``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import BadInput, HostError
+from vmm.hypervisor import detect
+
+Name = Literal["kvm", "software"]
+
+KVM: Name = "kvm"
+SOFTWARE: Name = "software"
+AUTO = "auto"
+BACKENDS = (AUTO, KVM, SOFTWARE)
+
+INSTALL = "pip install 'vibe-vmm[software]'"
+_NO_ENGINE = f"the software CPU needs the Unicorn engine: {INSTALL}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """``name`` is kvm or software; ``why`` a reason that can follow it in a sentence."""
+
+    name: Name
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+
+def choose(wanted: str, *, kernel: bool, cpus: int) -> Backend:
+    """The backend for a guest, which is a ``kernel`` or a raw binary, and has ``cpus``.
+
+    BadInput for more CPUs than the backend has; HostError if the one that is wanted is not there.
+    """
+    if wanted == AUTO:
+        found = _auto(kernel)
+    else:
+        found = Backend(SOFTWARE if wanted == SOFTWARE else KVM, "as asked for")
+    if found.name == SOFTWARE:
+        if not detect.has_engine():
+            raise HostError(_NO_ENGINE)
+        if cpus > 1:
+            because = "" if wanted == SOFTWARE else f" (taken because {found.why})"
+            raise BadInput("--cpus", f"{cpus}: the software CPU{because} is one CPU")
+    return found
+
+
+def _auto(kernel: bool) -> Backend:
+    if not detect.kvm_opens():
+        # Without either, what is said is what is wrong with KVM: that is the better of the two.
+        if not detect.has_engine():
+            return Backend(KVM, f"nothing else is here; {_NO_ENGINE}")
+        return Backend(SOFTWARE, f"{detect.KVM} does not open here")
+    if not detect.kvm_is_software():
+        return Backend(KVM, f"{detect.KVM} is hardware")
+    if not kernel:
+        return Backend(KVM, f"{detect.KVM} is software KVM, enough for a raw binary")
+    why = f"{detect.KVM} is software KVM, on which kernels do not boot"
+    return Backend(SOFTWARE, why) if detect.has_engine() else Backend(KVM, f"{why}; {_NO_ENGINE}")

@@ -1,0 +1,253 @@
+"""What the engine lacks of a processor, and engine.c adds: stops, exceptions, interrupts, CPUID."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from vmm.hypervisor.software._engine import ffi, lib
+
+from protocol import doorbell
+from protocol.errors import GuestDied, HostError
+from tests.support.bare import BACKEND, CODE, DEVICE, HANDLER, PAGE_TABLES, bare_machine
+from vmm.hypervisor.base import Stop
+from vmm.hypervisor.software import Software, unicorn
+
+DIVIDE, BREAKPOINT, INVALID, PROTECTION, PAGE_FAULT = 0, 3, 6, 13, 14
+
+
+@pytest.fixture(autouse=True)
+def _software() -> Iterator[None]:
+    before = BACKEND.set("software")
+    yield
+    BACKEND.reset(before)
+
+
+def test_stops_fall_between_instructions_that_are_done_once_however_many_there_are() -> None:
+    # A count in memory and one in a register: an access that is done again makes them differ.
+    code = """
+        48 ff 03  # inc qword [rbx]
+        48 ff c0  # inc rax
+        eb f8     # jmp to the first
+    """
+    with bare_machine(code) as machine:
+        machine.start_at(CODE, rbx=0x9000)
+        over = time.monotonic() + 1
+        kicker = threading.Thread(target=lambda: kick_until(machine.vcpu.kick, over))
+        kicker.start()
+        stops = 0
+        while time.monotonic() < over:
+            assert machine.vcpu.run(machine.bus) is Stop.KICKED
+            stops += 1
+        kicker.join()
+
+        (count,) = struct.unpack_from("<Q", machine.ram, 0x9000)
+        assert stops > 100
+        assert count == machine.vcpu.get_regs().rax > stops
+
+
+def kick_until(kick, over: float) -> None:  # type: ignore[no-untyped-def]
+    while time.monotonic() < over + 0.05:  # once more at the end, for the last run
+        kick()
+
+
+@pytest.mark.parametrize(
+    ("code", "vector", "error", "length"),
+    [
+        ("31 c9 f7 f1", DIVIDE, None, 2),  # xor ecx, ecx; div ecx
+        ("90 0f 0b", INVALID, None, 1),  # nop; ud2
+        ("66 b8 38 12 8e d8", PROTECTION, 0x1238, 4),  # mov ax, 0x1238; mov ds, ax
+        ("90 cc", BREAKPOINT, None, 2),  # nop; int3: rip is behind it
+    ],
+)
+def test_exception_enters_its_handler_with_the_frame_of_the_manual(
+    code: str, vector: int, error: int | None, length: int
+) -> None:
+    # pop rax; pop rbx; hlt: error code and rip, or rip and cs.
+    with bare_machine(code) as machine:
+        machine.handle_interrupt(vector, bytes.fromhex("58 5b f4"))
+
+        assert machine.run() is Stop.HALTED
+
+        regs = machine.vcpu.get_regs()
+        expected = (error, CODE + length) if error is not None else (CODE + length, 8)
+        assert (regs.rax, regs.rbx) == expected
+
+
+def test_page_fault_has_its_address_and_why() -> None:
+    with bare_machine("48 89 03") as machine:  # mov [rbx], rax
+        machine.load(PAGE_TABLES + 0x1008, bytes(8))  # the second GiB is not mapped
+        machine.start_at(CODE, rbx=0x4000_1238)
+        machine.handle_interrupt(PAGE_FAULT, bytes.fromhex("58 f4"))
+
+        machine.run()
+
+        assert machine.vcpu.get_regs().rax == 2  # a write, of a page that is not there
+        assert machine.vcpu.get_sregs().cr2 == 0x4000_1238
+
+
+def test_the_second_fault_is_as_good_as_the_first() -> None:
+    # The engine would take it for a double fault.
+    with bare_machine("0f0b 0f0b 0f0b f4") as machine:
+        machine.start_at(CODE, rsi=0)
+        # add qword [rsp], 2; inc rsi; iretq
+        machine.handle_interrupt(INVALID, bytes.fromhex("48 83 04 24 02 48 ff c6 48 cf"))
+
+        machine.run()
+
+        assert machine.vcpu.get_regs().rsi == 3
+
+
+def test_fault_without_a_handler_is_the_end_with_a_dump() -> None:
+    with bare_machine("90 0f 0b") as machine, pytest.raises(GuestDied) as died:
+        machine.run()
+
+    assert "triple fault, after exception 6" in str(died.value)
+    assert "code at rip: 0f 0b" in str(died.value)
+
+
+def test_running_into_mmio_is_the_end_and_says_where() -> None:
+    with bare_machine("ff e3") as machine:  # jmp rbx
+        machine.start_at(CODE, rbx=DEVICE)
+
+        with pytest.raises(GuestDied, match="executes code at 0x90000000, where there is none"):
+            machine.run()
+
+
+def test_interrupt_wakes_a_halted_guest_and_is_taken_once() -> None:
+    code = """
+        fb     # sti
+        f4     # hlt
+        e6 f4  # out 0xf4, al
+    """
+    with bare_machine(code, irqchip=True) as machine:
+        # inc rax; mov edx, 0xfee000b0; mov [rdx], ecx (EOI); iretq
+        handler = "48 ff c0 ba b0 00 e0 fe 89 0a 48 cf"
+        machine.handle_interrupt(0x30, bytes.fromhex(handler))
+        chips = machine.vm.chips  # type: ignore[attr-defined]
+        program_ioapic(machine.vm.chip_bus, 5, 0x30)  # type: ignore[attr-defined]
+        timer = threading.Timer(0.1, lambda: (chips.set_irq(5, True), chips.set_irq(5, False)))
+        timer.start()
+
+        assert machine.run() is Stop.KICKED
+
+        timer.join()
+        assert machine.vcpu.get_regs().rax & 0xFF == 1
+
+
+def test_interrupt_waits_while_the_guest_has_them_disabled() -> None:
+    code = """
+        48 ff c9  # dec rcx
+        75 fb     # jnz to the first
+        fb        # sti
+        eb fe     # jmp to itself
+    """
+    with bare_machine(code, irqchip=True) as machine:
+        machine.start_at(CODE, rcx=1_000_000)
+        machine.handle_interrupt(0x30, bytes.fromhex("48 89 cb e6 f4 eb fe"))  # mov rbx, rcx; out
+        program_ioapic(machine.vm.chip_bus, 5, 0x30)  # type: ignore[attr-defined]
+        machine.vm.set_irq(5, True)
+
+        machine.run()
+
+        regs = machine.vcpu.get_regs()
+        assert (regs.rip, regs.rcx, regs.rbx) == (HANDLER + 5, 0, 0)
+
+
+def program_ioapic(bus, pin: int, vector: int) -> None:  # type: ignore[no-untyped-def]
+    bus.pio_write(0x21, 1, 0xFF)  # the 8259 has nothing to say
+    bus.mmio_write(0xFEE000F0, 4, 0x1FF)  # the local APIC is on
+    bus.mmio_write(0xFEC00000, 4, 0x10 + 2 * pin)
+    bus.mmio_write(0xFEC00010, 4, vector)
+
+
+def test_signalled_eventfd_raises_its_line_while_the_guest_runs() -> None:
+    code = "fb eb fe"  # sti; jmp to itself
+    with bare_machine(code, irqchip=True) as machine:
+        machine.handle_interrupt(0x30, bytes.fromhex("e6 f4 eb fe"))  # out 0xf4, al
+        program_ioapic(machine.vm.chip_bus, 5, 0x30)  # type: ignore[attr-defined]
+        bell = doorbell.create()
+        machine.vm.add_irqfd(bell, 5)
+        timer = threading.Timer(0.1, lambda: doorbell.ring(bell))
+        timer.start()
+
+        assert machine.run() is Stop.KICKED
+
+        timer.join()
+        machine.vm.remove_irqfd(bell, 5)
+        os.close(bell)
+
+
+def test_cpuid_tells_of_one_processor_that_the_engine_can_be() -> None:
+    with bare_machine("0f a2 f4") as machine:
+        machine.start_at(CODE, rax=0x15)
+
+        machine.run()
+
+        regs = machine.vcpu.get_regs()
+        tsc_hz = regs.rcx * regs.rbx // regs.rax
+        before, at = read_tsc(), time.monotonic()
+        time.sleep(0.2)
+        measured = (read_tsc() - before) / (time.monotonic() - at)
+        assert regs.rcx == 25_000_000
+        assert abs(tsc_hz / measured - 1) < 0.01
+
+
+def read_tsc() -> int:
+    return int(lib.engine_ticks())
+
+
+def test_code_that_somebody_else_has_written_runs_as_it_is_now() -> None:
+    """In an address space where linear addresses are not physical ones."""
+    with bare_machine("f4") as machine:
+        machine.load(PAGE_TABLES + 0x3000, struct.pack("<Q", 0 | 3 | 1 << 7))  # 1 GiB on: as 0
+        machine.load(0x9000, bytes.fromhex("b8 01000000 f4"))  # mov eax, 1; hlt
+        for value in (1, 2, 3):
+            machine.ram[0x9001] = value
+            written(machine, 0x9001, 1)
+            machine.start_at(0x4000_9000)
+            machine.run()
+
+            assert machine.vcpu.get_regs().rax == value
+
+
+def test_translations_stay_where_nothing_was_said_and_where_others_wrote_data() -> None:
+    with bare_machine("f4") as machine:
+        machine.load(0x9000, bytes.fromhex("b8 01000000 f4"))
+        for said in (lambda: None, lambda: written(machine, 0x20000, 0x4000)):
+            machine.start_at(0x9000)
+            machine.run()
+            machine.ram[0x9001] = 2
+            said()
+            machine.start_at(0x9000)
+            machine.run()
+
+            assert machine.vcpu.get_regs().rax == 1  # stale, as nobody has a right to expect
+            machine.ram[0x9001] = 1
+
+
+def written(machine, gpa: int, length: int) -> None:  # type: ignore[no-untyped-def]
+    function, context = machine.vm.written_hook()
+    assert function == int(ffi.cast("uintptr_t", ffi.addressof(lib, "engine_written")))
+    lib.engine_written(ffi.cast("void *", context), gpa, length)
+
+
+def test_two_processors_are_refused() -> None:
+    with pytest.raises(HostError, match="2 CPUs: the software CPU is one"):
+        Software().create_vm(2)
+
+
+def test_engine_that_is_not_installed_is_said_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unicorn, "find_spec", lambda _: None)
+    unicorn.library.cache_clear()
+    try:
+        with pytest.raises(HostError, match=r"pip install 'vibe-vmm\[software\]'"):
+            Software()
+    finally:
+        unicorn.library.cache_clear()

@@ -1,0 +1,43 @@
+"""Builds ``vmm.hypervisor.software._engine`` from engine.c; its declarations are engine.h's.
+
+Unicorn itself is not needed to build: its functions are found in its library when a machine is
+made, and what they look like is in ``unicorn.py``.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+_HERE = Path(__file__).parent
+
+
+def _declarations() -> str:
+    header = (_HERE / "engine.h").read_text()
+    return header.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
+
+
+# Answered by Python; the GIL is taken for them. `engine` is the handle of a vCPU.
+_CALLBACKS = """
+    extern "Python" {
+        uint32_t software_on_port_read(void *uc, uint32_t port, int size, void *vcpu);
+        void software_on_port_write(void *uc, uint32_t port, int size, uint32_t value, void *vcpu);
+        int software_on_cpuid(void *uc, void *vcpu);
+        bool software_on_mmio(
+            void *uc, int access, uint64_t gpa, int size, int64_t value, void *vcpu);
+        uint64_t software_on_second_page(void *vcpu, uint64_t gpa, unsigned size);
+        bool software_on_bad_access(
+            void *uc, int access, uint64_t gpa, int size, int64_t value, void *vcpu);
+    }
+"""
+
+ffi = FFI()
+ffi.cdef(_declarations() + _CALLBACKS)
+ffi.set_source(
+    "vmm.hypervisor.software._engine",
+    '#include "engine.h"',
+    sources=["vmm/hypervisor/software/engine.c", "vmm/hypervisor/software/waker.c"],
+    depends=["vmm/hypervisor/software/engine.h"],
+    include_dirs=["vmm/hypervisor/software"],
+    libraries=["pthread"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+)

@@ -1,0 +1,364 @@
+"""A vCPU in software: the loop between the engine's runs, and what the guest asks during them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from protocol.errors import GuestDied
+from vmm.hypervisor import death
+from vmm.hypervisor.base import ExitHandler, Stop
+from vmm.hypervisor.software import cpuid, registers, unicorn
+from vmm.hypervisor.software._engine import ffi, lib
+from vmm.hypervisor.software.engine import Engine, facts
+from vmm.hypervisor.software.unicorn import Access, Hook, Instruction, Register
+from vmm.hypervisor.state import Regs, Sregs
+
+if TYPE_CHECKING:
+    from vmm.hypervisor.software.vm import SoftwareVm
+
+# Blocks until a run ends by itself, when nobody waits for it: a second or so.
+_LONG = (1 << 31) - 1
+# While the guest keeps an interrupt waiting, it is looked at again after so many blocks; twice as
+# many each time, up to the second number (arbitrary: a look costs as much as some hundred blocks).
+_FIRST_LOOK, _LAST_LOOK = 16, 4096
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_CPUID_ANSWER = (Register.RAX, Register.RBX, Register.RCX, Register.RDX)
+
+_PAGE = 4096
+
+_NMI: int = lib.VECTOR_NMI
+
+
+class SoftwareVcpu:
+    """The one vCPU (hypervisor.base.Vcpu); made by SoftwareVm.create_vcpu."""
+
+    def __init__(self, vm: SoftwareVm, engine: Engine) -> None:
+        self.index = 0
+        self.run_returns = 0
+        self._vm = vm
+        self._engine = engine
+        self._state = engine.state
+        self._kicked = False
+        self._thread = 0
+        self._error: BaseException | None = None
+        self._why = ""
+        self._handler: ExitHandler | None = None
+        self._cpuid = cpuid.answers(facts().cpuid, Tsc().hz)
+        self._look = _FIRST_LOOK
+        self._told = 0  # bytes of a write that will be told again
+        self._second = (0, 0)  # of it, size and value on a second page
+        engine.teach(facts().error_code)
+        self._handle = ffi.new_handle(self)
+        self._state.vcpu = self._handle
+        self._state.read_second = lib.software_on_second_page
+        self._hook()
+
+    def _hook(self) -> None:
+        engine, state, own = self._engine, self._state, self._handle
+        at = ffi.addressof
+        engine.hook(Hook.BLOCK, at(lib, "engine_on_block"), state)
+        engine.hook(Hook.TRANSLATED, at(lib, "engine_on_translation"), state)
+        engine.hook(Hook.INTERRUPT, at(lib, "engine_on_exception"), state)
+        engine.hook(Hook.INVALID, at(lib, "engine_on_invalid"), state)
+        engine.hook(Hook.INSTRUCTION, at(lib, "engine_on_syscall"), state, Instruction.SYSCALL)
+        engine.hook(Hook.INSTRUCTION, lib.software_on_cpuid, own, Instruction.CPUID)
+        engine.hook(Hook.INSTRUCTION, lib.software_on_port_read, own, Instruction.IN)
+        engine.hook(Hook.INSTRUCTION, lib.software_on_port_write, own, Instruction.OUT)
+        engine.hook(Hook.READ_PROTECTED | Hook.WRITE_PROTECTED, lib.software_on_mmio, own)
+        engine.hook(Hook.UNMAPPED | Hook.FETCH_PROTECTED, lib.software_on_bad_access, own)
+
+    # ── running ───────────────────────────────────────────────────────────────────────
+
+    def run(self, handler: ExitHandler) -> Stop:
+        """Run the guest on this thread until it stops (hypervisor.base.Vcpu.run)."""
+        self._handler = handler
+        self._thread = threading.get_ident()
+        try:
+            while True:
+                # 1. What came from outside, between two blocks of the guest's code. Whoever comes
+                # after this first line stops the run before it begins.
+                lib.engine_arm(self._state)
+                if self._take_kick():
+                    return Stop.KICKED
+                self._vm.service()
+                self._state.budget = self._interrupt()
+                # 2. Run the guest. Its exits are answered from inside, below.
+                error = self._engine.run()
+                self.run_returns += 1
+                self._check(error)
+                # 3. Why did it come back: a stop, its budget, or HLT.
+                if not lib.engine_was_stopped(self._state):
+                    if self._vm.chips is None:
+                        return Stop.HALTED
+                    self._halt()
+        finally:
+            self._thread = 0
+            self._handler = None
+
+    def kick(self) -> None:
+        """Make :meth:`run` return (hypervisor.base.Vcpu.kick)."""
+        self._kicked = True
+        lib.engine_stop(self._state)
+        self._vm.wake()
+
+    def _take_kick(self) -> bool:
+        kicked, self._kicked = self._kicked, False
+        return kicked
+
+    def _interrupt(self) -> int:
+        # Deliver what can be; the number of blocks after which to look again.
+        chips = self._vm.chips
+        if chips is None:
+            return _LONG
+        nmi = chips.pending_nmi()
+        if not nmi and chips.pending() is None:
+            return _LONG
+        if not lib.engine_takes(self._state, nmi):
+            self._look = min(2 * self._look, _LAST_LOOK)
+            return self._look
+        self._look = _FIRST_LOOK
+        if nmi:
+            chips.take_nmi()
+            lib.engine_interrupt(self._state, _NMI)
+        else:
+            lib.engine_interrupt(self._state, chips.acknowledge())
+        if self._state.died_of >= 0:
+            self._check(0)
+        return _FIRST_LOOK if chips.pending() is not None else _LONG
+
+    def _halt(self) -> None:
+        # HLT is behind rip already: sleep until there is something to go on for.
+        chips = self._vm.chips
+        assert chips is not None
+        while chips.pending() is None and not chips.pending_nmi() and not self._kicked:
+            self._vm.sleep()
+            self._vm.service()
+
+    def _check(self, error: int) -> None:
+        if self._error is not None:
+            error_of_ours, self._error = self._error, None
+            raise error_of_ours
+        if self._state.died_of >= 0:
+            raise self._died(
+                f"triple fault, after exception {self._state.died_of} could not be delivered"
+            )
+        if error:
+            raise self._died(self._why or f"the software CPU gave up: {unicorn.error_text(error)}")
+
+    def _died(self, why: str) -> GuestDied:
+        regs, sregs = self.get_regs(), self.get_sregs()
+        return death.guest_died(self.index, why, regs, sregs, self._code_at(regs.rip))
+
+    def _code_at(self, linear: int) -> bytes:
+        code = b""
+        gpa = ffi.new("uint64_t *")
+        while len(code) < death.MAX_INSTRUCTION:
+            here = min(death.MAX_INSTRUCTION - len(code), 4096 - (linear + len(code)) % 4096)
+            if not lib.engine_translate(self._state, linear + len(code), gpa):
+                break
+            found = self._vm.read(gpa[0], here)
+            code += found
+            if len(found) < here:
+                break
+        return code
+
+    # ── what the guest asks, in the middle of a run ───────────────────────────────────
+
+    def fail(self, error: BaseException) -> None:
+        """An answer raised ``error``: the run ends with it, at the next block."""
+        if self._error is None:
+            self._error = error
+        lib.engine_stop(self._state)
+
+    def port_read(self, port: int, size: int) -> int:
+        """The guest reads a port."""
+        if port in self._vm.chip_ports:
+            return self._vm.chip_bus.pio_read(port, size)
+        handler = self._exit()
+        return handler.pio_read(port, size) & (1 << 8 * size) - 1 if handler else 0
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """The guest writes a port."""
+        value &= (1 << 8 * size) - 1
+        if port in self._vm.chip_ports:
+            self._vm.chip_bus.pio_write(port, size, value)
+            self._vm.set_timer()
+        elif not self._vm.ring("port", port, size, value) and (handler := self._exit()):
+            handler.pio_write(port, size, value)
+
+    def _exit(self) -> ExitHandler | None:
+        # Who answers. Nobody, once an answer was an error: the guest has not stopped yet.
+        self.run_returns += 1
+        return None if self._error else self._handler
+
+    def mmio(self, access: int, gpa: int, size: int, value: int) -> bool:
+        """The guest reads or writes where there is no memory.
+
+        A read is told once. So is a write that is aligned; another is told whole and then again
+        byte by byte, of which only the addresses are of interest, on a second page.
+        """
+        here = min(size, _PAGE - gpa % _PAGE)
+        if access == Access.READ_PROTECTED:
+            state = self._state
+            state.answer = self.read(gpa, here)
+            state.answered_at, state.answered = gpa, here
+            state.missing, state.has_second = size - here, False
+        elif self._told:
+            self._told -= 1
+            if gpa % _PAGE == 0:
+                self._write_second(gpa)
+        else:
+            self._second = (size - here, (value & (1 << 8 * size) - 1) >> 8 * here)
+            self.write(gpa, here, value & (1 << 8 * here) - 1)
+            self._told = size if gpa & size - 1 else 0
+        return True
+
+    def _write_second(self, gpa: int) -> None:
+        size, value = self._second
+        if size:
+            self._second = (0, 0)
+            self.write(gpa, size, value)
+
+    def read(self, gpa: int, size: int) -> int:
+        """What is read at ``gpa``."""
+        if self._vm.is_chip(gpa):
+            return self._vm.chip_bus.mmio_read(gpa, size)
+        handler = self._exit()
+        return handler.mmio_read(gpa, size) & (1 << 8 * size) - 1 if handler else 0
+
+    def write(self, gpa: int, size: int, value: int) -> None:
+        """Write at ``gpa``."""
+        if self._vm.is_chip(gpa):
+            self._vm.chip_bus.mmio_write(gpa, size, value)
+            self._vm.set_timer()
+        elif not self._vm.ring("mmio", gpa, size, value) and (handler := self._exit()):
+            handler.mmio_write(gpa, size, value)
+
+    def bad_access(self, access: int, gpa: int) -> bool:
+        """The guest runs into what is no memory, or beyond all addresses."""
+        what = (
+            "executes code"
+            if access in (Access.FETCH_PROTECTED, Access.FETCH_UNMAPPED)
+            else ("accesses memory")
+        )
+        self._why = f"it {what} at {gpa:#x}, where there is none"
+        return False
+
+    def answer_cpuid(self) -> None:
+        """The guest executes CPUID."""
+        engine = self._engine
+        eax, ecx = engine.read(Register.RAX), engine.read(Register.RCX)
+        answer = self._cpuid(eax & 0xFFFF_FFFF, ecx & 0xFFFF_FFFF)
+        for register, value in zip(_CPUID_ANSWER, answer, strict=True):
+            engine.write(register, value & 0xFFFF_FFFF)
+
+    # ── registers ─────────────────────────────────────────────────────────────────────
+
+    def get_regs(self) -> Regs:
+        """General registers, instruction pointer and flags."""
+        return registers.get_regs(self._engine)
+
+    def set_regs(self, regs: Regs) -> None:
+        """Set all general registers."""
+        registers.set_regs(self._engine, regs)
+
+    def get_sregs(self) -> Sregs:
+        """Segment, table and control registers."""
+        return registers.get_sregs(self._engine)
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """Set all segment, table and control registers."""
+        registers.set_sregs(self._engine, sregs)
+
+    def close(self) -> None:
+        """RuntimeError while run() has not returned."""
+        if self._thread:
+            raise RuntimeError("vCPU 0 is running")
+
+
+class Tsc:
+    """How many ticks the guest's TSC, which is the host's, makes in a second: measured from when
+    this is made until it is asked for the first time."""
+
+    # Seconds that a measurement takes at least: a look at the clock is off by a microsecond.
+    _LEAST = 0.02
+
+    def __init__(self) -> None:
+        self._ticks, self._time = lib.engine_ticks(), time.monotonic_ns()
+        self._hz = 0
+
+    def hz(self) -> int:
+        """Ticks a second, to some ten millionths."""
+        if not self._hz:
+            elapsed = time.monotonic_ns() - self._time
+            time.sleep(max(0.0, self._LEAST - elapsed / 1e9))
+            ticks = lib.engine_ticks() - self._ticks
+            self._hz = ticks * 1_000_000_000 // (time.monotonic_ns() - self._time)
+        return self._hz
+
+
+# ── called by the engine; an exception may not go back through it ─────────────────────────
+
+_called: Callable[[_Function], _Function] = ffi.def_extern()
+
+
+@_called
+def software_on_port_read(_uc: Any, port: int, size: int, handle: Any) -> int:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        return vcpu.port_read(port, size)
+    except BaseException as error:
+        vcpu.fail(error)
+        return 0
+
+
+@_called
+def software_on_port_write(_uc: Any, port: int, size: int, value: int, handle: Any) -> None:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        vcpu.port_write(port, size, value)
+    except BaseException as error:
+        vcpu.fail(error)
+
+
+@_called
+def software_on_mmio(_uc: Any, access: int, gpa: int, size: int, value: int, handle: Any) -> bool:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        return vcpu.mmio(access, gpa, size, value)
+    except BaseException as error:
+        vcpu.fail(error)
+        return True
+
+
+@_called
+def software_on_second_page(handle: Any, gpa: int, size: int) -> int:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        return vcpu.read(gpa, size)
+    except BaseException as error:
+        vcpu.fail(error)
+        return 0
+
+
+@_called
+def software_on_bad_access(
+    _uc: Any, access: int, gpa: int, _size: int, _value: int, handle: Any
+) -> bool:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    return vcpu.bad_access(access, gpa)
+
+
+@_called
+def software_on_cpuid(_uc: Any, handle: Any) -> int:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        vcpu.answer_cpuid()
+    except BaseException as error:
+        vcpu.fail(error)
+    return 1  # the engine's own answer is left out

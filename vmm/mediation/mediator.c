@@ -1,0 +1,376 @@
+/* The mediator of one virtqueue; the contract is in mediator.h. */
+
+#include "mediator.h"
+
+#include <linux/virtio_ring.h>
+#include <stdlib.h>
+#include <string.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian (2.7)");
+
+/* A descriptor of the shadow ring as we know it, or a member of the list of free ones. The
+ * table that the device sees is written from this and never read back. */
+struct slot {
+    uint64_t gpa;
+    uint32_t len;
+    uint16_t next;
+    bool writable;
+};
+
+/* A chain that the device has, by its head in the shadow ring; length 0 if it has none there. */
+struct loan {
+    uint32_t writable_size; /* bytes */
+    uint16_t length;        /* descriptors */
+    uint16_t guest_head;
+    bool returned; /* used by the device, in the batch that is being taken */
+};
+
+/* Progress: a chain has at most as many descriptors as the guest's queue, and the shadow is no
+ * smaller. So a chain can wait for descriptors only while the device has others. */
+struct mediator {
+    struct ring *guest;
+    uint32_t guest_size;
+    mediator_hook *hook;
+    void *context;
+
+    /* The shadow ring. */
+    struct vring_desc *desc;
+    struct vring_avail *avail;
+    const struct vring_used *used;
+    uint32_t size;
+
+    /* What we know of it. */
+    uint16_t avail_idx; /* ahead of the one in shared memory until publish() */
+    uint16_t used_idx;  /* up to where used was taken */
+    uint32_t lent;      /* chains that the device has */
+    uint16_t free_first;
+    uint32_t free_count;
+    struct slot *slots;           /* one a descriptor */
+    struct loan *loans;           /* one a descriptor */
+    struct ring_completion *done; /* as many: a batch cannot be larger */
+    enum mediator_error broken;
+
+    /* The chain popped last; with waiting set it found too few descriptors. */
+    bool waiting;
+    struct ring_chain chain;
+    struct iovec segments[RING_MAX_SEGMENTS];
+
+    uint32_t region_count;
+    struct ring_region regions[];
+};
+
+/* Buffers. These two functions are all that knows where the device finds a guest's bytes:
+ * here in guest memory itself. */
+
+/* The guest address of a segment. Safe without an answer for "none": ring.c made the segment
+ * from one of these regions, with which it was created. */
+static uint64_t guest_address(const struct mediator *m, const uint8_t *host)
+{
+    const struct ring_region *region = m->regions;
+    while ((uintptr_t)host - (uintptr_t)region->host >= region->size)
+        region++;
+    return region->gpa + (uint64_t)(host - region->host);
+}
+
+static struct slot lend_buffer(const struct mediator *m, const struct iovec *segment,
+                               bool writable)
+{
+    return (struct slot){
+        .gpa = guest_address(m, segment->iov_base),
+        .len = (uint32_t)segment->iov_len,
+        .writable = writable,
+    };
+}
+
+/* The whole buffer, whatever length the device reported: one that reports too little, or writes
+ * elsewhere in the chain than at its start, must not leave code behind that is not the code
+ * which was translated. */
+static void take_buffer_back(const struct mediator *m, const struct slot *slot)
+{
+    if (slot->writable)
+        m->hook(m->context, slot->gpa, slot->len);
+}
+
+/* From the guest to the device. */
+
+/* A chain without a segment, of empty descriptors only, still takes one, which is empty. */
+static uint32_t descriptors(const struct ring_chain *chain)
+{
+    uint32_t segments = (uint32_t)chain->readable + chain->writable;
+    return segments ? segments : 1;
+}
+
+/* Plain stores to shared memory: the device looks at a descriptor only after the avail.idx that
+ * publish() stores; one that looks earlier deceives itself. The index is from our own list. */
+static void write_descriptor(struct mediator *m, uint16_t index, bool more)
+{
+    const struct slot *slot = &m->slots[index];
+    m->desc[index] = (struct vring_desc){
+        .addr = slot->gpa,
+        .len = slot->len,
+        .flags = (slot->writable ? VRING_DESC_F_WRITE : 0) | (more ? VRING_DESC_F_NEXT : 0),
+        .next = more ? slot->next : 0,
+    };
+}
+
+/* The caller has seen that enough descriptors are free, so the list does not end in between. */
+static void lend(struct mediator *m)
+{
+    const struct ring_chain *chain = &m->chain;
+    uint32_t segments = (uint32_t)chain->readable + chain->writable, length = descriptors(chain);
+    uint16_t head = m->free_first, index = head;
+    for (uint32_t i = 0; i < length; i++) {
+        uint16_t next = m->slots[index].next;
+        struct slot slot = {0};
+        if (i < segments)
+            slot = lend_buffer(m, &m->segments[i], i >= chain->readable);
+        slot.next = next;
+        m->slots[index] = slot;
+        write_descriptor(m, index, i + 1 < length);
+        index = next;
+    }
+    m->free_first = index;
+    m->free_count -= length;
+    m->loans[head] = (struct loan){chain->writable_size, (uint16_t)length, chain->head, false};
+    m->lent++;
+    /* Plain, as above. In range by the mask; the entry is free, for the device has fewer chains
+     * than there are descriptors, which is the size of this ring. */
+    m->avail->ring[m->avail_idx++ & (m->size - 1)] = head;
+}
+
+/* The driver made a mistake: the device is spared it, and the answer is as it would give it. */
+static void refuse(struct mediator *m, struct mediator_outcome *outcome)
+{
+    struct ring_completion done = {m->chain.head, 0};
+    /* Cannot fail: the chain was popped just now. */
+    if (ring_push(m->guest, &done, 1) > 0)
+        outcome->interrupt_guest = true;
+}
+
+/* One chain of the guest's; false when there is none, or none that can go on now. */
+static bool move_one(struct mediator *m, struct mediator_outcome *outcome)
+{
+    if (!m->waiting) {
+        int popped = ring_pop(m->guest, &m->chain, 1, m->segments, RING_MAX_SEGMENTS);
+        if (popped < 0)
+            outcome->guest = (enum ring_error)-popped;
+        if (popped <= 0)
+            return false;
+    }
+    if (m->chain.error) {
+        refuse(m, outcome);
+        return true;
+    }
+    m->waiting = descriptors(&m->chain) > m->free_count;
+    if (m->waiting)
+        return false;
+    lend(m);
+    return true;
+}
+
+/* Release: descriptors and entries are visible before the index that publishes them. No fence
+ * after it, for there is no flag to look at: we ring whenever something was moved. */
+static void publish(struct mediator *m)
+{
+    __atomic_store_n(&m->avail->idx, m->avail_idx, __ATOMIC_RELEASE);
+}
+
+static void move(struct mediator *m, struct mediator_outcome *outcome)
+{
+    uint16_t before = m->avail_idx;
+    /* The bound is for a guest that laid its avail ring over its used ring. Of others no more
+     * than a queue is waiting, for they stand still. */
+    for (uint32_t i = 0; i < m->guest_size && move_one(m, outcome); i++)
+        ;
+    outcome->ring_device = m->avail_idx != before;
+    if (outcome->ring_device)
+        publish(m);
+    /* When a chain waits, completions lead to the next look; else the guest's next kick does,
+     * and what the engine says about chains that came meanwhile is not news: none can. */
+    if (m->waiting)
+        ring_disable_kicks(m->guest);
+    else
+        (void)ring_enable_kicks(m->guest);
+}
+
+struct mediator_outcome mediator_kick(struct mediator *m)
+{
+    struct mediator_outcome outcome = {.device = m->broken};
+    if (!m->broken)
+        move(m, &outcome);
+    return outcome;
+}
+
+/* From the device to the guest. */
+
+/* Checks the entry and writes it down with the shadow's head. Each field is read once; what is
+ * read has no order to keep, for the acquire of used.idx came before. */
+static enum mediator_error take_element(struct mediator *m, uint16_t at,
+                                        struct ring_completion *done)
+{
+    const struct vring_used_elem *elem = &m->used->ring[at & (m->size - 1)];
+    uint32_t id = __atomic_load_n(&elem->id, __ATOMIC_RELAXED);
+    uint32_t written = __atomic_load_n(&elem->len, __ATOMIC_RELAXED);
+    if (id >= m->size)
+        return MEDIATOR_ID_OUT_OF_RANGE;
+    struct loan *loan = &m->loans[id];
+    if (loan->length == 0 || loan->returned)
+        return MEDIATOR_ID_NOT_IN_FLIGHT;
+    if (written > loan->writable_size)
+        return MEDIATOR_TOO_MUCH_WRITTEN;
+    loan->returned = true;
+    *done = (struct ring_completion){id, written};
+    return MEDIATOR_OK;
+}
+
+/* How many chains came back, all checked; on a fault some may be marked as returned, which
+ * nobody looks at any more. */
+static uint32_t take_used(struct mediator *m)
+{
+    /* Acquire: elements, and the data in the buffers, were written before this index. */
+    uint16_t count = __atomic_load_n(&m->used->idx, __ATOMIC_ACQUIRE) - m->used_idx;
+    if (count > m->lent)
+        m->broken = MEDIATOR_USED_JUMP;
+    for (uint16_t i = 0; i < count && !m->broken; i++)
+        m->broken = take_element(m, m->used_idx + i, &m->done[i]);
+    if (m->broken)
+        return 0;
+    m->used_idx += count;
+    m->lent -= count;
+    return count;
+}
+
+/* Ends on the last descriptor of the chain. Our own links, of a chain that is lent: in range. */
+static uint16_t take_buffers_back(const struct mediator *m, uint16_t head)
+{
+    uint16_t index = head;
+    for (uint16_t left = m->loans[head].length; left; left--) {
+        take_buffer_back(m, &m->slots[index]);
+        if (left > 1)
+            index = m->slots[index].next;
+    }
+    return index;
+}
+
+/* Returns the guest's name of the chain. */
+static uint16_t settle(struct mediator *m, uint16_t head)
+{
+    struct loan *loan = &m->loans[head];
+    uint16_t last = take_buffers_back(m, head);
+    m->slots[last].next = m->free_first;
+    m->free_first = head;
+    m->free_count += loan->length;
+    loan->length = 0;
+    return loan->guest_head;
+}
+
+struct mediator_outcome mediator_complete(struct mediator *m)
+{
+    struct mediator_outcome outcome = {0};
+    uint32_t count = m->broken ? 0 : take_used(m);
+    outcome.device = m->broken;
+    for (uint32_t i = 0; i < count; i++)
+        m->done[i].head = settle(m, (uint16_t)m->done[i].head);
+    /* Cannot fail: each head was popped, is named once, and has room for what was written. */
+    outcome.interrupt_guest = ring_push(m->guest, m->done, count) > 0;
+    if (count && m->waiting)
+        move(m, &outcome);
+    return outcome;
+}
+
+/* Birth and death. */
+
+/* Where a part of the shadow ring is, or NULL. No sum is formed, so none can overflow. The host
+ * address has to be aligned too, or the accesses above were not atomic. */
+static void *part(const struct mediator_config *config, uint64_t gpa, uint64_t size,
+                  uint64_t align)
+{
+    const struct ring_region *memory = &config->shadow_memory;
+    if (gpa < memory->gpa || gpa - memory->gpa > memory->size ||
+        size > memory->size - (gpa - memory->gpa))
+        return NULL;
+    uint8_t *host = memory->host + (gpa - memory->gpa);
+    return gpa % align || (uintptr_t)host % align ? NULL : host;
+}
+
+/* Alignments and sizes are those of the table in 2.7; the event fields count, unused. */
+static bool place_shadow(struct mediator *m, const struct mediator_config *config)
+{
+    const struct ring_config *shadow = &config->shadow;
+    uint64_t size = shadow->size;
+    if (size > RING_MAX_SIZE || (size & (size - 1)) || size < config->guest.size)
+        return false;
+    m->desc = part(config, shadow->desc, 16 * size, VRING_DESC_ALIGN_SIZE);
+    m->avail = part(config, shadow->avail, 6 + 2 * size, VRING_AVAIL_ALIGN_SIZE);
+    m->used = part(config, shadow->used, 6 + 8 * size, VRING_USED_ALIGN_SIZE);
+    if (!m->desc || !m->avail || !m->used)
+        return false;
+    memset(m->desc, 0, 16 * size);
+    memset(m->avail, 0, 6 + 2 * size);
+    memset((void *)m->used, 0, 6 + 8 * size);
+    m->size = shadow->size;
+    return true;
+}
+
+static bool allocate(struct mediator *m)
+{
+    m->slots = calloc(m->size, sizeof(*m->slots));
+    m->loans = calloc(m->size, sizeof(*m->loans));
+    m->done = calloc(m->size, sizeof(*m->done));
+    if (!m->slots || !m->loans || !m->done)
+        return false;
+    /* Behind the last of the list is no index; free_count keeps everybody from going there. */
+    for (uint32_t i = 0; i < m->size; i++)
+        m->slots[i].next = (uint16_t)(i + 1);
+    m->free_count = m->size;
+    return true;
+}
+
+static void discard(struct mediator *m)
+{
+    ring_free(m->guest);
+    free(m->slots);
+    free(m->loans);
+    free(m->done);
+    free(m);
+}
+
+struct mediator *mediator_new(const struct mediator_config *config,
+                              const struct ring_region *regions, uint32_t region_count,
+                              struct mediator_outcome *outcome)
+{
+    *outcome = (struct mediator_outcome){.device = MEDIATOR_NO_MEMORY};
+    struct mediator *m = calloc(1, sizeof(*m) + region_count * sizeof(*regions));
+    if (!m)
+        return NULL;
+    m->hook = config->hook;
+    m->context = config->context;
+    m->region_count = region_count;
+    memcpy(m->regions, regions, region_count * sizeof(*regions));
+    m->guest_size = config->guest.size;
+    m->guest = ring_new(&config->guest, regions, region_count, &outcome->guest);
+    if (m->guest && !place_shadow(m, config))
+        outcome->device = MEDIATOR_SHADOW_MISPLACED;
+    else if (m->guest && allocate(m))
+        return m;
+    discard(m);
+    return NULL;
+}
+
+void mediator_free(struct mediator *m)
+{
+    for (uint32_t head = 0; m && head < m->size; head++)
+        take_buffers_back(m, (uint16_t)head);
+    if (m)
+        discard(m);
+}
+
+uint32_t mediator_in_flight(const struct mediator *m)
+{
+    return ring_in_flight(m->guest);
+}
+
+struct ring_counters mediator_counters(const struct mediator *m)
+{
+    return ring_counters(m->guest);
+}

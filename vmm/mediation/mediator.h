@@ -1,0 +1,81 @@
+/* Between a guest's virtqueue and a device process: the device's half of the guest's ring, and
+ * the driver's half of a shadow ring that only VMM and device map (virtio 1.2, section 2.7).
+ *
+ *     guest's ring          mediator                      shadow ring         device process
+ *     avail, descriptors ─► ring_pop, private copy ─────► descriptors, avail ─► pops
+ *     used               ◄─ hook for what was writable ◄─ used              ◄── pushes
+ *
+ * Nothing here runs beside the guest: every call is made by the thread that runs it, while it
+ * stands still. The device does run meanwhile. It is hostile, and maps the shadow ring whole:
+ * so of that ring only used is ever read, each field of it once, and everything else that the
+ * mediator has to know again lies in its own memory.
+ *
+ * Plain C with no global state. build.py hands the part between the two marks to cffi.
+ */
+#ifndef VIBE_MEDIATOR_H
+#define VIBE_MEDIATOR_H
+
+#include "ring.h"
+
+/* cdef begin */
+
+/* Mistakes of the device: it cannot go on. The rest are the caller's and the host's. */
+enum mediator_error {
+    MEDIATOR_OK,
+    MEDIATOR_USED_JUMP,        /* used.idx is further ahead than the device has chains */
+    MEDIATOR_ID_OUT_OF_RANGE,  /* a used id is not an index of the shadow's descriptor table */
+    MEDIATOR_ID_NOT_IN_FLIGHT, /* not the head of a chain that the device has, or used twice */
+    MEDIATOR_TOO_MUCH_WRITTEN, /* more than the chain has writable bytes */
+    MEDIATOR_SHADOW_MISPLACED, /* size no power of two up to RING_MAX_SIZE, or smaller than the
+                                  guest's; a part misaligned or outside its memory */
+    MEDIATOR_NO_MEMORY,
+};
+
+/* Told of a range of guest memory that a device may have written. It must not call back. */
+typedef void mediator_hook(void *context, uint64_t gpa, uint64_t length);
+
+struct mediator_config {
+    struct ring_config guest;
+    struct ring_config shadow;       /* its features are ignored: the device gets neither */
+    struct ring_region shadow_memory;
+    mediator_hook *hook;
+    void *context;
+};
+
+/* What a call leads to. A fault of the guest's ring leaves the flags as they are, for what came
+ * before it; with a fault of the device both are false. */
+struct mediator_outcome {
+    bool ring_device;
+    bool interrupt_guest;
+    enum ring_error guest;      /* its ring is broken */
+    enum mediator_error device; /* it broke the shadow ring */
+};
+
+struct mediator;
+
+/* Goes on where the guest's used.idx stands, with nothing in flight, and clears the shadow
+ * ring, which no device may have yet. NULL with a fault in *outcome. The regions are copied;
+ * the memory behind them must outlive the mediator. */
+struct mediator *mediator_new(const struct mediator_config *config,
+                              const struct ring_region *regions, uint32_t region_count,
+                              struct mediator_outcome *outcome);
+
+/* Calls the hook for whatever the device still had. The device must be quiet. */
+void mediator_free(struct mediator *mediator);
+
+/* Move what the guest made available to the shadow ring, as far as descriptors last there. A
+ * malformed chain is completed at once, with 0 bytes. */
+struct mediator_outcome mediator_kick(struct mediator *mediator);
+
+/* Take what the device used: check it, call the hook, publish it to the guest, and move more
+ * if a chain waited for descriptors. A fault of the device publishes nothing of the batch, and
+ * every call after it reports it again. */
+struct mediator_outcome mediator_complete(struct mediator *mediator);
+
+/* Of the guest's ring. What is in flight includes a chain that waits for descriptors. */
+uint32_t mediator_in_flight(const struct mediator *mediator);
+struct ring_counters mediator_counters(const struct mediator *mediator);
+
+/* cdef end */
+
+#endif
