@@ -59,8 +59,7 @@ back:
 
         mov     x26, #2000              // the timer, while asleep
         bl      timer
-2:      wfi
-        cbz     x25, 2b                 // T
+        bl      sleep                   // T
         mov     x26, #2000              // and in a loop without an exit
         bl      timer
 3:      cbz     x25, 3b                 // T
@@ -71,13 +70,23 @@ back:
         mov     w0, #1                  // IER: received data
         strb    w0, [x20, #1]
         print   '?'
-4:      wfi
-        cbz     x25, 4b                 // what was typed
+        bl      sleep                   // what was typed
         print   '\n'
         ldr     w0, =SYSTEM_OFF
         hvc     #0
 stop:   wfi
         b       stop
+
+// Until there has been an interrupt. It is looked at with interrupts masked, which WFI does not
+// mind, or one between the look and the WFI would be slept through.
+sleep:  msr     daifset, #2
+        cbnz    x25, 8f
+        wfi
+        msr     daifclr, #2
+        isb
+        b       sleep
+8:      msr     daifclr, #2
+        ret
 
 timer:  mov     x25, #0
         msr     cntp_tval_el0, x26
