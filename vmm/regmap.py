@@ -3,7 +3,8 @@
 A device lists its registers as rows (offset, size, name, read, write) and is thereby a device
 on the bus. An access that matches one row exactly goes straight to it. Any other access is
 taken apart: each register that it touches is read or written once, in order of address; a
-byte that belongs to no register reads as ones, and writes to it are dropped.
+byte that belongs to no register reads as ones, as on an empty bus, or as zeros where a device's
+specification says so; writes to it are dropped.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ class Register(NamedTuple):
 
 
 class RegisterMap:
-    """A device on the bus that consists of registers. ValueError if two of them overlap."""
+    """A device on the bus that consists of registers. ValueError if two of them overlap.
 
-    def __init__(self, registers: Iterable[Register]) -> None:
+    ``empty`` is what a byte that belongs to none of them reads as.
+    """
+
+    def __init__(self, registers: Iterable[Register], empty: int = 0xFF) -> None:
+        self._empty = empty
         self.registers = tuple(sorted(registers, key=lambda register: register.offset))
         self._starts = {register.offset: register for register in self.registers}
         # Every byte that belongs to a register, with that register.
@@ -47,7 +52,7 @@ class RegisterMap:
         register = self._starts.get(offset)
         if register is not None and register.size == size:
             return register.read()
-        value = (1 << 8 * size) - 1
+        value = int.from_bytes(bytes((self._empty,)) * size, "little")
         for register in self._touched(offset, size):
             mask = _shift((1 << 8 * register.size) - 1, register.offset - offset)
             value = value & ~mask | _shift(register.read(), register.offset - offset) & mask

@@ -52,8 +52,10 @@ compile() {
 }
 
 if command -v clang ld.lld llvm-objcopy >/dev/null 2>&1; then
-        clang --target=aarch64-none-elf -c -o "$work/arm64_hello.o" arm64_hello.S
-        (LD=ld.lld OBJCOPY=llvm-objcopy; image arm64_hello "$work/arm64_hello.o")
+        for name in arm64_hello arm64_machine; do
+                clang --target=aarch64-none-elf -c -o "$work/$name.o" "$name.S"
+                (LD=ld.lld OBJCOPY=llvm-objcopy; image "$name" "$work/$name.o")
+        done
 else
-        echo "skipped arm64_hello: needs clang, ld.lld and llvm-objcopy"
+        echo "skipped the arm64 guests: they need clang, ld.lld and llvm-objcopy"
 fi

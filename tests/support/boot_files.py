@@ -116,3 +116,19 @@ class BzImage:
             struct.pack_into("<" + format_, setup, offset, value)
         setup[0x600 : 0x600 + len(self.release)] = self.release
         return bytes(setup) + self.code.ljust(-(-len(self.code) // 16) * 16, b"\0")
+
+
+@dataclass
+class Arm64Image:
+    """An arm64 Image: a header, and ``size`` bytes in all; flag 0xA is 4 KiB pages, anywhere."""
+
+    text_offset: int = 0
+    image_size: int = 0x10_0000
+    flags: int = 0xA
+    magic: bytes = b"ARM\x64"
+    size: int = 4096
+
+    def build(self) -> bytes:
+        """The file."""
+        numbers = struct.pack("<QQQ", self.text_offset, self.image_size, self.flags)
+        return (bytes(8) + numbers + bytes(24) + self.magic + bytes(4)).ljust(self.size, b"\x55")

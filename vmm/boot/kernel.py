@@ -21,6 +21,7 @@ class Kind(Enum):
     ELF = "64-bit ELF kernel"
     PVH = "ELF kernel with a PVH entry"
     BZIMAGE = "Linux bzImage"
+    ARM64_IMAGE = "Linux arm64 Image"
 
 
 @dataclass(frozen=True, slots=True)

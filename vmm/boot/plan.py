@@ -6,22 +6,22 @@ input before anything starts and to print it for ``--dry-run``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 from protocol.errors import BadInput
-from protocol.memory import PAGE_SIZE, GuestMemory
+from protocol.memory import PAGE_SIZE
 from protocol.specs import BootSpec
 from vmm.boot.acpi.tables import build_tables
 from vmm.boot.bzimage import is_bzimage, read_bzimage
 from vmm.boot.cpu import CpuState, Mode, page_tables
 from vmm.boot.e820 import Entry, e820_map
 from vmm.boot.hardware import Hardware
-from vmm.boot.image import FilePart, Image
+from vmm.boot.image import Image
 from vmm.boot.kernel import Kernel, Kind
 from vmm.boot.layout import COMMAND_LINE, COMMAND_LINE_END, PAGE_TABLES, RSDP, START_INFO
+from vmm.boot.placing import check_apart, load, range_line, refuse
 from vmm.boot.pvh import start_info
 from vmm.boot.raw import plan_raw
 from vmm.boot.segment import Segment, highest_room
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _ELF_MAGIC = b"\x7fELF"
 # Enough for every header and magic number that is looked at.
 _HEAD = 4096
+
+__all__ = ["BootPlan", "describe", "load", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,14 @@ def plan(
     e820 = e820_map(hardware.regions)
     tables = build_tables(hardware.cpus, hardware.devices, hardware.irqchip)
     if boot.binary:
-        _refuse(
+        refuse(
             "--kernel, not --binary",
             {"--initrd": initrd is not None, "--cmdline": boot.cmdline != ""},
         )
         pieces, cpu = plan_raw(boot, Image(kernel, "--binary"), hardware.regions)
         kind, title = Kind.RAW, Kind.RAW.value
     else:
-        _refuse(
+        refuse(
             "--binary, not --kernel",
             {"--entry": boot.entry is not None, "--load": boot.load is not None},
         )
@@ -83,45 +85,19 @@ def plan(
         pieces, cpu = _plan_kernel(found, boot.cmdline, archive, e820, hardware)
         kind, title = found.kind, found.title
     segments = (*pieces, cpu.gdt(), tables)
-    _check_apart(segments)
+    check_apart(segments)
     ordered = sorted(segments, key=lambda segment: segment.gpa)
     return BootPlan(kind, title, tuple(ordered), cpu, e820)
-
-
-def load(plan: BootPlan, memory: GuestMemory) -> None:
-    """Copy every segment to where the plan puts it, into memory that is zero so far."""
-    for segment in plan.segments:
-        if isinstance(segment.data, FilePart):
-            segment.data.read_into(memory.view(segment.gpa, len(segment.data)))
-        else:
-            memory.write(segment.gpa, segment.data)
 
 
 def describe(plan: BootPlan) -> list[str]:
     """The plan in lines for people: what starts where, what lies where, what the guest is told."""
     lines = [f"kernel: {plan.title}", f"entry: {plan.entry:#x} in {plan.cpu.mode.value}"]
     lines += ["", "loaded into guest memory:"]
-    lines += [_line(segment.gpa, segment.end, segment.name) for segment in plan.segments]
+    lines += [range_line(segment.gpa, segment.end, segment.name) for segment in plan.segments]
     lines += ["", "memory map the guest is given:"]
-    lines += [_line(entry.gpa, entry.end, entry.kind.name.lower()) for entry in plan.e820]
+    lines += [range_line(entry.gpa, entry.end, entry.kind.name.lower()) for entry in plan.e820]
     return lines
-
-
-def _line(start: int, end: int, what: str) -> str:
-    return f"  {start:#011x}-{end:#011x}  {_size(end - start):>8}  {what}"
-
-
-def _size(size: int) -> str:
-    for unit, letter in ((MIB, "M"), (1024, "K")):
-        if size >= unit:
-            return f"{size / unit:.4g}{letter}"
-    return str(size)
-
-
-def _refuse(belongs_to: str, given: dict[str, bool]) -> None:
-    for option, is_given in given.items():
-        if is_given:
-            raise BadInput(option, f"goes with {belongs_to}")
 
 
 def _read_kernel(image: Image, hardware: Hardware) -> Kernel:
@@ -133,7 +109,7 @@ def _read_kernel(image: Image, hardware: Hardware) -> Kernel:
         return read_elf(image, hardware.regions)
     if is_bzimage(head):
         return read_bzimage(image, hardware.regions)
-    raise image.bad(f"this is not a kernel: {what_else(head)}")
+    raise image.bad(f"this is not a kernel: {what_else(head, 'neither bzImage nor ELF')}")
 
 
 def _plan_kernel(
@@ -175,16 +151,3 @@ def _initrd(kernel: Kernel, archive: Image, hardware: Hardware) -> Segment:
             "more --mem may help"
         )
     return Segment("initrd", room, archive.part())
-
-
-def _check_apart(segments: Iterable[Segment]) -> None:
-    for one, other in combinations(segments, 2):
-        if one.overlaps(other):
-            # What we put there ourselves never overlaps: one of the two came from a file.
-            source = one if isinstance(one.data, FilePart) else other
-            beside = other if source is one else one
-            assert isinstance(source.data, FilePart)
-            raise source.data.image.bad(
-                f"its {source.name} at {source.gpa:#x}-{source.end:#x} overlaps the "
-                f"{beside.name} at {beside.gpa:#x}-{beside.end:#x}"
-            )

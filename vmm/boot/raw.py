@@ -21,7 +21,16 @@ from vmm.memory_map import HIGH_RAM, VIRTIO_WINDOW, VIRTIO_WINDOW_SIZE
 def plan_raw(
     boot: BootSpec, image: Image, regions: Sequence[Region]
 ) -> tuple[list[Segment], CpuState]:
-    """The binary, page tables and a stack, and the CPU at ``boot.entry``.
+    """The binary, page tables and a stack, and the CPU at ``boot.entry``; BadInput as below."""
+    binary, entry = place_binary(boot, image, regions)
+    tables = _page_tables(regions)
+    return [binary, tables, stack()], CpuState(
+        Mode.FLAT64, rip=entry, rsp=STACK_END, page_table=tables.gpa
+    )
+
+
+def place_binary(boot: BootSpec, image: Image, regions: Sequence[Region]) -> tuple[Segment, int]:
+    """Where the binary goes, and where it is entered, on a CPU of any kind.
 
     BadInput names --entry or --load if the binary would lie outside of memory.
     """
@@ -37,11 +46,12 @@ def plan_raw(
             "--entry",
             f"{boot.entry:#x} is not in the binary, which lies at {load:#x}-{binary.end:#x}",
         )
-    tables = _page_tables(regions)
-    stack = Segment("stack", STACK, b"", reserve=STACK_END - STACK)
-    return [binary, tables, stack], CpuState(
-        Mode.FLAT64, rip=boot.entry, rsp=STACK_END, page_table=tables.gpa
-    )
+    return binary, boot.entry
+
+
+def stack() -> Segment:
+    """The 32 KiB below 64 KiB that a raw binary starts with."""
+    return Segment("stack", STACK, b"", reserve=STACK_END - STACK)
 
 
 def _page_tables(regions: Sequence[Region]) -> Segment:

@@ -14,12 +14,15 @@ _KNOWN = (
     (0, b"070701", "it is a cpio archive; is it the initrd?"),
     (0, b"#!", "it is a script"),
     (56, b"ARM\x64", "it is an arm64 kernel"),
+    (0x202, b"HdrS", "it is an x86 kernel"),
+    # drivers/firmware/efi/libstub/zboot-header.S
+    (4, b"zimg", "it is compressed, and unpacks itself under EFI only; unpack it first"),
 )
 
 
-def what_else(head: bytes) -> str:
-    """What a file that starts with ``head``, and is neither bzImage nor ELF, is."""
+def what_else(head: bytes, wanted: str) -> str:
+    """What a file that starts with ``head`` is, which is, in words, ``wanted``."""
     for offset, magic, name in _KNOWN:
         if head[offset : offset + len(magic)] == magic:
             return name
-    return "it is neither bzImage nor ELF (for a raw binary there is --binary)"
+    return f"it is {wanted} (for a raw binary there is --binary)"

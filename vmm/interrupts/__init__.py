@@ -1,1 +1,1 @@
-"""The interrupt controllers and timers of a PC with one CPU, for a backend that has none."""
+"""Interrupt controllers and timers of machines with one CPU, for a backend that has none."""

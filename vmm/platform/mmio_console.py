@@ -1,7 +1,8 @@
 """The MMIO console at 0x9000_0000: the 16550's registers for guests that have no ports.
 
-It is always there and raises no interrupt, so that the first line of a new kernel needs
-nothing but a store: a byte written to offset 0 appears on the console.
+It is always there, so that the first line of a new kernel needs nothing but a store: a byte
+written to offset 0 appears on the console. On x86, where COM1 is beside it, it raises no interrupt;
+on arm64 it is the serial port.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ class MmioConsole:
 
     An access of any width means the one register at its offset: a store uses its lowest byte,
     a load is extended with zeros. For ``str w0, [x1]`` shall print one character, not set up
-    three registers beside it.
+    three registers beside it. The arguments are those of the UART.
     """
 
     def __init__(
-        self, sink: Callable[[bytes], None], on_room: Callable[[], None] = lambda: None
+        self,
+        sink: Callable[[bytes], None],
+        on_room: Callable[[], None] = lambda: None,
+        set_irq: Callable[[bool], None] = lambda _level: None,
     ) -> None:
-        self._uart = Uart16550(sink, on_room=on_room)
+        self._uart = Uart16550(sink, set_irq, on_room)
         self.receive = self._uart.receive
         self.writable = self._uart.writable
 

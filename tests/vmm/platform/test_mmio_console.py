@@ -44,3 +44,16 @@ def test_the_rest_of_the_page_is_empty() -> None:
 
     assert sent == b""
     assert console.read(8, 4) == 0xFFFF_FFFF
+
+
+def test_it_interrupts_where_it_has_a_line() -> None:
+    levels: list[bool] = []
+    console = MmioConsole(bytearray().extend, set_irq=levels.append)
+
+    # MCR: OUT2; IER: received data.
+    console.write(4, 1, 0x08)
+    console.write(1, 1, 0x01)
+    console.receive(b"x")
+    console.read(0, 1)
+
+    assert levels == [True, False]

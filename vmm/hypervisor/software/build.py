@@ -1,4 +1,5 @@
-"""Builds ``vmm.hypervisor.software._engine`` from engine.c; its declarations are engine.h's.
+"""Builds ``vmm.hypervisor.software._engine`` from engine.c and arm64.c; its declarations are
+their headers'.
 
 Unicorn itself is not needed to build: its functions are found in its library when a machine is
 made, and what they look like is in ``unicorn.py``.
@@ -11,8 +12,8 @@ from cffi import FFI
 _HERE = Path(__file__).parent
 
 
-def _declarations() -> str:
-    header = (_HERE / "engine.h").read_text()
+def _declarations(name: str) -> str:
+    header = (_HERE / name).read_text()
     return header.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
 
 
@@ -27,16 +28,17 @@ _CALLBACKS = """
         uint64_t software_on_second_page(void *vcpu, uint64_t gpa, unsigned size);
         bool software_on_bad_access(
             void *uc, int access, uint64_t gpa, int size, int64_t value, void *vcpu);
+        bool software_arm64_ask(uint32_t what, uint32_t syndrome, void *vcpu);
     }
 """
 
 ffi = FFI()
-ffi.cdef(_declarations() + _CALLBACKS)
+ffi.cdef(_declarations("engine.h") + _declarations("arm64.h") + _CALLBACKS)
 ffi.set_source(
     "vmm.hypervisor.software._engine",
-    '#include "engine.h"',
-    sources=["vmm/hypervisor/software/engine.c", "vmm/hypervisor/software/waker.c"],
-    depends=["vmm/hypervisor/software/engine.h"],
+    '#include "arm64.h"',
+    sources=[f"vmm/hypervisor/software/{name}.c" for name in ("engine", "arm64", "waker")],
+    depends=[f"vmm/hypervisor/software/{name}.h" for name in ("engine", "arm64")],
     include_dirs=["vmm/hypervisor/software"],
     libraries=["pthread"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],

@@ -36,14 +36,19 @@ NATIVE_LEAVES = (1, 7, 0x8000_0001, 0x8000_0008)
 
 
 class Engine:
-    """An x86-64 processor without memory. ``state`` is struct engine of engine.h."""
+    """A processor without memory: x86-64, or what a subclass says. ``state`` is struct engine of
+    engine.h."""
+
+    _ARCHITECTURE = (unicorn.ARCH_X86, unicorn.MODE_64)
+    _MODEL = _MODEL_QEMU64
+    _PROGRAM_COUNTER: int = Register.RIP
 
     def __init__(self) -> None:
         library = unicorn.library()
         self._library = library
         self.uc: Any = None
         made = unicorn.ffi.new("void **")
-        unicorn.check(library.uc_open(unicorn.ARCH_X86, unicorn.MODE_64, made), "uc_open")
+        unicorn.check(library.uc_open(*self._ARCHITECTURE, made), "uc_open")
         self.uc = made[0]
         self._context: Any = None
         self._mmio: list[Any] = []
@@ -55,7 +60,7 @@ class Engine:
 
     def _set_up(self) -> None:
         as_int = unicorn.ffi.cast
-        unicorn.control(self.uc, Ctl.CPU_MODEL, as_int("int", _MODEL_QEMU64))
+        unicorn.control(self.uc, Ctl.CPU_MODEL, as_int("int", self._MODEL))
         unicorn.control(self.uc, Ctl.TLB_TYPE, as_int("int", unicorn.TLB_CPU))
         # Without exits of its own the engine would look up where to end after each run, through
         # the guest's page tables, and change CR2.
@@ -63,17 +68,20 @@ class Engine:
         context = unicorn.ffi.new("void **")
         unicorn.check(self._library.uc_context_alloc(self.uc, context), "uc_context_alloc")
         self._context = context[0]
-        self.state = ffi.new("struct engine *")
-        self.state.uc = _ours(self.uc)
-        self.state.context = _ours(self._context)
+        self.state = self._new_state()
+        self.state.uc = ours(self.uc)
+        self.state.context = ours(self._context)
         for name in ("emu_stop", "reg_read", "reg_write", "context_save", "context_restore", "ctl"):
             kind = ffi.typeof(self.state[0]).fields
-            pointer = ffi.cast(dict(kind)[name].type, _ours(unicorn.address_of(f"uc_{name}")))
+            pointer = ffi.cast(dict(kind)[name].type, ours(unicorn.address_of(f"uc_{name}")))
             setattr(self.state, name, pointer)
         self.state.reg_rflags, self.state.reg_msr = Register.RFLAGS, Register.MSR
         self.state.ctl_flush = unicorn.write_code(Ctl.FLUSH, 0)
         self.state.died_of = -1
         self.state.cpu = ffi.cast("struct engine_x86 *", self._at(_HEADER))
+
+    def _new_state(self) -> Any:
+        return ffi.new("struct engine *")
 
     def teach(self, error_code: int) -> None:
         """Where the context has the error code of an exception, and what lies around it."""
@@ -103,13 +111,13 @@ class Engine:
         more = [] if instruction is None else [unicorn.ffi.cast("int", instruction)]
         number = unicorn.ffi.new("size_t *")
         added = self._library.uc_hook_add(
-            self.uc, number, int(kind), _theirs(callback), _theirs(user), 1, 0, *more
+            self.uc, number, int(kind), theirs(callback), theirs(user), 1, 0, *more
         )
         unicorn.check(added, f"uc_hook_add {kind!r}")
 
     def map_ram(self, gpa: int, size: int, host: Any) -> None:
         """Show ``size`` bytes at ``host`` to the guest."""
-        mapped = self._library.uc_mem_map_ptr(self.uc, gpa, size, unicorn.PROT_ALL, _theirs(host))
+        mapped = self._library.uc_mem_map_ptr(self.uc, gpa, size, unicorn.PROT_ALL, theirs(host))
         unicorn.check(mapped, f"uc_mem_map_ptr {gpa:#x}")
 
     def map_mmio(self, gpa: int, size: int) -> None:
@@ -119,38 +127,38 @@ class Engine:
         self._mmio.append(mmio)  # the engine knows it by its address
         read = ffi.addressof(lib, "engine_on_mmio_read")
         write = ffi.addressof(lib, "engine_on_mmio_write")
-        user = _theirs(mmio)
+        user = theirs(mmio)
         mapped = self._library.uc_mmio_map(
-            self.uc, gpa, size, _theirs(read), user, _theirs(write), user
+            self.uc, gpa, size, theirs(read), user, theirs(write), user
         )
         unicorn.check(mapped, f"uc_mmio_map {gpa:#x}")
         closed = self._library.uc_mem_protect(self.uc, gpa, size, unicorn.PROT_NONE)
         unicorn.check(closed, f"uc_mem_protect {gpa:#x}")
 
-    def read(self, register: Register) -> int:
+    def read(self, register: int) -> int:
         """The value of ``register``."""
         value = unicorn.ffi.new("uint64_t *")
         self._library.uc_reg_read(self.uc, int(register), value)
         return int(value[0])
 
-    def write(self, register: Register, value: int) -> None:
+    def write(self, register: int, value: int) -> None:
         """Set ``register``."""
         self._library.uc_reg_write(self.uc, int(register), unicorn.ffi.new("uint64_t *", value))
 
     def read_msr(self, index: int) -> int:
         """A model-specific register; 0 where the engine has none."""
         msr = ffi.new("struct engine_msr *", {"index": index})
-        self._library.uc_reg_read(self.uc, int(Register.MSR), _theirs(msr))
+        self._library.uc_reg_read(self.uc, int(Register.MSR), theirs(msr))
         return int(msr.value)
 
     def write_msr(self, index: int, value: int) -> None:
         """Set a model-specific register, where the engine has it."""
         msr = ffi.new("struct engine_msr *", {"index": index, "value": value})
-        self._library.uc_reg_write(self.uc, int(Register.MSR), _theirs(msr))
+        self._library.uc_reg_write(self.uc, int(Register.MSR), theirs(msr))
 
     def run(self) -> int:
         """Run the guest from where it stands; the engine's error, or 0. Releases the GIL."""
-        return int(self._library.uc_emu_start(self.uc, self.read(Register.RIP), 0, 0, 0))
+        return int(self._library.uc_emu_start(self.uc, self.read(self._PROGRAM_COUNTER), 0, 0, 0))
 
     def close(self) -> None:
         """Free the engine; what it was shown stays its owner's."""
@@ -161,12 +169,12 @@ class Engine:
             self.uc = None
 
 
-def _ours(pointer: Any) -> Any:
+def ours(pointer: Any) -> Any:
     # The two modules of cffi know nothing of each other's pointers.
     return ffi.cast("void *", int(unicorn.ffi.cast("uintptr_t", pointer)))
 
 
-def _theirs(pointer: Any) -> Any:
+def theirs(pointer: Any) -> Any:
     return unicorn.ffi.cast("void *", int(ffi.cast("uintptr_t", pointer)))
 
 

@@ -28,6 +28,7 @@ ffi.cdef("""
     int uc_ctl(void *uc, int control, ...);
     int uc_reg_read(void *uc, int reg, void *value);
     int uc_reg_write(void *uc, int reg, const void *value);
+    int uc_reg_write_batch(void *uc, const int *regs, void *const *values, int count);
     int uc_emu_start(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
     int uc_emu_stop(void *uc);
     int uc_hook_add(void *uc, size_t *hook, int type, void *callback, void *user,
@@ -43,6 +44,7 @@ ffi.cdef("""
     size_t uc_context_size(void *uc);
 """)
 
+ARCH_ARM64, MODE_ARM = 2, 0
 ARCH_X86, MODE_64 = 4, 8
 PROT_NONE, PROT_ALL = 0, 7
 

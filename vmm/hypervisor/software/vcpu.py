@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm.hypervisor.software.vm import SoftwareVm
 
 # Blocks until a run ends by itself, when nobody waits for it: a second or so.
-_LONG = (1 << 31) - 1
+LONG = (1 << 31) - 1
 # While the guest keeps an interrupt waiting, it is looked at again after so many blocks; twice as
 # many each time, up to the second number (arbitrary: a look costs as much as some hundred blocks).
 _FIRST_LOOK, _LAST_LOOK = 16, 4096
@@ -48,15 +48,19 @@ class SoftwareVcpu:
         self._error: BaseException | None = None
         self._why = ""
         self._handler: ExitHandler | None = None
-        self._cpuid = cpuid.answers(facts().cpuid, Tsc().hz)
+        self._stop: Stop | None = None  # what the guest asked of the hypervisor itself
         self._look = _FIRST_LOOK
         self._told = 0  # bytes of a write that will be told again
         self._second = (0, 0)  # of it, size and value on a second page
-        engine.teach(facts().error_code)
+        self._prepare()
         self._handle = ffi.new_handle(self)
         self._state.vcpu = self._handle
         self._state.read_second = lib.software_on_second_page
         self._hook()
+
+    def _prepare(self) -> None:
+        self._cpuid = cpuid.answers(facts().cpuid, Tsc().hz)
+        self._engine.teach(facts().error_code)
 
     def _hook(self) -> None:
         engine, state, own = self._engine, self._state, self._handle
@@ -91,6 +95,9 @@ class SoftwareVcpu:
                 error = self._engine.run()
                 self.run_returns += 1
                 self._check(error)
+                if self._stop is not None:
+                    stop, self._stop = self._stop, None
+                    return stop
                 # 3. Why did it come back: a stop, its budget, or HLT.
                 if not lib.engine_was_stopped(self._state):
                     if self._vm.chips is None:
@@ -114,10 +121,10 @@ class SoftwareVcpu:
         # Deliver what can be; the number of blocks after which to look again.
         chips = self._vm.chips
         if chips is None:
-            return _LONG
+            return LONG
         nmi = chips.pending_nmi()
         if not nmi and chips.pending() is None:
-            return _LONG
+            return LONG
         if not lib.engine_takes(self._state, nmi):
             self._look = min(2 * self._look, _LAST_LOOK)
             return self._look
@@ -129,7 +136,7 @@ class SoftwareVcpu:
             lib.engine_interrupt(self._state, chips.acknowledge())
         if self._state.died_of >= 0:
             self._check(0)
-        return _FIRST_LOOK if chips.pending() is not None else _LONG
+        return _FIRST_LOOK if chips.pending() is not None else LONG
 
     def _halt(self) -> None:
         # HLT is behind rip already: sleep until there is something to go on for.
@@ -144,11 +151,12 @@ class SoftwareVcpu:
             error_of_ours, self._error = self._error, None
             raise error_of_ours
         if self._state.died_of >= 0:
-            raise self._died(
-                f"triple fault, after exception {self._state.died_of} could not be delivered"
-            )
+            raise self._died(self._fatal(self._state.died_of))
         if error:
             raise self._died(self._why or f"the software CPU gave up: {unicorn.error_text(error)}")
+
+    def _fatal(self, exception: int) -> str:
+        return f"triple fault, after exception {exception} could not be delivered"
 
     def _died(self, why: str) -> GuestDied:
         regs, sregs = self.get_regs(), self.get_sregs()

@@ -41,7 +41,7 @@ class SoftwareVm:
 
     def __init__(self, *, irqchip: bool) -> None:
         self.vcpus: list[SoftwareVcpu] = []
-        self._engine = Engine()
+        self._engine = self._new_engine()
         self._memory: dict[int, tuple[int, memoryview, Any]] = {}
         self._is_mapped = False
         self._doorbells: dict[tuple[str, int, int, int | None], Callable[[], object]] = {}
@@ -58,10 +58,19 @@ class SoftwareVm:
             self._engine.close()
             raise HostError(f"starting a thread: {os.strerror(ffi.errno)}")
         self.chip_bus = Bus()
-        self.chips = (
-            PcInterrupts(self.chip_bus, timer_hz=TIMER_HZ, wake=self.wake) if irqchip else None
-        )
+        self.chips = self._new_chips() if irqchip else None
         self.chip_ports = self.chip_bus.ports()
+
+    # What a machine of another architecture has of its own.
+
+    def _new_engine(self) -> Any:
+        return Engine()
+
+    def _new_chips(self) -> Any:
+        return PcInterrupts(self.chip_bus, timer_hz=TIMER_HZ, wake=self.wake)
+
+    def _new_vcpu(self) -> Any:
+        return SoftwareVcpu(self, self._engine)
 
     # ── memory ────────────────────────────────────────────────────────────────────────
 
@@ -117,7 +126,7 @@ class SoftwareVm:
         if index != 0 or self.vcpus:
             raise HostError("the software CPU is one CPU")
         self._map_the_rest()
-        self.vcpus.append(SoftwareVcpu(self, self._engine))
+        self.vcpus.append(self._new_vcpu())
         return self.vcpus[0]
 
     # ── doorbells and lines ───────────────────────────────────────────────────────────
