@@ -133,7 +133,13 @@ class Machine:
             self._spec.cpus,
             tuple(VirtioMmio(device.slot, device.gsi) for device in self._spec.devices),
         )
-        first_state = plan(self._spec.boot, self._fds["kernel"], self._fds.get("initrd"), hardware)
+        first_state = plan(
+            self._spec.boot,
+            self._fds["kernel"],
+            self._fds.get("initrd"),
+            hardware,
+            unpack=self._hypervisor.capabilities.translated,
+        )
         load(first_state, self.memory)
         for index in range(self._spec.cpus):
             self.vm.create_vcpu(index)

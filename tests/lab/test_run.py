@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.run import LabDied, LabTimedOut, run
-from tests.support import kernels
+from tests.support import kernels, packages
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,7 +68,7 @@ def test_a_lab_that_dies_says_so() -> None:
 def test_the_lab_does_not_outlive_its_runner(tmp_path: Path) -> None:
     runner = subprocess.Popen(
         [sys.executable, "-m", "tests.lab.run", "--", "echo up; sleep 1000"],
-        cwd=kernels.PROJECT,
+        cwd=packages.PROJECT,
         # A killed runner leaves its scratch folder behind.
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,

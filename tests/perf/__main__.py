@@ -16,6 +16,7 @@ FIGURES = {
     "startup": ("tests.perf.startup", "from the command to the first guest instruction"),
     "memory": ("tests.perf.memory", "proportional set size, three devices, idle"),
     "ring": ("tests.perf.ring_bench", "the ring engine against a copy of 4 KiB a chain"),
+    "software": ("tests.perf.software", "the software CPU, and Linux on it against QEMU's TCG"),
     "mediator": ("tests.perf.mediator_bench", "a ring behind a mediator against the ring alone"),
 }
 LAB = "in the lab, by `make lab CMD='python -m tests.perf.lab_boot'`: power-on to /init"

@@ -6,6 +6,7 @@ input before anything starts and to print it for ``--dry-run``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,9 +61,12 @@ def plan(
     kernel: FileDescriptorLike,
     initrd: FileDescriptorLike | None,
     hardware: Hardware,
+    *,
+    unpack: bool = False,
 ) -> BootPlan:
     """How to boot ``kernel``, an open file, on ``hardware``; its kind is found by looking at it.
 
+    With ``unpack`` what is in a bzImage is booted, if it can be unpacked here and fits.
     The files are only read, at explicit offsets, and have to stay open until :func:`load`.
     BadInput names the option that cannot be met.
     """
@@ -80,7 +84,7 @@ def plan(
             "--binary, not --kernel",
             {"--entry": boot.entry is not None, "--load": boot.load is not None},
         )
-        found = _read_kernel(Image(kernel, "--kernel"), hardware)
+        found = _read_kernel(Image(kernel, "--kernel"), hardware, unpack)
         archive = None if initrd is None else Image(initrd, "--initrd")
         pieces, cpu = _plan_kernel(found, boot.cmdline, archive, e820, hardware)
         kind, title = found.kind, found.title
@@ -100,13 +104,21 @@ def describe(plan: BootPlan) -> list[str]:
     return lines
 
 
-def _read_kernel(image: Image, hardware: Hardware) -> Kernel:
+def _read_kernel(image: Image, hardware: Hardware, unpack: bool) -> Kernel:
     head = image.read(0, _HEAD)
     if head.startswith(_ELF_MAGIC):
         # The parser takes longer to import than all the rest of this package.
         from vmm.boot.elf import read_elf
 
         return read_elf(image, hardware.regions)
+    if is_bzimage(head) and unpack:
+        from vmm.boot import payload
+
+        inner = payload.unpack(image)
+        # Where it does not fit as it is, the kernel moves itself to where it does.
+        with contextlib.suppress(BadInput):
+            if inner is not None:
+                return _read_kernel(inner, hardware, False)
     if is_bzimage(head):
         return read_bzimage(image, hardware.regions)
     raise image.bad(f"this is not a kernel: {what_else(head, 'neither bzImage nor ELF')}")

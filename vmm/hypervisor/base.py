@@ -64,6 +64,8 @@ class Capabilities:
     coherent: bool
     """Others may work on guest memory while the guest runs, as on a processor. If not, nobody but
     the vCPU's thread touches a ring, between two runs (:class:`MediatedVm`, vmm.mediation)."""
+    translated: bool
+    """The guest's code is translated in software: what the host can do for it is done here."""
     software: bool
     """Kernel code is interpreted, incompletely: small guests run, stock kernels do not."""
 

@@ -109,6 +109,7 @@ def read_capabilities(extension: Callable[[str], int], software: bool) -> Capabi
         read_only_slots=extension("KVM_CAP_READONLY_MEM") > 0,
         immediate_exit=True,
         coherent=True,
+        translated=False,
         max_cpus=extension("KVM_CAP_MAX_VCPUS"),
         software=software,
     )

@@ -14,6 +14,7 @@ CAPABILITIES = Capabilities(
     read_only_slots=False,
     immediate_exit=True,
     coherent=False,
+    translated=True,
     max_cpus=1,
     software=False,
 )
