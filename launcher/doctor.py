@@ -13,7 +13,9 @@ import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from launcher.backend import AUTO, INSTALL, choose
 from protocol.errors import BadInput, VibeError
+from vmm.hypervisor import detect
 
 OK, LIMITED, MISSING = "ok", "limited", "missing"
 
@@ -85,11 +87,18 @@ def check_kvm() -> Finding:
             "KVM", LIMITED, f"{found}, without {', '.join(lacking)}", "a newer kernel has them"
         )
     if offers.software:
-        advice = (
-            "small guests run; Linux needs hardware: try `make lab`, or a host with VT-x or SVM"
-        )
+        advice = "small guests run on it, and kernels on the software CPU"
         return Finding("KVM", LIMITED, found, advice)
     return Finding("KVM", OK, found)
+
+
+def check_software() -> Finding:
+    """The software CPU: whether its engine is installed, and what `--hypervisor auto` takes."""
+    taken = choose(AUTO, kernel=True, cpus=1)
+    found = f"for a kernel, auto takes {taken}"
+    if not detect.has_engine():
+        return Finding("software CPU", LIMITED, found, f"for guests on any host: {INSTALL}")
+    return Finding("software CPU", OK, f"Unicorn, 1 CPU; {found}")
 
 
 def check_vfio() -> Finding:
@@ -216,6 +225,7 @@ def check_cpus() -> Finding:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_host,
     check_kvm,
+    check_software,
     check_vfio,
     check_tun,
     check_seccomp,

@@ -7,7 +7,10 @@ from typing import Any
 from vmm.hypervisor.death import MAX_INSTRUCTION
 from vmm.hypervisor.kvm._kvm import ffi, lib
 
-_DO = "on a host with hardware virtualization, or in the lab (`make lab CMD=...`)."
+_DO = (
+    "with --hypervisor software, on a host with hardware virtualization, or in the lab "
+    "(`make lab CMD=...`)."
+)
 SOFTWARE_KVM = (
     "This host's KVM is software: it interprets kernel code, and this instruction it lacks. "
     f"Run this guest {_DO}"
