@@ -31,7 +31,7 @@ ENTRY = 0x10_0000
 TEST_PORT = 0xF4
 """Where the demo guest tells a test about itself, in 32-bit numbers."""
 
-DEMO, STREAM, WATCH_CONFIG, ECHO = range(4)
+DEMO, STREAM, WATCH_CONFIG, ECHO, EXECUTE = range(5)
 """Modes of the demo guest (tests/kernels/README.md)."""
 
 # The demo guest's parameter block: magic, then mode, wait and count.

@@ -49,10 +49,10 @@ def every_device(folder: Path) -> list[str]:
     return ["--disk", str(disk), "--console", "terminal", "--device", "rng"]
 
 
-def run(folder: Path, image: bytes) -> tuple[str, dict[str, Any]]:
+def run(folder: Path, image: bytes, *options: str) -> tuple[str, dict[str, Any]]:
     """What the guest printed, and the statistics; every kind of device is there."""
     stats = folder / "stats.json"
-    done = vibevmm(*raw(folder, image), *every_device(folder), "--stats", str(stats))
+    done = vibevmm(*raw(folder, image), *every_device(folder), "--stats", str(stats), *options)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(stats.read_text())
 

@@ -9,6 +9,9 @@ void try_disk(struct device *device, unsigned number, unsigned sectors, bool int
 // Reads sector 0 of a disk that many times, and tells the test port before and after.
 void stream_from_disk(struct device *device, unsigned requests, bool interrupts);
 
+// Reads functions from a disk, one a sector, that many times to the same place, and calls each.
+void execute_disk(struct device *device, unsigned reads, bool interrupts);
+
 // Takes entropy twice, and wants it to differ.
 void try_entropy(struct device *device, unsigned number, bool interrupts);
 

@@ -7,8 +7,8 @@ extern const volatile struct {
         uint32_t mode, wait, count;
 } parameters;
 
-enum { DEMO = 0, STREAM = 1, WATCH_CONFIG = 2, ECHO = 3 }; // mode
-enum { LOOK = 0, SLEEP = 1 };                              // wait
+enum { DEMO = 0, STREAM = 1, WATCH_CONFIG = 2, ECHO = 3, EXECUTE = 4 }; // mode
+enum { LOOK = 0, SLEEP = 1 };                                           // wait
 
 static unsigned count_or(unsigned otherwise)
 {
@@ -69,6 +69,9 @@ void main(void)
                 break;
         case ECHO:
                 echo_console(first(CONSOLE), interrupts);
+                break;
+        case EXECUTE:
+                execute_disk(first(BLOCK), count_or(1000), interrupts);
                 break;
         default:
                 fail("mode %u is unknown", parameters.mode);
