@@ -73,7 +73,7 @@ uint8_t *engine_ram(const struct engine *engine, uint64_t gpa, uint64_t *size)
     return NULL;
 }
 
-static bool read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry)
+bool engine_read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry)
 {
     uint64_t size;
     const uint8_t *host = engine_ram(engine, gpa, &size);
@@ -85,7 +85,7 @@ static bool read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entr
 
 /* The four-level walk of 64-bit mode (Intel SDM, volume 3A, 4.5); the identity without paging.
  * Accessed and dirty bits are left alone: what is looked at here the processor has used before. */
-bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
+bool x86_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
 {
     const struct engine_x86 *cpu = engine->cpu;
     if (!(cpu->cr[0] >> 31 & 1)) {
@@ -96,7 +96,7 @@ bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
         return false;
     uint64_t entry, table = cpu->cr[3] & ENTRY_ADDRESS;
     for (unsigned shift = 39;; shift -= 9) {
-        if (!read_entry(engine, table + (va >> shift & 511) * 8, &entry) || !(entry & 1))
+        if (!engine_read_entry(engine, table + (va >> shift & 511) * 8, &entry) || !(entry & 1))
             return false;
         if (shift == 12 || (shift < 39 && entry & 1 << 7)) {
             uint64_t within = (1ull << shift) - 1;
@@ -105,6 +105,11 @@ bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
         }
         table = entry & ENTRY_ADDRESS;
     }
+}
+
+bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
+{
+    return engine->translate(engine, va, gpa);
 }
 
 /* ---- stale code ---------------------------------------------------------------------------- */

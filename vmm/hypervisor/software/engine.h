@@ -83,6 +83,9 @@ struct engine {
     bool is_stale;           /* some translation is of code that is no more */
     bool has_begun;          /* this run has come to a block */
 
+    /* The guest's page tables: engine_translate, as a processor of its architecture does it. */
+    bool (*translate)(struct engine *engine, uint64_t va, uint64_t *gpa);
+
     /* Inside context. */
     struct engine_x86 *cpu;
     uint32_t *error_code;
@@ -121,8 +124,13 @@ bool engine_takes(struct engine *engine, bool nmi);
 /* Take interrupt `vector`; right after engine_takes has said yes. */
 void engine_interrupt(struct engine *engine, uint8_t vector);
 
-/* The guest physical address of linear address `va`; false if it is not mapped. */
+/* The guest physical address of virtual address `va`; false if it is not mapped. An x86 processor
+ * is looked at as it was last saved. */
 bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa);
+bool x86_translate(struct engine *engine, uint64_t va, uint64_t *gpa);
+
+/* An entry of a table in RAM; false if there is none. */
+bool engine_read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry);
 
 /* The bytes at gpa up to the end of their region: *size of them. NULL if it is not RAM. */
 uint8_t *engine_ram(const struct engine *engine, uint64_t gpa, uint64_t *size);

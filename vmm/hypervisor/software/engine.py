@@ -42,6 +42,7 @@ class Engine:
     _ARCHITECTURE = (unicorn.ARCH_X86, unicorn.MODE_64)
     _MODEL = _MODEL_QEMU64
     _PROGRAM_COUNTER: int = Register.RIP
+    _TRANSLATE = "x86_translate"
 
     def __init__(self) -> None:
         library = unicorn.library()
@@ -77,6 +78,7 @@ class Engine:
             setattr(self.state, name, pointer)
         self.state.reg_rflags, self.state.reg_msr = Register.RFLAGS, Register.MSR
         self.state.ctl_flush = unicorn.write_code(Ctl.FLUSH, 0)
+        self.state.translate = ffi.addressof(lib, self._TRANSLATE)
         self.state.died_of = -1
         self.state.cpu = ffi.cast("struct engine_x86 *", self._at(_HEADER))
 
