@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import Literal
 
 from protocol.errors import BadInput, HostError
+from protocol.specs import Architecture
 from vmm.hypervisor import detect
 
 Name = Literal["kvm", "software"]
@@ -30,12 +32,18 @@ class Backend:
         return f"{self.name} ({self.why})"
 
 
-def choose(wanted: str, *, kernel: bool, cpus: int) -> Backend:
-    """The backend for a guest, which is a ``kernel`` or a raw binary, and has ``cpus``.
+def choose(wanted: str, *, architecture: Architecture, kernel: bool, cpus: int) -> Backend:
+    """The backend for a guest of ``architecture``, which is a ``kernel`` or a raw binary, and has
+    ``cpus``.
 
-    BadInput for more CPUs than the backend has; HostError if the one that is wanted is not there.
+    BadInput for KVM where it cannot run the guest, and for more CPUs than the backend has;
+    HostError if the one that is wanted is not there.
     """
-    if wanted == AUTO:
+    if why := _why_not_kvm(architecture):
+        if wanted == KVM:
+            raise BadInput("--hypervisor", f"kvm, but {why}; software can run it")
+        found = Backend(SOFTWARE, why if wanted == AUTO else "as asked for")
+    elif wanted == AUTO:
         found = _auto(kernel)
     else:
         found = Backend(SOFTWARE if wanted == SOFTWARE else KVM, "as asked for")
@@ -46,6 +54,16 @@ def choose(wanted: str, *, kernel: bool, cpus: int) -> Backend:
             because = "" if wanted == SOFTWARE else f" (taken because {found.why})"
             raise BadInput("--cpus", f"{cpus}: the software CPU{because} is one CPU")
     return found
+
+
+def _why_not_kvm(architecture: Architecture) -> str:
+    # KVM runs guests of the host's own architecture; ours knows x86-64 only.
+    host = platform.machine()
+    if architecture == host == "x86_64":
+        return ""
+    if architecture == "x86_64":
+        return f"the guest is x86-64, and this host {host}"
+    return f"the guest is {architecture}, and KVM runs x86-64 guests here"
 
 
 def _auto(kernel: bool) -> Backend:

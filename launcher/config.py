@@ -14,6 +14,7 @@ from launcher.device_options import NAME, Request, number
 from launcher.options import RUN_OPTIONS, Option, split, suggestion
 from protocol.errors import BadInput
 from protocol.log import Level
+from protocol.specs import ARCHITECTURES, Architecture
 from vmm.memory_map import DEFAULT_MEMORY, check_memory_size, parse_size
 
 MAX_CPUS = 8
@@ -43,6 +44,7 @@ class LogLevels:
 class RunOptions:
     """Everything that ``vibevmm run`` was told. Paths are as given; nothing has been opened.
 
+    ``architecture`` is None where the guest is looked at to find it out.
     ``serial`` is ``terminal``, ``none`` or ``file=PATH``. ``stats`` is None without --stats, an
     empty string to print them, else the file to write. ``timeout`` is in seconds.
     """
@@ -53,6 +55,7 @@ class RunOptions:
     cmdline: str
     entry: int | None
     load: int | None
+    architecture: Architecture | None
     memory: int
     cpus: int
     hypervisor: str
@@ -174,6 +177,7 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         cmdline=texts.get("--cmdline", DEFAULT_CMDLINE if "--kernel" in texts else ""),
         entry=_number(texts, "--entry"),
         load=_number(texts, "--load"),
+        architecture=_architecture(texts.get("--arch")),
         memory=_memory(texts),
         cpus=_cpus(texts.get("--cpus", "1")),
         hypervisor=_hypervisor(texts.get("--hypervisor", AUTO)),
@@ -219,6 +223,15 @@ def _cpus(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(digits) != 1 or int(digits) > MAX_CPUS:
         raise BadInput("--cpus", f"{text!r} is not a number from 1 to {MAX_CPUS}")
     return int(digits)
+
+
+def _architecture(text: str | None) -> Architecture | None:
+    for known in ARCHITECTURES:
+        if text == known:
+            return known
+    if text is None:
+        return None
+    raise BadInput("--arch", f"{text!r} is none{suggestion(text, ARCHITECTURES)}")
 
 
 def _hypervisor(text: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 from launcher.backend import AUTO, INSTALL, choose
 from protocol.errors import BadInput, VibeError
+from vmm.boot.architecture import X86_64
 from vmm.hypervisor import detect
 
 OK, LIMITED, MISSING = "ok", "limited", "missing"
@@ -94,7 +95,7 @@ def check_kvm() -> Finding:
 
 def check_software() -> Finding:
     """The software CPU: whether its engine is installed, and what `--hypervisor auto` takes."""
-    taken = choose(AUTO, kernel=True, cpus=1)
+    taken = choose(AUTO, kernel=True, architecture=X86_64, cpus=1)
     found = f"for a kernel, auto takes {taken}"
     if not detect.has_engine():
         return Finding("software CPU", LIMITED, found, f"for guests on any host: {INSTALL}")

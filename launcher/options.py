@@ -44,7 +44,7 @@ RUN_OPTIONS = (
     Option(
         "--kernel",
         "FILE",
-        "kernel to boot: bzImage or 64-bit ELF vmlinux, found out by looking at it",
+        "kernel to boot: bzImage, 64-bit ELF vmlinux or arm64 Image, found out by looking at it",
         _GUEST,
         completes="files",
     ),
@@ -62,6 +62,13 @@ RUN_OPTIONS = (
         _GUEST,
     ),
     Option("--load", "ADDRESS", "where a raw binary is loaded", _GUEST),
+    Option(
+        "--arch",
+        "WHICH",
+        "x86_64 or arm64: what the guest is made for; default: what it looks like",
+        _GUEST,
+        completes="x86_64 arm64",
+    ),
     Option("--initrd", "FILE", "initial RAM disk", _GUEST, completes="files"),
     Option("--cmdline", "TEXT", "kernel command line; default: console=ttyS0", _GUEST),
     Option("--mem", "SIZE", "guest memory, such as 64M or 2G; default: 512M", _GUEST),
@@ -70,7 +77,7 @@ RUN_OPTIONS = (
         "--hypervisor",
         "WHICH",
         "kvm, software (a CPU in software, one, on any host), or auto (default): kvm where it "
-        "is hardware or the guest a raw binary, else software",
+        "is hardware or the guest a raw binary, and the guest x86-64, else software",
         _GUEST,
         completes="auto kvm software",
     ),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,15 @@ from launcher.host import Host, Streams
 from launcher.options import suggestion
 from protocol.errors import BadInput, HostError
 from protocol.specs import BootSpec
-from vmm import memory_map
+from vmm import arm64_map, memory_map
+from vmm.boot import architecture
+from vmm.boot.architecture import Found
 from vmm.boot.hardware import Hardware, VirtioMmio
-from vmm.boot.plan import BootPlan, describe
-from vmm.boot.plan import plan as plan_boot
 
 if TYPE_CHECKING:
     from devices.runtime.device import AnyDevice
+    from vmm.boot.arm64 import Arm64Plan
+    from vmm.boot.plan import BootPlan
 
 # The seed's map: the first console, block and network device have slots of their own.
 _FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
@@ -72,8 +74,9 @@ class Plan:
 
     options: RunOptions
     backend: Backend
+    architecture: Found
     boot: BootSpec
-    boot_plan: BootPlan
+    boot_plan: BootPlan | Arm64Plan
     devices: tuple[PlannedDevice, ...]
     kernel: int
     initrd: int | None
@@ -86,7 +89,8 @@ class Plan:
 
     def text(self) -> str:
         """For people: what would be started, and where everything would lie."""
-        lines = describe(self.boot_plan)
+        lines = architecture.describe(self.boot_plan)
+        lines.insert(1, f"architecture: {self.architecture}")
         if self.boot.cmdline:
             lines.insert(1, f"command line: {self.boot.cmdline}")
         lines += ["", "devices:"]
@@ -96,8 +100,7 @@ class Plan:
                 f"  {device.name:<10} {device.kind:<8} slot {device.slot:<2} at {address:#x}, "
                 f"GSI {device.gsi}, {device.queues} queue(s), {device.config}"
             )
-        lines.append(f"  {'serial':<10} {'16550':<8} port 0x3f8, GSI 4, {self.options.serial}")
-        lines.append(f"  {'mmio':<10} {'console':<8} at {memory_map.MMIO_CONSOLE:#x}")
+        lines += self._consoles()
         names = ", ".join(["vmm", *(device.name for device in self.devices)])
         lines += [
             "",
@@ -106,6 +109,15 @@ class Plan:
         ]
         return "\n".join(lines)
 
+    def _consoles(self) -> list[str]:
+        serial, at = self.options.serial, f"at {memory_map.MMIO_CONSOLE:#x}"
+        if self.architecture.name == architecture.ARM64:
+            return [f"  {'serial':<10} {'16550':<8} {at}, GSI {arm64_map.CONSOLE_GSI}, {serial}"]
+        return [
+            f"  {'serial':<10} {'16550':<8} port 0x3f8, GSI 4, {serial}",
+            f"  {'mmio':<10} {'console':<8} {at}",
+        ]
+
 
 def make(options: RunOptions) -> Plan:
     """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
@@ -113,7 +125,6 @@ def make(options: RunOptions) -> Plan:
     with ExitStack() as resources:
         planned = _place(options.devices)
         check_log_names(options, planned)
-        boot = BootSpec(options.binary is not None, options.cmdline, options.entry, options.load)
         if options.binary is not None:
             kernel = _open(resources, "--binary", options.binary)
         else:
@@ -121,6 +132,10 @@ def make(options: RunOptions) -> Plan:
         initrd = None
         if options.initrd is not None:
             initrd = _open(resources, "--initrd", options.initrd)
+        found = _find_architecture(options, kernel)
+        boot = BootSpec(
+            options.binary is not None, options.cmdline, options.entry, options.load, found.name
+        )
         wiring = tuple(VirtioMmio(device.slot, device.gsi) for device in planned)
         hardware = Hardware(options.memory, options.cpus, wiring)
         boot_plan = _plan_boot(options, boot, kernel, initrd, hardware)
@@ -128,9 +143,23 @@ def make(options: RunOptions) -> Plan:
         resources.callback(streams.close)
         for device in planned:
             _open_device(device, streams, resources)
-        backend = choose(options.hypervisor, kernel=options.binary is None, cpus=options.cpus)
+        backend = choose(
+            options.hypervisor,
+            architecture=found.name,
+            kernel=options.binary is None,
+            cpus=options.cpus,
+        )
         return Plan(
-            options, backend, boot, boot_plan, planned, kernel, initrd, streams, resources.pop_all()
+            options,
+            backend,
+            found,
+            boot,
+            boot_plan,
+            planned,
+            kernel,
+            initrd,
+            streams,
+            resources.pop_all(),
         )
 
 
@@ -214,18 +243,33 @@ def _open(resources: ExitStack, option: str, path: str) -> int:
     return fd
 
 
+def _find_architecture(options: RunOptions, kernel: int) -> Found:
+    if options.architecture is not None:
+        return Found(options.architecture, "as asked for")
+    with _naming_files(options):
+        return architecture.detect(
+            kernel, options.entry, options.load, binary=options.binary is not None
+        )
+
+
 def _plan_boot(
     options: RunOptions, boot: BootSpec, kernel: int, initrd: int | None, hardware: Hardware
-) -> BootPlan:
+) -> BootPlan | Arm64Plan:
+    with _naming_files(options):
+        return architecture.plan(boot, kernel, initrd, hardware)
+
+
+@contextmanager
+def _naming_files(options: RunOptions) -> Iterator[None]:
+    # Only we know what the descriptors that boot looks at are called.
     paths = {
         "--kernel": options.kernel,
         "--binary": options.binary,
         "--initrd": options.initrd,
     }
     try:
-        return plan_boot(boot, kernel, initrd, hardware)
+        yield
     except BadInput as error:
-        # Only we know what the descriptors that it looked at are called.
         if (path := paths.get(error.where)) is None:
             raise
         raise BadInput(error.where, f"{path}: {error.why}") from error

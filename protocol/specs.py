@@ -7,6 +7,11 @@ from typing import Literal
 
 from protocol.memory import Region
 
+Architecture = Literal["x86_64", "arm64"]
+"""Of a guest; a kernel's own name of it, as in ``uname -m`` and in its ``arch/``."""
+
+ARCHITECTURES: tuple[Architecture, ...] = ("x86_64", "arm64")
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
@@ -46,7 +51,8 @@ class DeviceSlot:
 
 @dataclass(frozen=True, slots=True)
 class BootSpec:
-    """What to run. ``entry`` and ``load`` are set for a raw binary only.
+    """What to run, on a machine of which ``architecture``. ``entry`` and ``load`` are set for a raw
+    binary only.
 
     With it come the descriptors ``kernel`` and, if there is one, ``initrd``.
     """
@@ -55,6 +61,7 @@ class BootSpec:
     cmdline: str
     entry: int | None
     load: int | None
+    architecture: Architecture = "x86_64"
 
 
 @dataclass(frozen=True, slots=True)

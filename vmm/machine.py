@@ -23,15 +23,16 @@ from protocol.specs import DeviceSlot, MachineSpec
 from protocol.trace import Trace
 from protocol.virtio import Mmio
 from vmm import memory_map
+from vmm.boot import architecture
 from vmm.boot.hardware import Hardware, VirtioMmio
-from vmm.boot.plan import load, plan
+from vmm.boot.placing import load
 from vmm.bus import Bus
 from vmm.exits import CountingHandler, Place, TracingHandler, report
 from vmm.hypervisor.base import ExitHandler, Hypervisor, MediatedVm, Stop, Vcpu, Vm
 from vmm.mediation import NativeHook
 from vmm.mediation.device import MediatedDevice
 from vmm.platform import ports
-from vmm.platform.board import Board
+from vmm.platform.board import board_of
 from vmm.platform.power import Reason
 from vmm.remote import DEADLINE, RemoteDevice
 from vmm.transport.mmio import MmioTransport
@@ -110,7 +111,8 @@ class Machine:
         self.stopping = False
         self.vm = hypervisor.create_vm(spec.cpus)
         self.bus = Bus()
-        self.board = Board(self.bus, self.vm.set_irq, console, self._power, on_room)
+        board = board_of(spec.boot.architecture)
+        self.board = board(self.bus, self.vm.set_irq, console, self._power, on_room)
         self.memory = GuestMemory(fds["memory"], memory_map.regions(spec.memory_size))
         self.devices: list[RemoteDevice] = []
         self._places = list(PLACES)
@@ -133,21 +135,17 @@ class Machine:
             self._spec.cpus,
             tuple(VirtioMmio(device.slot, device.gsi) for device in self._spec.devices),
         )
-        first_state = plan(
+        plan = architecture.plan(
             self._spec.boot,
             self._fds["kernel"],
             self._fds.get("initrd"),
             hardware,
             unpack=self._hypervisor.capabilities.translated,
         )
-        load(first_state, self.memory)
+        load(plan, self.memory)
         for index in range(self._spec.cpus):
             self.vm.create_vcpu(index)
-        first = self.vm.vcpus[0]
-        sregs = first.get_sregs()
-        first_state.cpu.set_up(sregs)
-        first.set_sregs(sregs)
-        first.set_regs(first_state.cpu.regs())
+        plan.cpu.enter(self.vm.vcpus[0])
 
     def plug_in(self, device: RemoteDevice) -> None:
         """Give ``device``, which has said hello, its registers, doorbells and interrupt line."""

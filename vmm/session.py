@@ -165,7 +165,7 @@ class Session:
         return Machine(
             self._spec,
             self._fds,
-            _backend(self._spec.hypervisor),
+            _backend(self._spec),
             console=self._print,
             on_room=self._ring,
             on_end=self._ring,
@@ -295,7 +295,8 @@ class Session:
             case PressPowerButton():
                 if self._machine is None:
                     return Failed("there is no machine")
-                self._machine.board.pm.press_power_button()
+                if not self._machine.board.press_power_button():
+                    return Failed("this machine has no power button")
                 return Done()
             case StopMachine():
                 return self._stop()
@@ -321,12 +322,12 @@ class Session:
         return last
 
 
-def _backend(name: str) -> Hypervisor:
+def _backend(spec: MachineSpec) -> Hypervisor:
     # Only the one that is wanted is loaded.
-    if name == "software":
+    if spec.hypervisor == "software":
         from vmm.hypervisor.software import Software
 
-        return Software()
+        return Software(spec.boot.architecture)
     from vmm.hypervisor.kvm import Kvm
 
     return Kvm()

@@ -46,7 +46,7 @@ def test_auto_takes_what_runs_the_guest_and_says_why(
 ) -> None:
     host(kvm, engine)
 
-    found = choose("auto", kernel=kernel, cpus=1)
+    found = choose("auto", architecture="x86_64", kernel=kernel, cpus=1)
 
     assert found.name == taken
     assert why in found.why
@@ -55,24 +55,24 @@ def test_auto_takes_what_runs_the_guest_and_says_why(
 def test_what_is_asked_for_is_taken(host) -> None:  # type: ignore[no-untyped-def]
     host("hardware", True)
 
-    assert choose("software", kernel=True, cpus=1).name == "software"
-    assert choose("kvm", kernel=True, cpus=8).name == "kvm"
+    assert choose("software", architecture="x86_64", kernel=True, cpus=1).name == "software"
+    assert choose("kvm", architecture="x86_64", kernel=True, cpus=8).name == "kvm"
 
 
 def test_engine_that_is_missing_is_said_with_the_command_that_brings_it(host) -> None:  # type: ignore[no-untyped-def]
     host("hardware", False)
 
     with pytest.raises(HostError, match=r"pip install 'vibe-vmm\[software\]'"):
-        choose("software", kernel=True, cpus=1)
+        choose("software", architecture="x86_64", kernel=True, cpus=1)
 
 
 def test_more_cpus_than_one_are_refused_with_the_option_and_the_reason(host) -> None:  # type: ignore[no-untyped-def]
     host("software", True)
 
     with pytest.raises(BadInput, match="--cpus: 2: the software CPU is one CPU"):
-        choose("software", kernel=True, cpus=2)
+        choose("software", architecture="x86_64", kernel=True, cpus=2)
     with pytest.raises(BadInput, match="taken because /dev/kvm is software KVM"):
-        choose("auto", kernel=True, cpus=2)
+        choose("auto", architecture="x86_64", kernel=True, cpus=2)
 
 
 def test_software_kvm_is_known_by_its_module_or_by_what_the_processor_lacks(

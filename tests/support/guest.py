@@ -104,10 +104,7 @@ class GuestMachine:
         with image.open("rb") as file:
             first = plan(BootSpec(True, "", entry, None), file, None, hardware)
             load(first, self.memory)
-        sregs = self.vcpu.get_sregs()
-        first.cpu.set_up(sregs)
-        self.vcpu.set_sregs(sregs)
-        self.vcpu.set_regs(first.cpu.regs())
+        first.cpu.enter(self.vcpu)
 
     def _end(self, reason: Reason) -> None:
         self.reason = reason

@@ -10,12 +10,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from vmm.boot.layout import GDT
 from vmm.boot.segment import Segment, align_up
 from vmm.hypervisor.state import Regs, Sregs, Table
 from vmm.hypervisor.state import Segment as Register
 from vmm.memory_map import GIB, MIB
+
+if TYPE_CHECKING:
+    from vmm.hypervisor.base import Vcpu
 
 CODE, DATA, TASK = 0x10, 0x18, 0x20
 
@@ -58,6 +62,13 @@ class CpuState:
     rsi: int = 0
     rbx: int = 0
     page_table: int = 0
+
+    def enter(self, vcpu: Vcpu) -> None:
+        """Make it the state of ``vcpu``, which a reset left."""
+        sregs = vcpu.get_sregs()
+        self.set_up(sregs)
+        vcpu.set_sregs(sregs)
+        vcpu.set_regs(self.regs())
 
     def regs(self) -> Regs:
         """The general registers."""

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from vmm.hypervisor.base import Vcpu
+
+
+class _Arm64Vcpu(Protocol):
+    def start_at(self, state: Arm64State) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +24,7 @@ class Arm64State:
     pc: int
     x0: int = 0
     sp: int = 0
+
+    def enter(self, vcpu: Vcpu) -> None:
+        """Make it the state of ``vcpu``, which is an arm64 one."""
+        cast(_Arm64Vcpu, vcpu).start_at(self)

@@ -1,10 +1,11 @@
-"""The platform devices of one machine, put on its bus where ports.py and the memory map say."""
+"""The platform devices of one machine, put on its bus where ports.py and the memory maps say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from vmm import memory_map
+from protocol.specs import Architecture
+from vmm import arm64_map, memory_map
 from vmm.bus import Bus
 from vmm.platform import ports
 from vmm.platform.i8042 import I8042
@@ -17,7 +18,7 @@ from vmm.platform.uart import Uart16550
 
 
 class Board:
-    """What every machine has: ``uart`` (COM1), ``mmio_console``, ``pm``; the rest needs no name.
+    """What a PC has: ``uart`` (COM1), ``mmio_console``, ``pm``; the rest needs no name.
     ``keyboard`` is the console that the guest spoke on last: what is typed is meant for it.
 
     ``set_irq(gsi, level)`` drives an interrupt line; ``sink`` takes what the guest prints on
@@ -56,3 +57,35 @@ class Board:
         keyboard = I8042(request)
         bus.add_pio(ports.I8042_DATA, 1, keyboard.data)
         bus.add_pio(ports.I8042_COMMAND, 1, keyboard.command)
+
+    def press_power_button(self) -> bool:
+        """From any thread: asks the guest to shut down, if it listens. Whether there is one."""
+        self.pm.press_power_button()
+        return True
+
+
+class Arm64Board:
+    """What an arm64 machine has: the MMIO console, which is its serial port and ``keyboard``. It
+    ends by PSCI, which is the hypervisor's. The arguments are those of the PC's."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        set_irq: Callable[[int, bool], None],
+        sink: Callable[[bytes], None],
+        _request: Request,
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.keyboard = MmioConsole(
+            sink, on_room, lambda level: set_irq(arm64_map.CONSOLE_GSI, level)
+        )
+        bus.add_mmio(memory_map.MMIO_CONSOLE, memory_map.MMIO_CONSOLE_SIZE, self.keyboard)
+
+    def press_power_button(self) -> bool:
+        """There is none."""
+        return False
+
+
+def board_of(architecture: Architecture) -> type[Board | Arm64Board]:
+    """What a machine of ``architecture`` has."""
+    return Arm64Board if architecture == "arm64" else Board

@@ -101,7 +101,7 @@ static void try_syscall(void)
         write_msr(FMASK, DIRECTION);
         enter_user(do_syscall, stacks[USER + 1]);
         say("syscall: cs %x ss %x flags %x, r11 %x", syscall_cs, syscall_ss,
-            (unsigned)syscall_flags & SHOWN, (unsigned)syscall_r11 & SHOWN);
+            (unsigned)syscall_flags & DIRECTION, (unsigned)syscall_r11 & SHOWN);
         say("sysret: +%u flags %x", (unsigned)distance, (unsigned)flags_after & SHOWN);
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmm.bus import Bus
-from vmm.platform.board import Board
+from vmm.platform.board import Arm64Board, Board, board_of
 from vmm.platform.ports import ACPI_RESET, ACPI_RESET_VALUE, S5_SLEEP_TYPE
 from vmm.platform.power import Reason
 
@@ -13,12 +13,12 @@ from vmm.platform.power import Reason
 class Machine:
     """A bus with a board, and what it did to the outside."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Board | Arm64Board] = Board) -> None:
         self.bus = Bus()
         self.lines: list[tuple[int, bool]] = []
         self.printed = bytearray()
         self.asked: list[Reason] = []
-        self.board = Board(
+        self.board = kind(
             self.bus,
             lambda gsi, level: self.lines.append((gsi, level)),
             self.printed.extend,
@@ -81,3 +81,18 @@ def test_the_clock_answers_at_its_ports(machine: Machine) -> None:
     machine.bus.pio_write(0x70, 1, 0x0D)
 
     assert machine.bus.pio_read(0x71, 1) == 0x80
+
+
+def test_an_arm64_machine_has_one_console_with_an_interrupt_and_no_ports() -> None:
+    machine = Machine(board_of("arm64"))
+    machine.bus.mmio_write(0x9000_0000, 4, ord("m"))
+    machine.bus.mmio_write(0x9000_0004, 1, 0x08)
+    machine.bus.mmio_write(0x9000_0001, 1, 0x01)
+    machine.board.keyboard.receive(b"x")
+
+    assert machine.printed == b"m"
+    assert machine.lines == [(4, True)]
+    assert machine.bus.mmio_read(0x9000_0000, 1) == ord("x")
+    assert machine.bus.pio_read(0x3F8, 1) == 0xFF
+    assert not machine.board.press_power_button()
+    assert Machine(board_of("x86_64")).board.press_power_button()

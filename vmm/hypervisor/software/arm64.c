@@ -15,6 +15,19 @@ enum { FROM_SP_EL0 = 0x000, FROM_SP_ELX = 0x200, FROM_EL0 = 0x400 };
 
 enum { LENGTH = 4 };
 
+/* SCTLR_EL1.M: the MMU is on. Bit 55 of an address says which half it is of (Arm ARM, D8.2). */
+enum { MMU_ON = 1 << 0, UPPER_HALF = 55 };
+
+/* TCR_EL1: T0SZ and TG0 at these bits, T1SZ and TG1 at others; the granules have other codes. */
+enum { T0SZ = 0, TG0 = 14, T1SZ = 16, TG1 = 30, SIZE_MASK = 63, GRANULE_MASK = 3 };
+static const uint8_t lower_granules[] = { 12, 16, 14, 0 }, upper_granules[] = { 0, 14, 12, 16 };
+
+/* A descriptor: it is valid; a table, or at the last level a page (Arm ARM, D8.3). Addresses have
+ * 48 bits. */
+enum { VALID = 1 << 0, TABLE = 1 << 1 };
+#define ADDRESS 0x0000FFFFFFFFF000ull
+#define TABLE_BASE 0x0000FFFFFFFFFFFEull
+
 static uint64_t get(struct arm64 *arm64, int reg)
 {
     uint64_t value = 0;
@@ -27,11 +40,52 @@ static void set(struct arm64 *arm64, int reg, uint64_t value)
     arm64->engine.reg_write(arm64->engine.uc, reg, &value);
 }
 
+static uint64_t get_system(struct arm64 *arm64, unsigned crn, unsigned op2)
+{
+    /* Of op0 3, op1 0 and CRm 0, as all are that are read here. */
+    struct arm64_system_register reg = { crn, 0, 3, 0, op2, 0 };
+    arm64->engine.reg_read(arm64->engine.uc, arm64->reg.system, &reg);
+    return reg.value;
+}
+
 static void set_system(struct arm64 *arm64, unsigned op0, unsigned op1, unsigned crn, unsigned crm,
                        unsigned op2, uint64_t value)
 {
     struct arm64_system_register reg = { crn, crm, op0, op1, op2, value };
     arm64->engine.reg_write(arm64->engine.uc, arm64->reg.system, &reg);
+}
+
+/* Arm ARM, D8.2: as many levels as the addresses have bits for, and the first table has what the
+ * others leave. The registers are the processor's own, now. */
+bool arm64_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
+{
+    struct arm64 *arm64 = (struct arm64 *)engine;
+    if (!(get_system(arm64, 1, 0) & MMU_ON)) { /* SCTLR_EL1 */
+        *gpa = va;
+        return true;
+    }
+    bool upper = va >> UPPER_HALF & 1;
+    uint64_t tcr = get_system(arm64, 2, 2);            /* TCR_EL1 */
+    uint64_t table = get_system(arm64, 2, upper);      /* TTBR0_EL1, TTBR1_EL1 */
+    unsigned bits = 64 - (tcr >> (upper ? T1SZ : T0SZ) & SIZE_MASK);
+    unsigned granule = upper ? upper_granules[tcr >> TG1 & GRANULE_MASK]
+                             : lower_granules[tcr >> TG0 & GRANULE_MASK];
+    if (!granule || bits <= granule || bits > 48)
+        return false;
+    unsigned stride = granule - 3; /* descriptors have eight bytes */
+    unsigned shift = granule + (bits - granule - 1) / stride * stride;
+    uint64_t index = (va & ((1ull << bits) - 1)) >> shift;
+    for (table &= TABLE_BASE;; shift -= stride, index = va >> shift & ((1ull << stride) - 1)) {
+        uint64_t entry;
+        if (!engine_read_entry(engine, table + index * 8, &entry) || !(entry & VALID))
+            return false;
+        if (shift == granule || !(entry & TABLE)) {
+            uint64_t within = (1ull << shift) - 1;
+            *gpa = (entry & ADDRESS & ~within) | (va & within);
+            return shift != granule || entry & TABLE;
+        }
+        table = entry & ADDRESS & ~((1ull << granule) - 1);
+    }
 }
 
 /* Written by itself, the program counter would no longer be kept exact for the rest of the run. */

@@ -42,6 +42,9 @@ struct arm64 {
  * context. */
 void arm64_on_exception(void *uc, uint32_t number, void *arm64);
 
+/* engine_translate of an arm64 processor: the tables of EL1 and EL0, whatever they allow. */
+bool arm64_translate(struct engine *engine, uint64_t va, uint64_t *gpa);
+
 /* Set the program counter, between runs or inside one. */
 void arm64_set_pc(struct arm64 *arm64, uint64_t pc);
 

@@ -19,7 +19,6 @@ from vmm.hypervisor.base import Stop
 from vmm.hypervisor.software._engine import ffi, lib
 from vmm.hypervisor.software.arm64_engine import (
     GENERAL,
-    SCTLR_EL1,
     Arm64Engine,
     Register,
     find_syndrome,
@@ -37,7 +36,6 @@ _CHIPS_END = arm64_map.GIC_CPU_INTERFACE + arm64_map.GIC_CPU_INTERFACE_SIZE
 _STOPS = {Action.POWER_OFF: Stop.POWERED_OFF, Action.RESET: Stop.RESET}
 
 _ISS = (1 << 25) - 1
-_SCTLR_M = 1 << 0
 # How much code a dump shows: four instructions.
 _DUMPED = 16
 
@@ -58,6 +56,7 @@ class Arm64Vcpu(SoftwareVcpu):
         engine.arm.handle, engine.arm.ask = own, lib.software_arm64_ask
         at = ffi.addressof
         engine.hook(Hook.BLOCK, at(lib, "engine_on_block"), self._state)
+        engine.hook(Hook.TRANSLATED, at(lib, "engine_on_translation"), self._state)
         engine.hook(Hook.INTERRUPT, at(lib, "arm64_on_exception"), engine.arm)
         engine.hook(Hook.READ_PROTECTED | Hook.WRITE_PROTECTED, lib.software_on_mmio, own)
         engine.hook(Hook.UNMAPPED | Hook.FETCH_PROTECTED, lib.software_on_bad_access, own)
@@ -157,9 +156,10 @@ class Arm64Vcpu(SoftwareVcpu):
         for at in range(0, len(values), 4):
             row = (f"{name:<8} {value:016x}" for name, value in values[at : at + 4])
             lines.append("  " + "  ".join(row))
-        if not self._engine.read_system(SCTLR_EL1) & _SCTLR_M:
-            code = self._vm.read(pc, _DUMPED).hex(" ", 4)
-            lines.append(f"  code at pc: {code or 'not in memory'}")
+        gpa = ffi.new("uint64_t *")
+        mapped = lib.engine_translate(self._state, pc, gpa)
+        code = self._vm.read(gpa[0], _DUMPED).hex(" ", 4) if mapped else ""
+        lines.append(f"  code at pc: {code or 'not in memory'}")
         return GuestDied("\n".join(lines))
 
 

@@ -52,7 +52,6 @@ SCR_EL3 = SystemRegister(3, 6, 1, 1, 0)
 HCR_EL2 = SystemRegister(3, 4, 1, 1, 0)
 CNTHCTL_EL2 = SystemRegister(3, 4, 14, 1, 0)
 CNTPCT_EL0 = SystemRegister(3, 3, 14, 0, 1)
-SCTLR_EL1 = SystemRegister(3, 0, 1, 0, 0)
 CPACR_EL1 = SystemRegister(3, 0, 1, 0, 2)
 
 # Non-secure, HVC, all levels AArch64, and the two bits that are always one (Arm ARM, SCR_EL3).
@@ -72,6 +71,7 @@ class Arm64Engine(Engine):
     _ARCHITECTURE = (unicorn.ARCH_ARM64, unicorn.MODE_ARM)
     _MODEL = _MODEL_A72
     _PROGRAM_COUNTER = Register.PC
+    _TRANSLATE = "arm64_translate"
 
     def _new_state(self) -> Any:
         self.arm = ffi.new("struct arm64 *")
@@ -92,6 +92,10 @@ class Arm64Engine(Engine):
         self.write_system(CNTHCTL_EL2, _CNTHCTL_EL1PCTEN)
         self.write_system(CPACR_EL1, _CPACR_FPEN)
         self.set_line(False)
+
+    def run(self) -> int:
+        """Run the guest from where it stands; the engine's error, or 0. Releases the GIL."""
+        return int(self._library.uc_emu_start(self.uc, self.read(Register.PC), 0, 0, 0))
 
     def teach(self, syndrome: int) -> None:
         """Where the context has the syndrome of an exception, and what lies around it."""

@@ -9,7 +9,9 @@ enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_LMA = 1 << 14 };
 /* RFLAGS (Intel SDM, volume 1, 3.4.3). */
 enum { RF_TF = 1 << 8, RF_IF = 1 << 9, RF_NT = 1 << 14, RF_RF = 1 << 16 };
 
-enum { DOUBLE_FAULT = 8, GENERAL_PROTECTION = 13, NO_ERROR = -1 };
+enum { DOUBLE_FAULT = 8, NOT_PRESENT = 11, GENERAL_PROTECTION = 13, PAGE_FAULT = 14 };
+
+enum { NO_ERROR = -1 };
 
 enum { CS = 1, SS = 2, RSP = 4, RCX = 1, R11 = 11 };
 
@@ -73,7 +75,7 @@ uint8_t *engine_ram(const struct engine *engine, uint64_t gpa, uint64_t *size)
     return NULL;
 }
 
-static bool read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry)
+bool engine_read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry)
 {
     uint64_t size;
     const uint8_t *host = engine_ram(engine, gpa, &size);
@@ -85,7 +87,7 @@ static bool read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entr
 
 /* The four-level walk of 64-bit mode (Intel SDM, volume 3A, 4.5); the identity without paging.
  * Accessed and dirty bits are left alone: what is looked at here the processor has used before. */
-bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
+bool x86_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
 {
     const struct engine_x86 *cpu = engine->cpu;
     if (!(cpu->cr[0] >> 31 & 1)) {
@@ -96,7 +98,7 @@ bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
         return false;
     uint64_t entry, table = cpu->cr[3] & ENTRY_ADDRESS;
     for (unsigned shift = 39;; shift -= 9) {
-        if (!read_entry(engine, table + (va >> shift & 511) * 8, &entry) || !(entry & 1))
+        if (!engine_read_entry(engine, table + (va >> shift & 511) * 8, &entry) || !(entry & 1))
             return false;
         if (shift == 12 || (shift < 39 && entry & 1 << 7)) {
             uint64_t within = (1ull << shift) - 1;
@@ -105,6 +107,11 @@ bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
         }
         table = entry & ENTRY_ADDRESS;
     }
+}
+
+bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa)
+{
+    return engine->translate(engine, va, gpa);
 }
 
 /* ---- stale code ---------------------------------------------------------------------------- */
@@ -246,8 +253,9 @@ static bool find_stack(struct engine *engine, unsigned ist, unsigned level, uint
     return true;
 }
 
-/* Enter the handler of `vector`, from a saved copy of the processor; false if that is a fault. */
-static bool enter(struct engine *engine, unsigned vector, int64_t error, bool software)
+/* Enter the handler of `vector`, from a saved copy of the processor. 0, or the vector of the fault
+ * that comes of it. */
+static unsigned enter(struct engine *engine, unsigned vector, int64_t error, bool software)
 {
     struct engine_x86 *cpu = engine->cpu;
     struct gate gate;
@@ -255,28 +263,34 @@ static bool enter(struct engine *engine, unsigned vector, int64_t error, bool so
     unsigned cpl = cpu->hflags & HF_CPL;
 
     if (!(cpu->hflags & HF_LMA)) /* no tables but those of 64-bit mode are known here */
-        return false;
-    if (vector * sizeof gate + sizeof gate - 1 > cpu->idt.limit ||
-        !read_linear(engine, cpu->idt.base + vector * sizeof gate, &gate, sizeof gate))
-        return false;
+        return DOUBLE_FAULT;
+    if (vector * sizeof gate + sizeof gate - 1 > cpu->idt.limit)
+        return GENERAL_PROTECTION;
+    if (!read_linear(engine, cpu->idt.base + vector * sizeof gate, &gate, sizeof gate))
+        return PAGE_FAULT;
     unsigned kind = gate.type & 0x1F;
-    if (!(gate.type & GATE_PRESENT) || (kind != GATE_INTERRUPT && kind != GATE_TRAP))
-        return false;
+    if (kind != GATE_INTERRUPT && kind != GATE_TRAP)
+        return GENERAL_PROTECTION;
     if (software && cpl > (unsigned)(gate.type >> 5 & 3))
-        return false;
-    if ((gate.selector & ~7u) + 7 > cpu->gdt.limit ||
-        !read_linear(engine, cpu->gdt.base + (gate.selector & ~7u), &descriptor, 8))
-        return false;
+        return GENERAL_PROTECTION;
+    if (!(gate.type & GATE_PRESENT))
+        return NOT_PRESENT;
+    if ((gate.selector & ~7u) + 7 > cpu->gdt.limit)
+        return GENERAL_PROTECTION;
+    if (!read_linear(engine, cpu->gdt.base + (gate.selector & ~7u), &descriptor, 8))
+        return PAGE_FAULT;
     unsigned level = descriptor >> 45 & 3;
-    if (level > cpl || !find_stack(engine, gate.stack & 7, level, &rsp))
-        return false;
+    if (level > cpl)
+        return GENERAL_PROTECTION;
+    if (!find_stack(engine, gate.stack & 7, level, &rsp))
+        return PAGE_FAULT;
 
     uint64_t frame[6] = { (uint64_t)error, cpu->rip, cpu->segments[CS].selector, rflags,
                           cpu->regs[RSP], cpu->segments[SS].selector };
     size_t size = error == NO_ERROR ? 40 : 48;
     rsp = (rsp & ~15ull) - size;
     if (!copy(engine, rsp, &frame[6 - size / 8], size, true))
-        return false;
+        return PAGE_FAULT;
 
     load_code(cpu, (gate.selector & ~3u) | level, (uint32_t)(descriptor >> 32) & DESCRIPTOR_FLAGS);
     if (level < cpl) /* a null selector, of the new privilege */
@@ -287,24 +301,42 @@ static bool enter(struct engine *engine, unsigned vector, int64_t error, bool so
     *engine->old_exception = -1; /* or the engine takes the next one for a double fault */
     rflags &= ~(uint64_t)(RF_TF | RF_NT | RF_RF | (kind == GATE_INTERRUPT ? RF_IF : 0));
     restore(engine, rflags);
-    return true;
+    return 0;
 }
 
-/* A fault in entering a handler is a general protection fault, one in that a double fault, and
- * one in that the end. (A page fault there would be one by its own name; no kernel leaves its
- * tables and handler stacks unmapped and lives.) */
+/* Those of which a second makes a double fault (Intel SDM, volume 3A, tables 6-4 and 6-5). */
+static bool is_contributory(unsigned vector)
+{
+    return vector == 0 || (vector >= 10 && vector <= GENERAL_PROTECTION);
+}
+
+/* How many bytes before rip the INT instruction of `vector` began. */
+static unsigned length_of_int(struct engine *engine, unsigned vector)
+{
+    uint8_t code[2];
+    bool has_operand = read_linear(engine, engine->cpu->rip - 2, code, 2) && code[0] == 0xCD &&
+                       code[1] == vector;
+    return has_operand ? 2 : 1;
+}
+
+/* Take `vector`, and the faults that come of it, to the third. (A page fault in a handler's tables
+ * or stack is told without its address: no kernel that lives leaves those unmapped.) */
 static void raise(struct engine *engine, unsigned vector, int64_t error, bool software)
 {
-    if (enter(engine, vector, error, software))
-        return;
-    if (vector != DOUBLE_FAULT && vector != GENERAL_PROTECTION &&
-        enter(engine, GENERAL_PROTECTION, vector * 8 + 2 + !software, false))
-        return;
-    if (vector != DOUBLE_FAULT && enter(engine, DOUBLE_FAULT, 0, false))
-        return;
-    engine->died_of = (int32_t)vector;
-    engine_stop(engine);
-    /* Nothing may run meanwhile: the callback that stops comes before the next block does. */
+    unsigned first = vector, fault;
+    while ((fault = enter(engine, vector, error, software))) {
+        if (vector == DOUBLE_FAULT) {
+            engine->died_of = (int32_t)first;
+            engine_stop(engine); /* nothing runs meanwhile: the stop comes before the next block */
+            return;
+        }
+        if (software) /* which is not a fault, but now there is one at it */
+            engine->cpu->rip -= length_of_int(engine, vector);
+        bool is_second = fault == DOUBLE_FAULT || vector == PAGE_FAULT || is_contributory(vector);
+        error = is_second ? 0 : fault == PAGE_FAULT ? 0 : vector * 8 + 2 + !software;
+        vector = is_second ? DOUBLE_FAULT : fault;
+        software = false;
+    }
 }
 
 static bool has_error_code(unsigned vector)
@@ -349,6 +381,26 @@ void engine_on_probe(void *uc, uint32_t vector, void *user)
     (void)vector;
     engine->context_save(uc, engine->context);
     engine->emu_stop(uc);
+}
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+/* Whether the instruction before rip is PAUSE, as far as its bytes tell. */
+static bool has_paused(struct engine *engine)
+{
+    uint8_t code[2];
+    engine->context_save(engine->uc, engine->context);
+    return read_linear(engine, engine->cpu->rip - 2, code, 2) && code[0] == 0xF3 && code[1] == 0x90;
+}
+
+int engine_run(struct engine *engine)
+{
+    for (;;) {
+        engine->context_save(engine->uc, engine->context);
+        int error = engine->emu_start(engine->uc, engine->cpu->rip, 0, 0, 0);
+        if (error || engine_was_stopped(engine) || !has_paused(engine))
+            return error;
+    }
 }
 
 /* ---- SYSCALL --------------------------------------------------------------------------------- */

@@ -72,6 +72,7 @@ struct engine {
     int32_t budget;
 
     void *uc, *context;
+    int (*emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
     int (*emu_stop)(void *uc);
     int (*reg_read)(void *uc, int reg, void *value);
     int (*reg_write)(void *uc, int reg, const void *value);
@@ -82,6 +83,9 @@ struct engine {
     int ctl_flush;           /* and of what forgets all translations */
     bool is_stale;           /* some translation is of code that is no more */
     bool has_begun;          /* this run has come to a block */
+
+    /* The guest's page tables: engine_translate, as a processor of its architecture does it. */
+    bool (*translate)(struct engine *engine, uint64_t va, uint64_t *gpa);
 
     /* Inside context. */
     struct engine_x86 *cpu;
@@ -112,6 +116,10 @@ void engine_stop(struct engine *engine);
 /* Forget the stops so far. */
 void engine_arm(struct engine *engine);
 
+/* Run the guest from where it stands, until a stop, HLT or an error, which is returned (0: none).
+ * PAUSE ends a run of the engine, too, but is nothing to come back for. */
+int engine_run(struct engine *engine);
+
 /* Whether the last run ended at a stop or its budget, and not of itself. */
 bool engine_was_stopped(const struct engine *engine);
 
@@ -121,8 +129,13 @@ bool engine_takes(struct engine *engine, bool nmi);
 /* Take interrupt `vector`; right after engine_takes has said yes. */
 void engine_interrupt(struct engine *engine, uint8_t vector);
 
-/* The guest physical address of linear address `va`; false if it is not mapped. */
+/* The guest physical address of virtual address `va`; false if it is not mapped. An x86 processor
+ * is looked at as it was last saved. */
 bool engine_translate(struct engine *engine, uint64_t va, uint64_t *gpa);
+bool x86_translate(struct engine *engine, uint64_t va, uint64_t *gpa);
+
+/* An entry of a table in RAM; false if there is none. */
+bool engine_read_entry(const struct engine *engine, uint64_t gpa, uint64_t *entry);
 
 /* The bytes at gpa up to the end of their region: *size of them. NULL if it is not RAM. */
 uint8_t *engine_ram(const struct engine *engine, uint64_t gpa, uint64_t *size);

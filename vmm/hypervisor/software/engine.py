@@ -35,6 +35,18 @@ NATIVE_LEAVES = (1, 7, 0x8000_0001, 0x8000_0008)
 """Leaves of CPUID in which features of the engine are told."""
 
 
+# Functions of Unicorn that struct engine has, without their prefix.
+_CALLED_FROM_C = (
+    "emu_start",
+    "emu_stop",
+    "reg_read",
+    "reg_write",
+    "context_save",
+    "context_restore",
+    "ctl",
+)
+
+
 class Engine:
     """A processor without memory: x86-64, or what a subclass says. ``state`` is struct engine of
     engine.h."""
@@ -42,6 +54,7 @@ class Engine:
     _ARCHITECTURE = (unicorn.ARCH_X86, unicorn.MODE_64)
     _MODEL = _MODEL_QEMU64
     _PROGRAM_COUNTER: int = Register.RIP
+    _TRANSLATE = "x86_translate"
 
     def __init__(self) -> None:
         library = unicorn.library()
@@ -71,12 +84,13 @@ class Engine:
         self.state = self._new_state()
         self.state.uc = ours(self.uc)
         self.state.context = ours(self._context)
-        for name in ("emu_stop", "reg_read", "reg_write", "context_save", "context_restore", "ctl"):
+        for name in _CALLED_FROM_C:
             kind = ffi.typeof(self.state[0]).fields
             pointer = ffi.cast(dict(kind)[name].type, ours(unicorn.address_of(f"uc_{name}")))
             setattr(self.state, name, pointer)
         self.state.reg_rflags, self.state.reg_msr = Register.RFLAGS, Register.MSR
         self.state.ctl_flush = unicorn.write_code(Ctl.FLUSH, 0)
+        self.state.translate = ffi.addressof(lib, self._TRANSLATE)
         self.state.died_of = -1
         self.state.cpu = ffi.cast("struct engine_x86 *", self._at(_HEADER))
 
@@ -158,7 +172,7 @@ class Engine:
 
     def run(self) -> int:
         """Run the guest from where it stands; the engine's error, or 0. Releases the GIL."""
-        return int(self._library.uc_emu_start(self.uc, self.read(self._PROGRAM_COUNTER), 0, 0, 0))
+        return int(lib.engine_run(self.state))
 
     def close(self) -> None:
         """Free the engine; what it was shown stays its owner's."""

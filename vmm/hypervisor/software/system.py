@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from protocol.errors import HostError
+from protocol.specs import Architecture
 from vmm.hypervisor.base import Capabilities
 from vmm.hypervisor.software import unicorn
 from vmm.hypervisor.software.vm import SoftwareVm
@@ -21,16 +22,25 @@ CAPABILITIES = Capabilities(
 
 
 class Software:
-    """The engine, there. HostError, with the command that installs it, if it is not."""
+    """The engine, there, for machines of one architecture.
 
-    def __init__(self) -> None:
+    HostError, with the command that installs it, if it is not.
+    """
+
+    def __init__(self, architecture: Architecture = "x86_64") -> None:
         unicorn.library()
+        self._architecture = architecture
         self.capabilities = CAPABILITIES
 
     def create_vm(self, cpus: int = 1, *, irqchip: bool = True) -> SoftwareVm:
         """An empty machine of one CPU (Hypervisor.create_vm)."""
         if cpus != 1:
             raise HostError(f"{cpus} CPUs: the software CPU is one; two would not see each other")
+        if self._architecture == "arm64":
+            # With much that a PC does not need.
+            from vmm.hypervisor.software.arm64 import Arm64Vm
+
+            return Arm64Vm(irqchip=irqchip)
         return SoftwareVm(irqchip=irqchip)
 
     def close(self) -> None:

@@ -97,6 +97,7 @@ class Instruction(IntEnum):
 class Register(IntEnum):
     """Registers that are read and written one by one."""
 
+    CS = 11
     RAX = 35
     RBX = 37
     RCX = 38

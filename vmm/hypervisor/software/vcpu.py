@@ -185,19 +185,29 @@ class SoftwareVcpu:
 
     def port_read(self, port: int, size: int) -> int:
         """The guest reads a port."""
+        if not self._may_use_ports():
+            return (1 << 8 * size) - 1
         if port in self._vm.chip_ports:
-            return self._vm.chip_bus.pio_read(port, size)
+            return self._vm.chip_bus.pio_read(port, size) & (1 << 8 * size) - 1
         handler = self._exit()
         return handler.pio_read(port, size) & (1 << 8 * size) - 1 if handler else 0
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """The guest writes a port."""
+        if not self._may_use_ports():
+            return
         value &= (1 << 8 * size) - 1
         if port in self._vm.chip_ports:
             self._vm.chip_bus.pio_write(port, size, value)
-            self._vm.set_timer()
+            self._vm.after_chip_write()
         elif not self._vm.ring("port", port, size, value) and (handler := self._exit()):
             handler.pio_write(port, size, value)
+
+    def _may_use_ports(self) -> bool:
+        # The engine asks nobody whether the guest's programs may. A fault, which it would be, can
+        # not be raised from here; so nothing happens. (Permission by bitmap is not looked at.)
+        level = self._engine.read(Register.CS) & 3
+        return not level or self._engine.read(Register.RFLAGS) >> 12 & 3 >= level
 
     def _exit(self) -> ExitHandler | None:
         # Who answers. Nobody, once an answer was an error: the guest has not stopped yet.
@@ -243,7 +253,7 @@ class SoftwareVcpu:
         """Write at ``gpa``."""
         if self._vm.is_chip(gpa):
             self._vm.chip_bus.mmio_write(gpa, size, value)
-            self._vm.set_timer()
+            self._vm.after_chip_write()
         elif not self._vm.ring("mmio", gpa, size, value) and (handler := self._exit()):
             handler.mmio_write(gpa, size, value)
 

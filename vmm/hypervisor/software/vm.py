@@ -225,6 +225,12 @@ class SoftwareVm:
         finally:
             self._serving = 0
 
+    def after_chip_write(self) -> None:
+        """The guest has written to a chip: a timer may have changed, an interrupt may be due."""
+        self.set_timer()
+        if self.chips is not None and self.chips.pending():
+            lib.engine_stop(self._engine.state)
+
     def set_timer(self) -> None:
         """Have the vCPU woken when the next timer of the chips is due."""
         assert self.chips is not None
