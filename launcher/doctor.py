@@ -13,7 +13,9 @@ import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from launcher.backend import INSTALL
 from protocol.errors import BadInput, VibeError
+from protocol.specs import ARCHITECTURES
 
 OK, LIMITED, MISSING = "ok", "limited", "missing"
 
@@ -85,11 +87,20 @@ def check_kvm() -> Finding:
             "KVM", LIMITED, f"{found}, without {', '.join(lacking)}", "a newer kernel has them"
         )
     if offers.software:
-        advice = (
-            "small guests run; Linux needs hardware: try `make lab`, or a host with VT-x or SVM"
-        )
+        advice = "small guests run; Linux needs the software CPU, hardware, or `make lab`"
         return Finding("KVM", LIMITED, found, advice)
     return Finding("KVM", OK, found)
+
+
+def check_software() -> Finding:
+    """The engine of the software backend, which also runs guests of another architecture."""
+    try:
+        from vmm.hypervisor.software import Software
+
+        Software()
+    except (VibeError, ImportError) as error:
+        return Finding("software CPU", MISSING, str(error), INSTALL)
+    return Finding("software CPU", OK, f"one CPU, for guests of {' and '.join(ARCHITECTURES)}")
 
 
 def check_vfio() -> Finding:
@@ -216,6 +227,7 @@ def check_cpus() -> Finding:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_host,
     check_kvm,
+    check_software,
     check_vfio,
     check_tun,
     check_seccomp,
