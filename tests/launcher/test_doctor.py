@@ -8,6 +8,7 @@ import pytest
 
 from launcher import cli, doctor
 from launcher.doctor import CHECKS, LIMITED, MISSING, OK, Finding, as_text
+from vmm.hypervisor.software import unicorn
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -25,7 +26,9 @@ def test_report_is_for_people_or_programs(capfd: pytest.CaptureFixture[str]) -> 
 
     assert cli.main(["doctor", "--json"]) == 0
     names = [finding["name"] for finding in json.loads(capfd.readouterr().out)]
-    assert {"KVM", "VFIO", "tun", "seccomp", "Landlock", "user namespaces"} <= set(names)
+    assert {"KVM", "software CPU", "VFIO", "tun", "seccomp", "Landlock", "user namespaces"} <= set(
+        names
+    )
 
 
 def test_option_that_there_is_not_is_bad_input(capfd: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +48,14 @@ def test_host_without_seccomp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_read", lambda path: "")
 
     assert doctor.check_seccomp().verdict == MISSING
+
+
+def test_host_without_the_engine_is_told_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unicorn, "find_spec", lambda _: None)
+    unicorn.library.cache_clear()
+    try:
+        finding = doctor.check_software()
+    finally:
+        unicorn.library.cache_clear()
+
+    assert (finding.verdict, finding.advice) == (MISSING, "pip install 'vibe-vmm[software]'")

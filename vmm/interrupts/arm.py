@@ -34,6 +34,7 @@ class ArmInterrupts:
         self._gic = Gic(lambda level: wake() if level else None)
         self.timer = PhysicalTimer(counter)
         # When the timer is due, in ticks and in nanoseconds of the host's clock: worked out once.
+        self._is_raised = False  # the timer's interrupt, as the GIC was last told
         self._due: tuple[int, int] | None = None
         bus.add_mmio(
             arm64_map.GIC_DISTRIBUTOR, arm64_map.GIC_DISTRIBUTOR_SIZE, self._gic.distributor
@@ -48,7 +49,8 @@ class ArmInterrupts:
 
     def tick(self) -> None:
         """Bring the timer's interrupt up to the time."""
-        self._gic.set_irq(arm64_map.TIMER_INTID, self.timer.level())
+        self._is_raised = self.timer.level()
+        self._gic.set_irq(arm64_map.TIMER_INTID, self._is_raised)
 
     def pending(self) -> bool:
         """Whether the CPU is interrupted, as soon as it lets itself be."""
@@ -56,8 +58,12 @@ class ArmInterrupts:
 
     def deadline(self) -> int | None:
         """When :meth:`tick` will raise the timer's interrupt, in nanoseconds of ``now``; None if
-        that is not to be waited for."""
-        ticks = self.timer.deadline()
+        that is not to be waited for.
+
+        It is past, and not None, if the time has come since the last :meth:`tick`, which did not
+        see it.
+        """
+        ticks = None if self._is_raised else self.timer.deadline()
         if ticks is None:
             self._due = None
         elif self._due is None or self._due[0] != ticks:

@@ -103,9 +103,8 @@ class PhysicalTimer:
         return self._fires() and not self._control & CTL_IMASK
 
     def deadline(self) -> int | None:
-        """The value of the counter at which the level will rise; None if it is high, or will not
-        rise by itself."""
-        if self._control & (CTL_ENABLE | CTL_IMASK) != CTL_ENABLE or self._fires():
+        """The value of the counter from which on the level is high; None if it will not be."""
+        if self._control & (CTL_ENABLE | CTL_IMASK) != CTL_ENABLE:
             return None
         return self._compare
 

@@ -81,6 +81,21 @@ def test_a_deadline_stays_what_it_was_until_the_guest_sets_another() -> None:
     assert machine.chips.deadline() == 50_007 + 3200
 
 
+def test_a_time_that_comes_between_the_tick_and_the_question_is_not_missed() -> None:
+    machine = Machine()
+    machine.arm(100)
+    machine.chips.tick()
+    machine.advance(101)
+
+    deadline = machine.chips.deadline()
+    machine.chips.tick()
+
+    assert deadline is not None
+    assert deadline <= machine.nanoseconds
+    assert machine.chips.pending()
+    assert machine.chips.deadline() is None
+
+
 def test_a_timer_that_the_guest_turns_off_is_not_waited_for() -> None:
     machine = Machine()
     machine.arm(100)

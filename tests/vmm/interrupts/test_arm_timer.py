@@ -35,7 +35,7 @@ def test_it_fires_when_the_counter_reaches_the_compare_value() -> None:
     clock.now = 1499
     assert not clock.timer.level()
     clock.now = 1500
-    assert (clock.timer.level(), clock.timer.deadline()) == (True, None)
+    assert (clock.timer.level(), clock.timer.deadline()) == (True, 1500)
     assert clock.timer.read(CTL) == CTL_ENABLE | CTL_ISTATUS
 
 

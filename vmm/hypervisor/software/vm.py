@@ -218,6 +218,8 @@ class SoftwareVm:
                 for number, callback in list(self._watched.values()):
                     if bits >> number & 1:
                         callback()
+            if bits & 1 << lib.WAKER_TIMER:
+                self._timer = None  # it is over: one that was early is set again
             if self.chips is not None:
                 self.chips.tick()
                 self.set_timer()
