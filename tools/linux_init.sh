@@ -46,4 +46,5 @@ if grep -q ' /mnt ' /proc/mounts; then
     umount /mnt && say "unmounted"
 fi
 say "powering off, up $(cut -d ' ' -f 1 /proc/uptime) s"
+stty cs8 # waits until the serial port has sent all that
 poweroff -f
