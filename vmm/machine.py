@@ -119,6 +119,7 @@ class Machine:
         self._pages: list[RegisterPage] = []
         self._acks: list[int] = []
         self._shadows: list[GuestMemory] = []
+        self._mediated: list[MediatedDevice] = []
         self._counting: list[CountingHandler] = []
         self._threads: list[threading.Thread] = []
         self._started_ns = time.monotonic_ns()
@@ -160,6 +161,7 @@ class Machine:
         device.on_broken = transport.needs_reset
         if mediated is not None:
             mediated.on_broken = transport.needs_reset
+            self._mediated.append(mediated)
         self.bus.add_mmio(gpa, memory_map.VIRTIO_SLOT_SIZE, transport)
         self._wire(slot, gpa, mediated)
         self._pages.append(page)
@@ -277,6 +279,8 @@ class Machine:
         """Release the machine; its vCPUs must have stopped."""
         for page in self._pages:
             page.close()
+        for mediated in self._mediated:
+            mediated.close()
         self.vm.close()
         descriptors.close_all(self._acks)
         for memory in (*self._shadows, self.memory):

@@ -133,6 +133,11 @@ class MediatedDevice:
         if interrupt_guest:
             self._interrupt()
 
+    def close(self) -> None:
+        """Let go of all memory. The device must be quiet, or dead."""
+        self._close()
+        self._view.release()
+
     def _close(self) -> None:
         for mediator in self._mediators.values():
             mediator.close()
