@@ -25,7 +25,7 @@ struct engine_region {
     uint8_t *code; /* a bit for each page: whether code in it has been translated */
 };
 
-enum { ENGINE_MAX_REGIONS = 4 };
+enum { ENGINE_MAX_REGIONS = 4, ENGINE_MAX_INVALID = 8 };
 
 /* The beginning of what Unicorn says of a block that it has translated. */
 struct engine_block {
@@ -108,6 +108,9 @@ struct engine {
     /* The vector whose delivery was a third fault; -1 while there is none. */
     int32_t died_of;
     uint64_t exceptions[32], interrupts, syscalls;
+    /* Where invalid instructions were, the first few places. */
+    uint64_t invalid[ENGINE_MAX_INVALID];
+    uint32_t invalid_count;
 };
 
 /* Leave the guest at the start of its next block. From any thread; never lost. */

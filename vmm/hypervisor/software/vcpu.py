@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from protocol.errors import GuestDied
 from vmm.hypervisor import death
 from vmm.hypervisor.base import ExitHandler, Stop
-from vmm.hypervisor.software import cpuid, registers, unicorn
+from vmm.hypervisor.software import cpuid, missing, registers, unicorn
 from vmm.hypervisor.software._engine import ffi, lib
 from vmm.hypervisor.software.engine import Engine, facts
 from vmm.hypervisor.software.unicorn import Access, Hook, Instruction, Register
@@ -18,6 +19,8 @@ from vmm.hypervisor.state import Regs, Sregs
 
 if TYPE_CHECKING:
     from vmm.hypervisor.software.vm import SoftwareVm
+
+log = logging.getLogger(__name__)
 
 # Blocks until a run ends by itself, when nobody waits for it: a second or so.
 LONG = (1 << 31) - 1
@@ -50,6 +53,7 @@ class SoftwareVcpu:
         self._handler: ExitHandler | None = None
         self._stop: Stop | None = None  # what the guest asked of the hypervisor itself
         self._look = _FIRST_LOOK
+        self._noted = 0  # of the places in the engine's state
         self._told = 0  # bytes of a write that will be told again
         self._second = (0, 0)  # of it, size and value on a second page
         self._prepare()
@@ -94,6 +98,7 @@ class SoftwareVcpu:
                 # 2. Run the guest. Its exits are answered from inside, below.
                 error = self._engine.run()
                 self.run_returns += 1
+                self._note_invalid()
                 self._check(error)
                 if self._stop is not None:
                     stop, self._stop = self._stop, None
@@ -145,6 +150,20 @@ class SoftwareVcpu:
         while chips.pending() is None and not chips.pending_nmi() and not self._kicked:
             self._vm.sleep()
             self._vm.service()
+
+    def _note_invalid(self) -> None:
+        # The first few places; what more there are is not noted.
+        while self._noted < self._state.invalid_count:
+            at = int(self._state.invalid[self._noted])
+            self._noted += 1
+            code = self._code_at(at)
+            if (words := missing.name(code)) is not None:
+                log.warning(
+                    "the guest met %s at %#x that the software CPU lacks (%s), and was told so",
+                    words,
+                    at,
+                    code.hex(" "),
+                )
 
     def _check(self, error: int) -> None:
         if self._error is not None:

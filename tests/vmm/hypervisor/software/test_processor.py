@@ -102,6 +102,23 @@ def test_the_second_fault_is_as_good_as_the_first() -> None:
         assert machine.vcpu.get_regs().rsi == 3
 
 
+def test_instruction_that_the_engine_lacks_is_named_once_and_the_guest_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # vaddps ymm0, ymm0, ymm0, twice at one place; then ud2, which is meant.
+    with bare_machine("c5fc58c0 0f0b") as machine:
+        # inc rsi; cmp rsi, 2; jb to iretq; ja to hlt; add qword [rsp], 4; iretq; hlt
+        handler = "48ffc6 4883fe02 7207 7707 4883042404 48cf f4"
+        machine.start_at(CODE, rsi=0)
+        machine.handle_interrupt(INVALID, bytes.fromhex(handler))
+
+        machine.run()
+
+    assert [record.getMessage()[:46] for record in caplog.records] == [
+        "the guest met an AVX instruction at 0x1000 tha"
+    ]
+
+
 def test_fault_without_a_handler_is_the_end_with_a_dump() -> None:
     with bare_machine("90 0f 0b") as machine, pytest.raises(GuestDied) as died:
         machine.run()
