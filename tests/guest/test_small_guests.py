@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.bare import require_kvm
@@ -19,6 +21,10 @@ SOFTWARE_LACKS = {
     "rings": "software KVM does not come back from a bare guest's ring 3",
 }
 
+
+# The lab's processor is QEMU's translator, KVM or not. Of these it makes, in a few lines, what no
+# processor does: an error code of vector * 16 + 2, #GP for #SS, a reserved bit that is none.
+TRANSLATOR_DIFFERS = ("faults", "traps", "rings")
 
 # Lines in which Unicorn's processor is not one of silicon (each checked: it has to be so).
 UNICORN_DIFFERS = {
@@ -53,6 +59,8 @@ def test_guest_prints_what_it_should_and_powers_off(name: str) -> None:
     require_kvm()
     if name in SOFTWARE_LACKS and is_software():
         pytest.skip(SOFTWARE_LACKS[name])
+    if name in TRANSLATOR_DIFFERS and "TCG" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this host's processor is QEMU's translator, which differs from silicon here")
     with GuestMachine(KERNELS / f"x86_64_{name}.raw", memory_size=64 * MIB) as machine:
         reason = machine.run()
 
