@@ -11,6 +11,8 @@ from tests.support.bare import require_kvm
 from tests.support.guest import DEMO, EXECUTE, STREAM, build, demo
 from tests.support.vibevmm import raw, run, vibevmm
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
 
 SECTOR, SECTORS = 512, 32
