@@ -199,6 +199,7 @@ def test_an_error_of_ours_costs_the_device_that_found_it_and_not_the_control_thr
     assert pair.control.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", [1, 2])
 def test_a_device_that_floods_is_killed_whatever_it_says(pair: Pair, generation: int) -> None:
     pair.get_ready()
