@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from protocol.errors import HostError
@@ -42,8 +42,13 @@ def measure(rounds: int = ROUNDS) -> dict[str, object]:
     }
 
 
-def until_init(command: Sequence[str]) -> float:
-    """Seconds from starting ``command`` to the marker in its output; then it is ended.
+def until_init(
+    command: Sequence[str],
+    marker: bytes = MARKER,
+    at_init: Callable[[int], object] = lambda pid: None,
+) -> float:
+    """Seconds from starting ``command`` to ``marker`` in its output; then, after a call of
+    ``at_init`` with its pid, it is ended.
 
     Raises HostError with the output when it ends, or DEADLINE comes, before that.
     """
@@ -56,13 +61,15 @@ def until_init(command: Sequence[str]) -> float:
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            while MARKER not in seen:
+            while marker not in seen:
                 ready = selector.select(max(0.0, begin + DEADLINE - time.monotonic()))
                 data = os.read(process.stdout.fileno(), 65536) if ready else b""
                 if not data:
                     raise HostError(f"{command[0]}: no /init:\n{seen.decode(errors='replace')}")
                 seen += data
-        return time.monotonic() - begin
+        took = time.monotonic() - begin
+        at_init(process.pid)
+        return took
     finally:
         process.terminate()
         try:

@@ -6,11 +6,8 @@ it is there where the lab is.
 
 from __future__ import annotations
 
-import os
-import selectors
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +16,7 @@ from pathlib import Path
 
 from protocol.errors import HostError
 from tests.perf.exits import CountDown
+from tests.perf.lab_boot import until_init
 from tests.support.bare import BACKEND, CODE, DEVICE, bare_machine
 from tests.support.packages import PROJECT
 from tools import linux
@@ -27,7 +25,6 @@ from vmm.bus import Bus
 EXITS, TURNS = 100_000, 5
 # Arbitrary; the first of each is not counted.
 BOOTS = 3
-DEADLINE = 60.0
 # QEMU's microvm hangs now and then before the kernel's first word, on a busy host; then it is
 # started again, so often at most.
 TRIES = 3
@@ -96,35 +93,17 @@ def _boots() -> dict[str, object]:
 
 
 def _boot(command: Sequence[str]) -> tuple[float, float]:
-    for _ in range(TRIES - 1):
+    # Seconds, and MiB of the VMM's own memory then.
+    memory: list[float] = []
+    for last in (*[False] * (TRIES - 1), True):
         try:
-            return _until_init(command)
+            took = until_init(command, MARKER, lambda pid: memory.append(_own_memory(pid)))
+            return took, memory[-1]
         except HostError as error:
+            if last:
+                raise
             print(f"  {error}", file=sys.stderr)
-    return _until_init(command)
-
-
-def _until_init(command: Sequence[str]) -> tuple[float, float]:
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    seen = b""
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while MARKER not in seen:
-                ready = selector.select(max(0.0, begin + DEADLINE - time.monotonic()))
-                data = os.read(process.stdout.fileno(), 65536) if ready else b""
-                if not data:
-                    raise HostError(f"{command[0]}: no /init:\n{seen.decode(errors='replace')}")
-                seen += data
-        return time.monotonic() - begin, _own_memory(process.pid)
-    finally:
-        process.terminate()
-        process.wait(15)
-        process.stdout.close()
+    raise AssertionError("unreachable")
 
 
 def _own_memory(launcher: int) -> float:
