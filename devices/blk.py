@@ -7,7 +7,6 @@ header stays a raw disk. A request is carried out before the next one is looked 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -141,7 +140,7 @@ class Blk(Device[Config]):
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
-            _check(image, config)
+            _check(image, config, host)
         except BaseException:
             os.close(image)
             raise
@@ -320,7 +319,7 @@ class Blk(Device[Config]):
             raise _Refused(Status.IOERR, "the disk is read-only")
 
 
-def _check(image: int, config: Config) -> None:
+def _check(image: int, config: Config, host: Host) -> None:
     path, mode = config.path, os.fstat(image).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise BadInput("path", f"{path}: neither a file nor a block device")
@@ -329,8 +328,5 @@ def _check(image: int, config: Config) -> None:
         raise BadInput("path", f"{path}: is empty")
     if size % config.block_size:
         raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
-    try:
-        fcntl.flock(image, (fcntl.LOCK_SH if config.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        why = "is in use: by another process, or twice in this run"
-        raise BadInput("path", f"{path}: {why}") from None
+    if not host.lock(image, shared=config.readonly):
+        raise BadInput("path", f"{path}: is in use: by another process, or twice in this run")

@@ -55,6 +55,7 @@ class PlannedDevice:
     device: type[AnyDevice]
     config: Any
     slot: int
+    on_death: OnDeath = OnDeath.RESTART
     fds: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -63,9 +64,19 @@ class PlannedDevice:
         return memory_map.VIRTIO_GSIS[self.slot]
 
     @property
-    def queues(self) -> int:
-        """How many virtqueues it has."""
-        return len(self.device.queues)
+    def queues(self) -> tuple[int, ...]:
+        """The most entries of each of its virtqueues."""
+        return tuple(queue.size for queue in self.device.queues)
+
+    @property
+    def owing(self) -> tuple[int, ...]:
+        """Those that owe progress (devices.runtime.device.virtqueue)."""
+        return tuple(queue.index for queue in self.device.queues if queue.owes)
+
+    @property
+    def bells(self) -> tuple[str, ...]:
+        """The names of its doorbells."""
+        return ("call", *(f"kick{queue.index}" for queue in self.device.queues))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,10 @@ class Plan:
         """Give back all that is held, and remove what devices asked to have removed."""
         self._resources.close()
 
+    def journal_sizes(self, name: str) -> tuple[int, ...]:
+        """Of the queues of device ``name``: what its journal is laid out for, whoever serves it."""
+        return next(device.queues for device in self.devices if device.name == name)
+
     def text(self) -> str:
         """For people: what would be started, and where everything would lie."""
         lines = architecture.describe(self.boot_plan)
@@ -98,7 +113,7 @@ class Plan:
             address = memory_map.slot_address(device.slot)
             lines.append(
                 f"  {device.name:<10} {device.kind:<8} slot {device.slot:<2} at {address:#x}, "
-                f"GSI {device.gsi}, {device.queues} queue(s), {device.config}"
+                f"GSI {device.gsi}, {len(device.queues)} queue(s), {device.config}"
             )
         lines += self._consoles()
         names = ", ".join(["vmm", *(device.name for device in self.devices)])

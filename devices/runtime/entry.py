@@ -27,6 +27,7 @@ from devices.runtime.worker import Worker
 from protocol import codec, fds, log
 from protocol.channel import Channel
 from protocol.errors import HostError, VibeError
+from protocol.journal import Journal
 from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE
 from protocol.specs import DeviceSpec
@@ -76,12 +77,13 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     seal.enter_privileges(parent)
 
     memory = GuestMemory(handed["memory"], spec.regions)
+    journal = Journal(handed["journal"], spec.journal)
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
     # Python's mmap keeps a duplicate of what it maps.
-    held = {*handed.values(), *_same_file(handed["memory"])}
+    held = {*handed.values(), *_same_file(handed["memory"]), *_same_file(handed["journal"])}
     seal.audit(held, channel=False)
     loop = Loop()
-    worker = Worker(kind, config, handed, memory, loop, trace)
+    worker = Worker(kind, config, handed, memory, journal, loop, trace)
 
     context = zmq.Context()
     channel = Channel(context, TO_DEVICE, spec.generation)
@@ -100,7 +102,7 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
 
 
 def _check_names(kind: type[AnyDevice], handed: dict[str, int]) -> None:
-    wanted = ["memory", "call", *(f"kick{queue.index}" for queue in kind.queues)]
+    wanted = ["memory", "journal", "call", *(f"kick{queue.index}" for queue in kind.queues)]
     missing = [name for name in wanted if name not in handed]
     if missing:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")
