@@ -70,6 +70,7 @@ _UNMAP = 1
 # struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
 # geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
 _CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_LIMITS = ("size_max", "seg_max")
 
 _QUEUE_SIZE = 128
 # All of a queue but the header and the status.
@@ -213,6 +214,29 @@ class Blk(Device[Config]):
             data.write(_ZEROS[: data.left])
         last.write(bytes([status]))
         return data.size + 1
+
+    def fail(self, index: int, chain: Chain) -> int:
+        """An I/O error, whatever was asked for."""
+        data = chain.writable
+        while data.left > 1:
+            data.write(_ZEROS[: data.left - 1])
+        return data.size if data.write(bytes([Status.IOERR])) else 0
+
+    @classmethod
+    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        """The driver read its limits once: a successor's may not be lower, and the disk must be
+        the same size."""
+        if len(theirs) < _CONFIG.size:
+            return f"a configuration of {len(theirs)} bytes"
+        now, then = _CONFIG.unpack_from(ours), _CONFIG.unpack_from(theirs)
+        if now[0] != then[0]:
+            return f"its disk has {then[0]} sectors, and this one {now[0]}"
+        if now[3] != then[3]:
+            return f"its blocks are of {then[3]} bytes, and these of {now[3]}"
+        for what, limit, other in zip(_LIMITS, (now[1], now[2]), (then[1], then[2]), strict=True):
+            if other < limit:
+                return f"its {what} is {other}, and this one's {limit}"
+        return None
 
     def _carry_out(self, request: Reader, data: Writer) -> Status:
         # A copy, so that what is checked is what is done.

@@ -13,6 +13,7 @@ _File = tuple[int, int]
 class _Lock:
     fd: int
     owner: str
+    is_shared: bool
 
 
 class Locks:
@@ -27,19 +28,21 @@ class Locks:
         What ``owner`` has locked already is its own: an earlier process of it serves on until
         another takes its place.
         """
-        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         held = self._held.setdefault(_file(fd), [])
         own = next((lock for lock in held if lock.owner == owner), None)
+        if own is not None and own.is_shared <= shared:
+            return True
         # A lock belongs to an open file, and so to all duplicates of its descriptor.
-        lock = own or _Lock(os.dup(fd), owner)
+        lock = own or _Lock(os.dup(fd), owner, shared)
         try:
-            # One that is held is converted. If another machine's stands against that, a kernel
-            # may have dropped it on the way; we ask for what there was again.
-            fcntl.flock(lock.fd, how)
+            fcntl.flock(lock.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             if own is None:
                 os.close(lock.fd)
+            else:  # the kernel lets go of what it could not convert
+                fcntl.flock(lock.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
+        lock.is_shared = shared
         if own is None:
             held.append(lock)
         return True

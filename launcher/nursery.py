@@ -125,6 +125,8 @@ class Spares:
         """Nobody is wanted any more."""
         self._is_ended = True
         self._waiting.clear()
+        if self._spare is not None:
+            self._spare.hang_up()
 
     def _serve(self) -> None:
         while self._waiting and self._spare is not None:

@@ -12,19 +12,10 @@ given up, and the process that serves goes on.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
-from launcher.events import (
-    DeviceDied,
-    DeviceHung,
-    DeviceRecovered,
-    DeviceSwapped,
-    Event,
-    RestartFailed,
-)
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
 from launcher.policy import BackOff, OnDeath
@@ -42,6 +33,8 @@ from protocol.messages import (
 
 # Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
 _DEADLINE = 10.0
+
+EventKind = Literal["died", "hung", "recovered", "swapped", "failed"]
 
 Done = Callable[[str | None], None]
 """Told how a swap or a restart went: None, or why not."""
@@ -68,8 +61,10 @@ class Machine(Protocol):
     def pause_for(self, child: Child) -> None:
         """Pause the guest, because ``child`` died."""
 
-    def emit(self, event: Event) -> None:
-        """Tell whoever follows."""
+    def emit(
+        self, kind: EventKind, device: str, *, generation: int, took: int | None, detail: str
+    ) -> None:
+        """Tell whoever follows; ``took`` is in nanoseconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,11 +88,9 @@ class _Ward:
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
-    died_at: float = 0.0
     restarts: int = 0
     back_off: BackOff = field(default_factory=BackOff)
     successor: _Successor | None = None
-    swap_began: float = 0.0
 
 
 class Supervisor:
@@ -154,8 +147,10 @@ class Supervisor:
 
     def _bereaved(self, ward: _Ward, child: Child) -> None:
         device = ward.device
-        ward.child, ward.died_at = None, time.monotonic()
-        self._machine.emit(DeviceDied(device.name, ward.number, child.how_it_ended()))
+        ward.child = None
+        if ward.successor is not None and ward.successor.is_swap and child.status == 0:
+            return  # told to quit by the VMM, which will say that it has switched
+        self._emit("died", device.name, ward.number, detail=child.how_it_ended())
         if self._is_ended or ward.successor is not None:
             return  # whoever is on the way takes over
         match device.on_death:
@@ -194,7 +189,6 @@ class Supervisor:
         if ward.successor is not None:
             done("another successor is on its way")
             return
-        ward.swap_began = time.monotonic()
         self._begin(ward, device, done=done, is_swap=ward.child is not None)
 
     # ── the steps of a successor ──────────────────────────────────────────────────────
@@ -248,7 +242,6 @@ class Supervisor:
             self._machine.request(Drop(event.name, event.generation))
             self._fail(ward, why)
             return
-        ward.swap_began = time.monotonic()
         self._machine.request(
             Switch(event.name, event.generation),
             lambda reply: self._switched(ward, successor, reply),
@@ -272,15 +265,12 @@ class Supervisor:
         ward.successor, ward.child = None, successor.child
         ward.device, ward.offers, ward.number = successor.device, successor.offers, successor.number
         ward.back_off.served()
-        milliseconds = event.microseconds / 1000
-        if successor.is_swap:
-            implementation = type_name(successor.device)
-            self._machine.emit(
-                DeviceSwapped(event.name, event.generation, milliseconds, implementation)
-            )
-        else:
+        if not successor.is_swap:
             ward.restarts += 1
-            self._machine.emit(DeviceRecovered(event.name, event.generation, milliseconds))
+        kind: EventKind = "swapped" if successor.is_swap else "recovered"
+        # Of a swap only the time in which nobody served: before that the old process did.
+        took, what = event.microseconds * 1000, implementation(successor.device)
+        self._emit(kind, event.name, event.generation, took=took, detail=what)
         if successor.done is not None:
             successor.done(None)
         self._spares.prepare()
@@ -288,7 +278,7 @@ class Supervisor:
     def failed(self, event: DeviceFailed) -> None:
         """The VMM killed a process. If it served, its death is told by itself."""
         if event.hung:
-            self._machine.emit(DeviceHung(event.name, event.generation, event.reason))
+            self._emit("hung", event.name, event.generation, detail=event.reason)
         ward, successor = self._find(event.name, event.generation)
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
@@ -308,9 +298,20 @@ class Supervisor:
         if successor.done is not None:
             successor.done(why)
         if not self._is_ended:
-            self._machine.emit(RestartFailed(ward.device.name, successor.number, why))
+            self._emit("failed", ward.device.name, successor.number, detail=why)
             if ward.child is None and ward.device.on_death in (OnDeath.RESTART, OnDeath.FAIL_IO):
                 self._restart_later(ward)
+
+    def _emit(
+        self,
+        kind: EventKind,
+        name: str,
+        generation: int,
+        *,
+        took: int | None = None,
+        detail: str = "",
+    ) -> None:
+        self._machine.emit(kind, name, generation=generation, took=took, detail=detail)
 
     def _find(self, name: str, number: int) -> tuple[_Ward | None, _Successor | None]:
         ward = self._wards.get(name)
@@ -319,6 +320,6 @@ class Supervisor:
         return ward, None
 
 
-def type_name(device: PlannedDevice) -> str:
+def implementation(device: PlannedDevice) -> str:
     """The implementation of ``device``, as --impl names it."""
     return f"{device.device.__module__}:{device.device.__qualname__}"

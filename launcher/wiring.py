@@ -14,6 +14,7 @@ from protocol.memory import Region, create_memfd
 from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec, Successor
 from vmm import memory_map
 
+
 class Generation:
     """One process of a device to be: its number, its endpoint, and its doorbells.
 
@@ -107,9 +108,10 @@ class Wiring:
         return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
 
     def for_device(
-        self, device: PlannedDevice, generation: Generation
+        self, device: PlannedDevice, generation: Generation, *, failing: bool = False
     ) -> tuple[bytes, dict[str, int]]:
-        """Payload and descriptors of the handover of a process of ``device``."""
+        """Payload and descriptors of the handover of a process of ``device``; one that is
+        ``failing`` answers every request with an error."""
         options = self._plan.options
         spec = DeviceSpec(
             name=device.name,
@@ -119,6 +121,7 @@ class Wiring:
             endpoint=generation.endpoint,
             regions=self._regions(device),
             journal=self._plan.journal_sizes(device.name),
+            failing=failing,
             log=options.log.of(device.name),
         )
         fds = {

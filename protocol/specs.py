@@ -19,7 +19,8 @@ class DeviceSpec:
 
     ``kind`` is its name in the table of kinds, ``config`` its options (msgpack of its Config
     dataclass), ``endpoint`` the path of its control channel, ``log`` a level from 0 to 4;
-    ``journal`` are the sizes of the queues that its journal is laid out for.
+    ``journal`` are the sizes of the queues that its journal is laid out for. One that is
+    ``failing`` answers every request with an error (Device.fail).
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
     that the kind opened for itself, and ``trace`` if there is one.
     """
@@ -31,6 +32,7 @@ class DeviceSpec:
     endpoint: str
     regions: tuple[Region, ...]
     journal: tuple[int, ...]
+    failing: bool
     log: int
 
 

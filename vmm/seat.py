@@ -19,9 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from protocol.journal import Journal
-
 from protocol.errors import DeviceGone
+from protocol.journal import Journal
 from protocol.messages import QueueSetup, Quit
 from protocol.specs import DeviceSlot
 from vmm.remote import RemoteDevice
@@ -175,7 +174,7 @@ class Seat:
             return reason
 
     def lost(self, remote: RemoteDevice) -> bool:
-        """``remote`` is dead: the seat is empty if it was the one who sat here, and that is said."""
+        """``remote`` is dead: the seat is empty if it sat here. Whether it did."""
         with self._lock:
             if self.remote is not remote:
                 return False

@@ -16,10 +16,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
-from protocol.journal import Journal
-
 from protocol import fds
 from protocol.errors import DeviceGone, HostError
+from protocol.journal import Journal
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,

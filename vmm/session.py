@@ -135,9 +135,8 @@ class Session:
 
     def _turn(self) -> None:
         ready = self._poll.poll(self._patience())
-        if not ready:
-            if not self._has_started:
-                raise HostError(f"a device was not ready within {_READY_DEADLINE:g} s")
+        if not ready and not self._has_started:
+            raise HostError(f"a device was not ready within {_READY_DEADLINE:g} s")
         self._look()
         for fd, _ in ready:
             if fd in self._handlers:

@@ -164,6 +164,17 @@ class Device(Generic[C]):
         ValueError if nothing can be made of it: then the predecessor goes on."""
         raise ValueError("this device takes no state over")
 
+    def fail(self, index: int, chain: Chain) -> int | None:
+        """Instead of the handler of queue ``index``, where ``on-death=fail-io`` has come true:
+        answer ``chain`` with an error. Nothing is written, unless a device says otherwise."""
+        return 0
+
+    @classmethod
+    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        """Why a successor whose configuration space is ``theirs`` cannot take over from this
+        device, whose space is ``ours``, while the driver goes on; None if it can."""
+        return None
+
     # What a device calls, in its own process.
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:

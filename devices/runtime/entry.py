@@ -83,7 +83,7 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     held = {*handed.values(), *_same_file(handed["memory"]), *_same_file(handed["journal"])}
     seal.audit(held, channel=False)
     loop = Loop()
-    worker = Worker(kind, config, handed, memory, journal, loop, trace)
+    worker = Worker(kind, config, handed, memory, journal, loop, trace, failing=spec.failing)
 
     context = zmq.Context()
     channel = Channel(context, TO_DEVICE, spec.generation)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import AnyDevice, QueueDeclaration
 from devices.runtime.loop import Loop
-from devices.runtime.queue import Queue, TracedQueue
+from devices.runtime.queue import Handler, Queue, TracedQueue
 from devices.runtime.stats import flat
 from protocol.errors import ProtocolError
 from protocol.journal import Journal
@@ -35,6 +36,8 @@ class Worker:
         journal: Journal,
         loop: Loop,
         trace: Trace | None,
+        *,
+        failing: bool = False,
     ) -> None:
         self.broken: Callable[[str], None] = lambda reason: None
         self.changed: Callable[[], None] = lambda: None
@@ -48,7 +51,7 @@ class Worker:
             (Queue if trace is None else TracedQueue)(
                 declaration,
                 (fds[f"kick{declaration.index}"], fds["call"]),
-                getattr(self.device, declaration.name),
+                self._handler(declaration, failing=failing),
                 loop,
                 self._ring_broken,
             )
@@ -58,13 +61,19 @@ class Worker:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
 
+    def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
+        if failing:
+            return partial(self.device.fail, declaration.index)
+        handler: Handler = getattr(self.device, declaration.name)
+        return handler
+
     @property
     def features(self) -> int:
         """All that is offered to the driver."""
         return RING_FEATURES | self.device.features
 
     def start(self, features: int, setups: Sequence[QueueSetup], state: bytes = b"") -> None:
-        """Serve the queues in ``setups``, going on where a predecessor was, whose ``state`` this is.
+        """Serve the queues in ``setups``, going on with the ``state`` of a predecessor.
 
         ProtocolError, and nothing is started, if the VMM asks for what was not offered, or the
         device makes nothing of the state; RingBroken if the driver misplaced a ring."""

@@ -29,7 +29,7 @@ class MediatedDevice:
     """``seat`` behind mediators (transport.mmio.Backend). All calls are the vCPU thread's.
 
     ``shadow`` maps the device's shadow region; ``bells`` are the doorbells of whoever sits there
-    now, ``kick0`` … and ``call``; ``interrupt`` raises the guest's line, ``hook`` is the mediators'.
+    now, ``kick0`` … and ``call``; ``interrupt`` raises the guest's line, ``hook`` is for mediators.
     A shadow ring outlives its device process, as a guest's does: the journal fits either.
     """
 
