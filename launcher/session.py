@@ -356,8 +356,8 @@ class Session:
         if not child.reap():
             return
         self._loop.on_readable(child.pidfd, None)
-        if child is self._vmm and self._channel:
-            self._receive()  # what it said last
+        if self._channel:
+            self._receive()  # what was said last, of its start or its end
         if not self._outcome:
             self._bereaved(child)
         if child is self._vmm:
