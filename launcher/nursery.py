@@ -110,6 +110,8 @@ class Spares:
         for child in self._nursery.answer():
             self._arrived(child)
             self._spare = child
+        if self._is_ended:
+            self.end()
         self._serve()
         if self._waiting:
             self.prepare()

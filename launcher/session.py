@@ -223,6 +223,8 @@ class Session:
             return
         if self._supervisor is not None:
             self._spares.answered()
+            if self._outcome:
+                self._dismiss_zygote()
             return
         forked = self._nursery.answer()
         for child in forked:
@@ -434,15 +436,20 @@ class Session:
         self._logs.note(Level.DEBUG, f"ending: {found.reason}")
         if self._supervisor is not None:
             self._supervisor.end()
-        if self._spares is not None and self._nursery is not None:
-            self._spares.end()
-            self._nursery.zygote.hang_up()
+        self._dismiss_zygote()
         if self._channel is None:
             self._kill_all()
             return
         self._loop.after(STOP_DEADLINE, self._kill_all)
         self._stop_sequence = self._sequence + 1
         self.request(StopMachine())
+
+    def _dismiss_zygote(self) -> None:
+        # Not before it has told of all that it made.
+        if self._spares is not None and self._nursery is not None:
+            self._spares.end()
+            if not self._nursery.is_expecting:
+                self._nursery.zygote.hang_up()
 
     def _explained(self, found: Outcome) -> Outcome:
         # The VMM may be the first to know that a device is gone, but not of what it died.

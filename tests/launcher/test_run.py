@@ -197,14 +197,14 @@ def test_signal_while_planning_leaves_no_socket_and_starts_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "socket"
-    planned = plan._open_device
+    planned = plan.open_device
 
     def open_and_be_stopped(*arguments: Any) -> None:
         planned(*arguments)
         assert path.exists()
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(plan, "_open_device", open_and_be_stopped)
+    monkeypatch.setattr(plan, "open_device", open_and_be_stopped)
     monkeypatch.setattr(run, "start", None)
 
     status = vibevmm(binary, "idle", "--console", f"backend=socket,path={path}", *more)

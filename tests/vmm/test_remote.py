@@ -51,8 +51,8 @@ class Pair:
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
         self.control = Control()
-        slot = DeviceSlot("rng0", "rng", 4, 3, 11, 1, 1, endpoint)
-        self.remote = RemoteDevice(slot, self.pidfd, self.control)
+        slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, endpoint)
+        self.remote = RemoteDevice(slot, self.pidfd, {}, self.control)
         self.control.start()
         self.context = new_context()
         self.device = Channel(self.context, TO_DEVICE, generation=1)
