@@ -444,6 +444,60 @@ void engine_on_syscall(void *uc, void *user)
 
 /* ---- MMIO ------------------------------------------------------------------------------------ */
 
+/* How many of `size` bytes at gpa are on its page. */
+static unsigned on_page(uint64_t gpa, unsigned size)
+{
+    unsigned room = PAGE - gpa % PAGE;
+    return size < room ? size : room;
+}
+
+static uint64_t low_bytes(uint64_t value, unsigned size)
+{
+    return size < 8 ? value & ((1ull << 8 * size) - 1) : value;
+}
+
+/* A read is told once, whole. */
+bool engine_on_read(void *uc, int access, uint64_t gpa, int size, int64_t value, void *user)
+{
+    struct engine *engine = user;
+    unsigned here = on_page(gpa, size);
+    (void)uc;
+    (void)access;
+    (void)value;
+    engine->answer = engine->read(engine->vcpu, gpa, here);
+    engine->answered_at = gpa;
+    engine->answered = here;
+    engine->missing = size - here;
+    engine->has_second = false;
+    return true;
+}
+
+/* So is a write that is aligned. Another is told whole and then again byte by byte, of which only
+ * the addresses are of interest, on a second page; and not all of them if that is RAM, or faults:
+ * so what is told next is looked at whether it is the next byte. */
+bool engine_on_write(void *uc, int access, uint64_t gpa, int size, int64_t value, void *user)
+{
+    struct engine *engine = user;
+    (void)uc;
+    (void)access;
+    if (engine->retold && size == 1 && gpa % PAGE == engine->retold_at % PAGE) {
+        engine->retold--;
+        engine->retold_at++;
+        if (engine->rest_size && gpa % PAGE == 0) {
+            engine->write(engine->vcpu, gpa, engine->rest_size, engine->rest);
+            engine->rest_size = 0;
+        }
+        return true;
+    }
+    unsigned here = on_page(gpa, size);
+    engine->retold = gpa % size ? size : 0;
+    engine->retold_at = gpa;
+    engine->rest_size = size - here;
+    engine->rest = engine->rest_size ? low_bytes(value, size) >> 8 * here : 0;
+    engine->write(engine->vcpu, gpa, here, low_bytes(value, here));
+    return true;
+}
+
 static uint8_t byte_at(struct engine *engine, uint64_t gpa)
 {
     if (gpa - engine->answered_at < engine->answered)
@@ -451,13 +505,13 @@ static uint8_t byte_at(struct engine *engine, uint64_t gpa)
     if (gpa % PAGE >= engine->missing || gpa / PAGE == engine->answered_at / PAGE)
         return 0; /* of a word that is wider than the access: the engine throws it away */
     if (!engine->has_second) {
-        engine->second = engine->read_second(engine->vcpu, gpa - gpa % PAGE, engine->missing);
+        engine->second = engine->read(engine->vcpu, gpa - gpa % PAGE, engine->missing);
         engine->has_second = true;
     }
     return engine->second >> 8 * (gpa % PAGE);
 }
 
-/* An access was answered by the callback before this one. The engine takes it in parts of at most
+/* An access was answered by engine_on_read before this one. The engine takes it in parts of at most
  * four bytes, and one that is not aligned as the aligned words around it. */
 uint64_t engine_on_mmio_read(void *uc, uint64_t offset, unsigned size, void *user)
 {

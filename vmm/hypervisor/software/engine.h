@@ -96,14 +96,20 @@ struct engine {
     struct engine_region regions[ENGINE_MAX_REGIONS];
     uint32_t region_count;
 
-    /* What a read of MMIO gives, from a guest address on; and how many bytes of the access are on
-     * the next page, for which `read_second` is asked when the engine gets there. */
+    /* Who answers for what is no memory, a page at a time. What is read may be wider than size. */
+    void *vcpu;
+    uint64_t (*read)(void *vcpu, uint64_t gpa, unsigned size);
+    void (*write)(void *vcpu, uint64_t gpa, unsigned size, uint64_t value);
+    /* What a read gives, from a guest address on; and how many bytes of the access are on the next
+     * page, which is read when the engine gets there. */
     uint64_t answer, answered_at;
     unsigned answered, missing;
     bool has_second;
     uint64_t second;
-    uint64_t (*read_second)(void *vcpu, uint64_t gpa, unsigned size);
-    void *vcpu;
+    /* Of a write that is told again byte by byte: where it goes on, how many bytes are left, and
+     * what of it is for the next page. */
+    uint64_t retold_at, rest;
+    unsigned retold, rest_size;
 
     /* The vector whose delivery was a third fault; -1 while there is none. */
     int32_t died_of;
@@ -173,6 +179,8 @@ void engine_on_exception(void *uc, uint32_t vector, void *engine);
 void engine_on_probe(void *uc, uint32_t vector, void *engine); /* saves the context, and stops */
 bool engine_on_invalid(void *uc, void *engine);
 void engine_on_syscall(void *uc, void *engine);
+bool engine_on_read(void *uc, int access, uint64_t gpa, int size, int64_t value, void *engine);
+bool engine_on_write(void *uc, int access, uint64_t gpa, int size, int64_t value, void *engine);
 uint64_t engine_on_mmio_read(void *uc, uint64_t offset, unsigned size, void *mmio);
 void engine_on_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t value, void *mmio);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -13,7 +14,15 @@ from vmm.hypervisor.software._engine import ffi, lib
 
 from protocol import doorbell
 from protocol.errors import GuestDied, HostError
-from tests.support.bare import BACKEND, CODE, DEVICE, HANDLER, PAGE_TABLES, bare_machine
+from tests.support.bare import (
+    BACKEND,
+    CODE,
+    DEVICE,
+    HANDLER,
+    PAGE_TABLES,
+    BareMachine,
+    bare_machine,
+)
 from vmm.hypervisor.base import Stop
 from vmm.hypervisor.software import Software, unicorn
 
@@ -133,6 +142,42 @@ def test_running_into_mmio_is_the_end_and_says_where() -> None:
 
         with pytest.raises(GuestDied, match="executes code at 0x90000000, where there is none"):
             machine.run()
+
+
+# mov [rdi], rax; mov byte [rsi], 0x55; mov [rsi], cx; hlt
+ACROSS = "488907 c60655 66890e f4"
+THREE_BYTES = ("write", DEVICE + 0x1FFFFD, 3, 0x332211)
+AFTERWARDS = [("write", DEVICE + 8, 1, 0x55), ("write", DEVICE + 8, 2, 0x9999)]
+
+
+@contextlib.contextmanager
+def across_pages(second: int) -> Iterator[BareMachine]:
+    """ACROSS: its first write has three bytes on a page of MMIO and five on the next, which has
+    the page-table entry ``second``."""
+    with bare_machine(ACROSS) as machine:
+        machine.load(PAGE_TABLES + 0x3000, struct.pack("<2Q", DEVICE | 3 | 1 << 7, second))
+        registers = {"rax": 0x8877665544332211, "rcx": 0x9999, "rbx": PAGE_TABLES + 0x3008}
+        machine.start_at(CODE, rdi=0x4020_0000 - 3, rsi=DEVICE + 8, **registers)
+        yield machine
+        assert machine.ram[:5] == bytes.fromhex("4455667788")
+
+
+def test_a_write_that_ends_in_ram_hides_none_after_it() -> None:
+    with across_pages(3 | 1 << 7) as machine:  # address 0, present, writable, large
+        machine.run()
+
+        assert machine.bus.accesses == [THREE_BYTES, *AFTERWARDS]
+
+
+def test_a_write_that_faults_on_its_second_page_is_done_again_and_hides_none_after_it() -> None:
+    with across_pages(0) as machine:
+        # mov qword [rbx], 0x83; add rsp, 8; iretq
+        handler = bytes.fromhex("48c70383000000 4883c408 48cf")
+        machine.handle_interrupt(PAGE_FAULT, handler)
+
+        machine.run()
+
+        assert machine.bus.accesses == [THREE_BYTES, THREE_BYTES, *AFTERWARDS]
 
 
 def test_interrupt_wakes_a_halted_guest_and_is_taken_once() -> None:
