@@ -150,4 +150,5 @@ void arm64_on_exception(void *uc, uint32_t number, void *user)
         arm64->engine.died_of = (int32_t)number;
         engine_stop(&arm64->engine);
     }
+    engine_leave_if_stopped(&arm64->engine);
 }

@@ -33,8 +33,8 @@ static void mark_code(struct engine *engine, uint64_t va, uint64_t size);
 
 /* ---- stops --------------------------------------------------------------------------------- */
 
-/* Unicorn can be left only at an access, after which it would be done again, or here. So nobody
- * but this callback calls uc_emu_stop. */
+/* Unicorn can be left only at an access, after which it would be done again, or between two blocks:
+ * here, or at an exception. So nobody but these callbacks calls uc_emu_stop. */
 void engine_on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct engine *engine = user;
@@ -49,6 +49,13 @@ void engine_on_block(void *uc, uint64_t address, uint32_t size, void *user)
 }
 
 void engine_stop(struct engine *engine) { __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE); }
+
+/* A handler that cannot be fetched is an exception again, for ever, and no block of it runs. */
+void engine_leave_if_stopped(struct engine *engine)
+{
+    if (__atomic_load_n(&engine->stop, __ATOMIC_RELAXED))
+        engine->emu_stop(engine->uc);
+}
 
 void engine_arm(struct engine *engine)
 {
@@ -352,6 +359,7 @@ void engine_on_exception(void *uc, uint32_t vector, void *user)
     engine->exceptions[vector & 31]++;
     int64_t error = has_error_code(vector) && !software ? (int64_t)*engine->error_code : NO_ERROR;
     raise(engine, vector, error, software);
+    engine_leave_if_stopped(engine);
 }
 
 static void note_invalid(struct engine *engine, uint64_t at)

@@ -122,6 +122,9 @@ struct engine {
 /* Leave the guest at the start of its next block. From any thread; never lost. */
 void engine_stop(struct engine *engine);
 
+/* At an exception that has been taken: leave the guest there, if it is to stop. */
+void engine_leave_if_stopped(struct engine *engine);
+
 /* Forget the stops so far. */
 void engine_arm(struct engine *engine);
 

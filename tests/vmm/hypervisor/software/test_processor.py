@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from vmm.hypervisor.software._engine import ffi, lib
@@ -19,7 +20,9 @@ from tests.support.bare import (
     CODE,
     DEVICE,
     HANDLER,
+    IDT,
     PAGE_TABLES,
+    STACK,
     BareMachine,
     bare_machine,
 )
@@ -134,6 +137,27 @@ def test_fault_without_a_handler_is_the_end_with_a_dump() -> None:
 
     assert "triple fault, after exception 6" in str(died.value)
     assert "code at rip: 0f 0b" in str(died.value)
+
+
+def test_a_kick_stops_a_guest_whose_handler_is_in_no_memory() -> None:
+    # ud2: its handler is not mapped, nor is the one of the page fault that comes of it. Both begin
+    # on the same stack, so the faults never end.
+    gate = struct.pack("<HHBBHII", 0, 0x08, 1, 0x8E, 0, 0xF0, 0)
+    with bare_machine("0f 0b") as machine:
+        machine.handle_interrupt(INVALID, b"")
+        for vector in (INVALID, PAGE_FAULT):
+            machine.load(IDT + 16 * vector, gate)
+        machine.load(0x8000 + 36, struct.pack("<Q", STACK))  # the first of the table of stacks
+        sregs = machine.vcpu.get_sregs()
+        sregs.tr = replace(sregs.tr, base=0x8000, limit=0x67)
+        machine.vcpu.set_sregs(sregs)
+        stopper = threading.Timer(0.2, machine.vcpu.kick)
+        stopper.start()
+
+        assert machine.vcpu.run(machine.bus) is Stop.KICKED
+
+        stopper.join()
+        assert machine.vcpu.get_regs().rip == 0xF0_0000_0000
 
 
 def test_running_into_mmio_is_the_end_and_says_where() -> None:
