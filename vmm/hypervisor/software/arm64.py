@@ -16,6 +16,7 @@ from protocol.errors import GuestDied
 from vmm import arm64_map
 from vmm.hypervisor.arm64_state import Arm64State
 from vmm.hypervisor.base import Stop
+from vmm.hypervisor.software import missing
 from vmm.hypervisor.software._engine import ffi, lib
 from vmm.hypervisor.software.arm64_engine import (
     GENERAL,
@@ -141,6 +142,9 @@ class Arm64Vcpu(SoftwareVcpu):
         self._waits = answer.action is Action.WAIT
         if answer.action is not Action.GO_ON:
             lib.engine_stop(self._state)
+
+    def _name_missing(self, code: bytes) -> str | None:
+        return missing.name_arm64(code)
 
     # ── its end ───────────────────────────────────────────────────────────────────────
 

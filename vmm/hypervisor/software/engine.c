@@ -362,7 +362,7 @@ void engine_on_exception(void *uc, uint32_t vector, void *user)
     engine_leave_if_stopped(engine);
 }
 
-static void note_invalid(struct engine *engine, uint64_t at)
+void engine_note_invalid(struct engine *engine, uint64_t at)
 {
     for (uint32_t i = 0; i < engine->invalid_count; i++)
         if (engine->invalid[i] == at)
@@ -376,7 +376,7 @@ bool engine_on_invalid(void *uc, void *user)
     struct engine *engine = user;
     engine->context_save(uc, engine->context);
     engine->exceptions[VECTOR_INVALID_OPCODE]++;
-    note_invalid(engine, engine->cpu->rip);
+    engine_note_invalid(engine, engine->cpu->rip);
     raise(engine, VECTOR_INVALID_OPCODE, NO_ERROR, false);
     return true;
 }

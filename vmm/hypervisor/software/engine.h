@@ -125,6 +125,9 @@ void engine_stop(struct engine *engine);
 /* At an exception that has been taken: leave the guest there, if it is to stop. */
 void engine_leave_if_stopped(struct engine *engine);
 
+/* Note that an instruction was invalid, once a place. */
+void engine_note_invalid(struct engine *engine, uint64_t at);
+
 /* Forget the stops so far. */
 void engine_arm(struct engine *engine);
 

@@ -159,13 +159,16 @@ class SoftwareVcpu:
             at = int(self._state.invalid[self._noted])
             self._noted += 1
             code = self._code_at(at)
-            if (words := missing.name(code)) is not None:
+            if (words := self._name_missing(code)) is not None:
                 log.warning(
                     "the guest met %s at %#x that the software CPU lacks (%s), and was told so",
                     words,
                     at,
                     code.hex(" "),
                 )
+
+    def _name_missing(self, code: bytes) -> str | None:
+        return missing.name(code)
 
     def _check(self, error: int) -> None:
         if self._error is not None:

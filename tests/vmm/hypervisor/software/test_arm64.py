@@ -190,6 +190,22 @@ def test_a_kick_stops_it_whatever_it_does(machine_of: MachineOf, binary: bytes) 
     assert machine.run() is Stop.KICKED
 
 
+def test_instruction_that_the_engine_lacks_is_named_once_with_its_address(
+    machine_of: MachineOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    # ldadd x0, x2, [x1]; its handler, at 0x200, is UDF for ever.
+    machine = machine_of(code(0xF820_0022))
+    stopper = threading.Timer(0.2, machine.vcpu.kick)
+    stopper.start()
+
+    assert machine.run() is Stop.KICKED
+
+    stopper.join()
+    assert [record.getMessage()[:73] for record in caplog.records] == [
+        "the guest met an atomic instruction of Armv8.1 (LSE) at 0x10000 that the "
+    ]
+
+
 def test_an_access_beyond_all_addresses_is_the_end_and_says_where(machine_of: MachineOf) -> None:
     machine = machine_of(code(STORE_X0, BRANCH_TO_ITSELF))
     machine.write_x1(1 << 41)
