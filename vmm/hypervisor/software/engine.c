@@ -480,29 +480,35 @@ bool engine_on_read(void *uc, int access, uint64_t gpa, int size, int64_t value,
     return true;
 }
 
-/* So is a write that is aligned. Another is told whole and then again byte by byte, of which only
- * the addresses are of interest, on a second page; and not all of them if that is RAM, or faults:
- * so what is told next is looked at whether it is the next byte. */
+/* So is a write that is aligned. Another is told whole, and then again byte by byte: once the engine
+ * has its second page, which may fault first. So it is done when the first byte comes. Those on a
+ * page that is RAM do not come: whose a byte is, the instruction says. */
 bool engine_on_write(void *uc, int access, uint64_t gpa, int size, int64_t value, void *user)
 {
     struct engine *engine = user;
-    (void)uc;
+    uint64_t pc = 0;
     (void)access;
-    if (engine->retold && size == 1 && gpa % PAGE == engine->retold_at % PAGE) {
-        engine->retold--;
-        engine->retold_at++;
-        if (engine->rest_size && gpa % PAGE == 0) {
-            engine->write(engine->vcpu, gpa, engine->rest_size, engine->rest);
-            engine->rest_size = 0;
+    if (size == 1 && engine->retold_size) {
+        unsigned here = on_page(engine->retold_at, engine->retold_size);
+        engine->reg_read(uc, engine->reg_pc, &pc);
+        if (pc == engine->retold_by) {
+            if (gpa == engine->retold_at)
+                engine->write(engine->vcpu, gpa, here, low_bytes(engine->retold, here));
+            else if (gpa % PAGE == 0)
+                engine->write(engine->vcpu, gpa, engine->retold_size - here,
+                              engine->retold >> 8 * here);
+            return true;
         }
-        return true;
     }
-    unsigned here = on_page(gpa, size);
-    engine->retold = gpa % size ? size : 0;
-    engine->retold_at = gpa;
-    engine->rest_size = size - here;
-    engine->rest = engine->rest_size ? low_bytes(value, size) >> 8 * here : 0;
-    engine->write(engine->vcpu, gpa, here, low_bytes(value, here));
+    if (gpa % size == 0) {
+        engine->retold_size = 0;
+        engine->write(engine->vcpu, gpa, size, low_bytes(value, size));
+    } else {
+        engine->reg_read(uc, engine->reg_pc, &engine->retold_by);
+        engine->retold_at = gpa;
+        engine->retold_size = size;
+        engine->retold = low_bytes(value, size);
+    }
     return true;
 }
 

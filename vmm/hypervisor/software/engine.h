@@ -79,7 +79,7 @@ struct engine {
     int (*ctl)(void *uc, int control, ...);
     int (*context_save)(void *uc, void *context);
     int (*context_restore)(void *uc, void *context);
-    int reg_rflags, reg_msr; /* Unicorn's numbers of them */
+    int reg_rflags, reg_pc, reg_msr; /* Unicorn's numbers of them */
     int ctl_flush;           /* and of what forgets all translations */
     bool is_stale;           /* some translation is of code that is no more */
     bool has_begun;          /* this run has come to a block */
@@ -106,10 +106,10 @@ struct engine {
     unsigned answered, missing;
     bool has_second;
     uint64_t second;
-    /* Of a write that is told again byte by byte: where it goes on, how many bytes are left, and
-     * what of it is for the next page. */
-    uint64_t retold_at, rest;
-    unsigned retold, rest_size;
+    /* A write that is told again byte by byte: where it is, its value and size (0: there is none),
+     * and the address of the instruction. */
+    uint64_t retold_at, retold, retold_by;
+    unsigned retold_size;
 
     /* The vector whose delivery was a third fault; -1 while there is none. */
     int32_t died_of;

@@ -170,8 +170,9 @@ def test_running_into_mmio_is_the_end_and_says_where() -> None:
 
 # mov [rdi], rax; mov byte [rsi], 0x55; mov [rsi], cx; hlt
 ACROSS = "488907 c60655 66890e f4"
+# The address of the second write is the first of a page, as the rest of the first one's would be.
 THREE_BYTES = ("write", DEVICE + 0x1FFFFD, 3, 0x332211)
-AFTERWARDS = [("write", DEVICE + 8, 1, 0x55), ("write", DEVICE + 8, 2, 0x9999)]
+AFTERWARDS = [("write", DEVICE, 1, 0x55), ("write", DEVICE, 2, 0x9999)]
 
 
 @contextlib.contextmanager
@@ -181,7 +182,7 @@ def across_pages(second: int) -> Iterator[BareMachine]:
     with bare_machine(ACROSS) as machine:
         machine.load(PAGE_TABLES + 0x3000, struct.pack("<2Q", DEVICE | 3 | 1 << 7, second))
         registers = {"rax": 0x8877665544332211, "rcx": 0x9999, "rbx": PAGE_TABLES + 0x3008}
-        machine.start_at(CODE, rdi=0x4020_0000 - 3, rsi=DEVICE + 8, **registers)
+        machine.start_at(CODE, rdi=0x4020_0000 - 3, rsi=DEVICE, **registers)
         yield machine
         assert machine.ram[:5] == bytes.fromhex("4455667788")
 
@@ -193,7 +194,7 @@ def test_a_write_that_ends_in_ram_hides_none_after_it() -> None:
         assert machine.bus.accesses == [THREE_BYTES, *AFTERWARDS]
 
 
-def test_a_write_that_faults_on_its_second_page_is_done_again_and_hides_none_after_it() -> None:
+def test_a_write_that_faults_on_its_second_page_is_done_once_and_hides_none_after_it() -> None:
     with across_pages(0) as machine:
         # mov qword [rbx], 0x83; add rsp, 8; iretq
         handler = bytes.fromhex("48c70383000000 4883c408 48cf")
@@ -201,7 +202,7 @@ def test_a_write_that_faults_on_its_second_page_is_done_again_and_hides_none_aft
 
         machine.run()
 
-        assert machine.bus.accesses == [THREE_BYTES, THREE_BYTES, *AFTERWARDS]
+        assert machine.bus.accesses == [THREE_BYTES, *AFTERWARDS]
 
 
 def test_interrupt_wakes_a_halted_guest_and_is_taken_once() -> None:
