@@ -19,6 +19,7 @@ from tests.support.bare import (
     BACKEND,
     CODE,
     DEVICE,
+    GDT,
     HANDLER,
     IDT,
     PAGE_TABLES,
@@ -28,6 +29,7 @@ from tests.support.bare import (
 )
 from vmm.hypervisor.base import Stop
 from vmm.hypervisor.software import Software, unicorn
+from vmm.hypervisor.state import Table
 
 DIVIDE, BREAKPOINT, INVALID, PROTECTION, PAGE_FAULT = 0, 3, 6, 13, 14
 
@@ -158,6 +160,34 @@ def test_a_kick_stops_a_guest_whose_handler_is_in_no_memory() -> None:
 
         stopper.join()
         assert machine.vcpu.get_regs().rip == 0xF0_0000_0000
+
+
+@pytest.mark.parametrize(("iopl", "done"), [(0, []), (3, [("out", 0x80, 1, 0x5A)])])
+def test_a_program_reaches_ports_only_where_its_kernel_lets_it(
+    iopl: int, done: list[tuple[str, int, int, int]]
+) -> None:
+    # mov al, 0x5a; out 0x80, al; int3, whose handler halts: in ring 3, which is returned to.
+    with bare_machine("48 cf" + "90" * 14 + "b0 5a e6 80 cc") as machine:
+        machine.handle_interrupt(BREAKPOINT, b"\xf4")
+        machine.load(IDT + 16 * BREAKPOINT + 5, b"\xee")  # a gate for programs
+        # Code and data of ring 3 behind the kernel's; pages are everybody's.
+        machine.load(GDT + 24, struct.pack("<2Q", 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF))
+        for table, entries in ((PAGE_TABLES, 1), (PAGE_TABLES + 0x1000, 4)):
+            for at in range(table, table + 8 * entries, 8):
+                machine.ram[at] |= 4
+        machine.ram[PAGE_TABLES + 0x2000] |= 4
+        frame = (CODE + 16, 0x18 | 3, 2 | iopl << 12, STACK, 0x20 | 3)
+        machine.load(STACK - 40, struct.pack("<5Q", *frame))
+        machine.load(0x8000 + 4, struct.pack("<Q", STACK - 0x1000))  # the kernel's stack
+        machine.start_at(CODE, rsp=STACK - 40)
+        sregs = machine.vcpu.get_sregs()
+        sregs.gdt, sregs.idt = Table(GDT, 5 * 8 - 1), Table(IDT, 16 * 256 - 1)
+        sregs.tr = replace(sregs.tr, base=0x8000, limit=0x67)
+        machine.vcpu.set_sregs(sregs)
+
+        assert machine.run() is Stop.HALTED
+
+        assert machine.bus.accesses == done
 
 
 def test_running_into_mmio_is_the_end_and_says_where() -> None:
