@@ -206,6 +206,8 @@ class Session:
         found = list(self._plan.streams.announcements)
         if backend.name == SOFTWARE and not is_asked:
             found.insert(0, f"a CPU in software: {backend.why}")
+        elif backend.is_fallback:
+            found.insert(0, f"KVM: {backend.why}")
         self._logs.note(Level.INFO, f"hypervisor: {backend}")
         return found
 

@@ -18,6 +18,7 @@ from launcher import cli, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
 from tests.support import fake_launcher
+from vmm.hypervisor import detect
 
 PROJECT = Path(__file__).parents[2]
 
@@ -34,6 +35,17 @@ def vibevmm(binary: str, behaviour: str, *options: str) -> int:
     return cli.main(
         ["run", "--binary", binary, "--entry", "0x10000", "--name", behaviour, *options]
     )
+
+
+def test_kvm_that_is_taken_for_want_of_the_engine_is_said_with_what_would_bring_it(
+    binary: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detect, "kvm_opens", lambda: False)
+    monkeypatch.setattr(detect, "has_engine", lambda: False)
+
+    assert vibevmm(binary, "poweroff") == 0
+
+    assert "vibevmm: KVM: nothing else is here; the software CPU needs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
