@@ -63,7 +63,7 @@ class Queue:
         self._waiting: deque[Chain] = deque()
 
     def attach(
-        self, memory: GuestMemory, setup: QueueSetup, features: int, journal: QueueJournal
+        self, memory: GuestMemory, setup: QueueSetup, features: int, journal: QueueJournal | None
     ) -> None:
         """Map the ring that ``setup`` describes, and go on where ``journal`` says; RingBroken if
         the ring is misplaced, or the journal makes no sense with it."""

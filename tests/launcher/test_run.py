@@ -84,7 +84,9 @@ def test_timeout_ends_the_run_with_status_4(binary: str, capfd: pytest.CaptureFi
 def test_dead_device_ends_the_run_and_is_named_whoever_notices_first(
     behaviour: str, binary: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert vibevmm(binary, behaviour, "--device", "rng,id=doomed", "--device", "rng") == 3
+    doomed = "rng,id=doomed,on-death=stop-vm"
+
+    assert vibevmm(binary, behaviour, "--device", doomed, "--device", "rng") == 3
 
     message = capfd.readouterr().err
     assert "doomed was killed by SIGSYS" in message
@@ -211,10 +213,11 @@ def test_signal_while_planning_leaves_no_socket_and_starts_nothing(
     path = tmp_path / "socket"
     planned = plan.open_device
 
-    def open_and_be_stopped(*arguments: Any) -> None:
-        planned(*arguments)
+    def open_and_be_stopped(*arguments: Any) -> dict[str, int]:
+        opened = planned(*arguments)
         assert path.exists()
         os.kill(os.getpid(), number)
+        return opened
 
     monkeypatch.setattr(plan, "open_device", open_and_be_stopped)
     monkeypatch.setattr(run, "start", None)
