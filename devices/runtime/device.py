@@ -109,13 +109,15 @@ class Device(Generic[C]):
     queues: ClassVar[tuple[QueueDeclaration, ...]]
 
     def __init_subclass__(cls) -> None:
-        (cls.config_type,) = typing.get_args(cls.__dict__["__orig_bases__"][0])
+        # A device made from another has its options and its queues, unless it has its own.
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            (cls.config_type,) = typing.get_args(base)
         if not is_dataclass(cls.config_type):
             raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
         found = [
             QueueDeclaration(method.virtqueue[0], method.virtqueue[1], name, method.virtqueue[2])
-            for name, method in vars(cls).items()
-            if hasattr(method, "virtqueue")
+            for name in dir(cls)
+            if hasattr(method := getattr(cls, name), "virtqueue")
         ]
         cls.queues = tuple(sorted(found, key=lambda queue: queue.index))
         if [queue.index for queue in cls.queues] != list(range(len(cls.queues))):

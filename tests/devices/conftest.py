@@ -45,7 +45,7 @@ def boot(tmp_path: Path, image: Path, _no_leaks: None) -> Iterator[Boot]:
             folder = tmp_path / f"device{count}"
             folder.mkdir()
             count += 1
-            if kind == "blk" and config is None:
+            if kind.startswith("blk") and config is None:
                 config = blk.Config(str(image))
             return stack.enter_context(DeviceHost(kind, folder, config, **options))
 

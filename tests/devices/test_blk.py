@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,17 @@ def header(kind: int, sector: int = 0) -> bytes:
 def extent(sector: int, sectors: int, flags: int = 0) -> bytes:
     """struct virtio_blk_discard_write_zeroes."""
     return struct.pack("<QII", sector, sectors, flags)
+
+
+@pytest.fixture(params=["blk", "blk-mapped"])
+def boot(request: pytest.FixtureRequest, boot: Boot) -> Boot:
+    """Both implementations: what is asked of one is asked of the other."""
+
+    def start(kind: str, config: object = None, **options: Any) -> DeviceHost:
+        assert kind == "blk"
+        return boot(request.param, config, **options)
+
+    return start
 
 
 @pytest.fixture

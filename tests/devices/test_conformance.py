@@ -36,6 +36,7 @@ class Sample:
 
 SAMPLES = {
     "blk": Sample(0, (struct.pack("<IIQ", 0, 0, 0),), (512, 1), 513),
+    "blk-mapped": Sample(0, (struct.pack("<IIQ", 0, 0, 0),), (512, 1), 513),
     "console": Sample(1, (b"hello",), (), 0),
     "null": Sample(0, (b"x",), (1,), 0),
     "rng": Sample(0, (), (16,), 16),
@@ -51,7 +52,7 @@ def process(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[D
     """One process of each kind. That all tests can share it is one more promise."""
     folder = tmp_path_factory.mktemp(request.param)
     config = None
-    if request.param == "blk":
+    if request.param.startswith("blk"):
         (folder / "image").write_bytes(bytes(1 << 20))
         config = blk.Config(str(folder / "image"))
     with DeviceHost(request.param, folder, config) as host:
