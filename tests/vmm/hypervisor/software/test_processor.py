@@ -277,6 +277,34 @@ def test_code_that_somebody_else_has_written_runs_as_it_is_now() -> None:
             assert machine.vcpu.get_regs().rax == value
 
 
+def test_code_that_the_guest_writes_where_it_may_not_execute_runs_as_it_is_now() -> None:
+    """Two functions of a page, of which the engine would remember the second (Engine.hook)."""
+    code = """
+        ff d6        # call rsi
+        ff d7        # call rdi
+        c6 43 01 02  # mov byte [rbx + 1], 2
+        c6 43 11 02  # mov byte [rbx + 0x11], 2
+        ff d6        # call rsi
+        41 89 c0     # mov r8d, eax
+        ff d7        # call rdi
+        f4           # hlt
+    """
+    with bare_machine(code) as machine:
+        for function in (0x9000, 0x9010):
+            machine.load(function, bytes.fromhex("b8 01000000 c3"))  # mov eax, 1; ret
+        no_execute = 1 << 63
+        machine.load(PAGE_TABLES + 0x3000, struct.pack("<Q", no_execute | 3 | 1 << 7))  # 1 GiB: 0
+        machine.start_at(CODE, rsi=0x9000, rdi=0x9010, rbx=0x4000_9000)
+        sregs = machine.vcpu.get_sregs()
+        sregs.efer |= 1 << 11  # NXE
+        machine.vcpu.set_sregs(sregs)
+
+        machine.run()
+
+        regs = machine.vcpu.get_regs()
+        assert (regs.r8, regs.rax) == (2, 2)
+
+
 def test_translations_stay_where_nothing_was_said_and_where_others_wrote_data() -> None:
     with bare_machine("f4") as machine:
         machine.load(0x9000, bytes.fromhex("b8 01000000 f4"))
