@@ -33,7 +33,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, object]:
         commands = {"vibevmm": ours(disk), "qemu_microvm": microvm(disk)}
         for _ in range(rounds):
             for name, command in commands.items():
-                seconds[name].append(until_init(command))
+                seconds[name] += until(command, [MARKER])
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {
         "boots_s": {name: [round(time, 2) for time in times] for name, times in seconds.items()},
@@ -42,33 +42,36 @@ def measure(rounds: int = ROUNDS) -> dict[str, object]:
     }
 
 
-def until_init(
+def until(
     command: Sequence[str],
-    marker: bytes = MARKER,
-    at_init: Callable[[int], object] = lambda pid: None,
-) -> float:
-    """Seconds from starting ``command`` to ``marker`` in its output; then, after a call of
-    ``at_init`` with its pid, it is ended.
+    markers: Sequence[bytes],
+    at_last: Callable[[int], object] = lambda pid: None,
+    deadline: float = DEADLINE,
+) -> list[float]:
+    """Seconds from starting ``command`` to each of ``markers`` in its output, of which each comes
+    after the one before; then, after a call of ``at_last`` with its pid, it is ended.
 
-    Raises HostError with the output when it ends, or DEADLINE comes, before that.
+    Raises HostError with the output when it ends, or ``deadline`` comes, before that.
     """
     begin = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
-    seen = b""
+    seen, took = b"", list[float]()
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            while marker not in seen:
-                ready = selector.select(max(0.0, begin + DEADLINE - time.monotonic()))
+            while len(took) < len(markers):
+                ready = selector.select(max(0.0, begin + deadline - time.monotonic()))
                 data = os.read(process.stdout.fileno(), 65536) if ready else b""
                 if not data:
-                    raise HostError(f"{command[0]}: no /init:\n{seen.decode(errors='replace')}")
+                    words = seen.decode(errors="replace")
+                    raise HostError(f"{command[0]}: no {markers[len(took)]!r}:\n{words}")
                 seen += data
-        took = time.monotonic() - begin
-        at_init(process.pid)
+                arrived = time.monotonic() - begin
+                took += [arrived for marker in markers[len(took) :] if marker in seen]
+        at_last(process.pid)
         return took
     finally:
         process.terminate()

@@ -122,7 +122,13 @@ class Engine:
     def hook(
         self, kind: Hook, callback: Any, user: Any, instruction: Instruction | None = None
     ) -> None:
-        """Call ``callback`` (a function of _engine) at each event of ``kind``, anywhere."""
+        """Call ``callback`` (a function of _engine) at each event of ``kind``, anywhere.
+
+        Those for memory could be bounded to what is no RAM, and stores would take a third of their
+        time. But while such a hook is on a page, the engine looks at every store to it whether
+        there is code; without, it stops looking where the address is not executable, and code
+        that is at another address as well goes stale.
+        """
         more = [] if instruction is None else [unicorn.ffi.cast("int", instruction)]
         number = unicorn.ffi.new("size_t *")
         added = self._library.uc_hook_add(
