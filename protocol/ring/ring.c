@@ -376,8 +376,8 @@ static enum ring_error resume(struct ring *ring, const struct ring_config *confi
         return RING_OK;
     struct journal_queue queue = {ring->size, load16(&ring->avail->idx), ring->used_idx,
                                   ring->heads};
-    enum ring_error error =
-        journal_attach(&ring->journal, config->journal, &queue, &ring->position);
+    enum ring_error error = journal_attach(&ring->journal, config->journal, &queue,
+                                           &ring->position);
     ring->in_flight = ring->journal.leftover_count;
     return error;
 }
