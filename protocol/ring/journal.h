@@ -23,11 +23,11 @@ struct leftover {
 struct journal {
     struct inflight_region *region;
     struct position_slot *slots;
-    uint32_t current;        /* the slot of the last publication */
-    uint64_t counter;        /* of the next chain that is popped */
+    uint32_t current;           /* the slot of the last publication */
+    uint64_t counter;           /* of the next chain that is popped */
     struct leftover *leftovers; /* in order of counter */
     uint32_t leftover_count;
-    uint32_t resubmitted; /* so many of them */
+    uint32_t resubmitted;       /* so many of them */
 };
 
 /* The queue, as it stands in guest memory. */

@@ -55,9 +55,9 @@ struct ring {
     enum ring_error broken;
     struct ring_counters counters;
     struct head *heads; /* one a descriptor */
+    uint32_t region_count;
     uint64_t position;
     struct journal journal;
-    uint32_t region_count;
     struct ring_region regions[];
 };
 
@@ -185,28 +185,35 @@ static uint16_t cursor(const struct ring *ring)
     return (uint16_t)(ring->used_idx + ring->in_flight);
 }
 
-/* Chains that a predecessor left in flight come first; where they stand in the avail ring is
- * behind the cursor, and may be overwritten. */
-static uint32_t left_over(const struct ring *ring)
+/* Inline where there is no journal: a call, and what it does to registers, is 5 % of a chain. */
+static inline __attribute__((always_inline)) enum ring_error take_head(struct ring *ring, uint16_t *head)
 {
-    return ring->journal.leftover_count - ring->journal.resubmitted;
-}
-
-static enum ring_error take_head(struct ring *ring, uint16_t *head)
-{
-    if (left_over(ring)) {
-        *head = ring->journal.leftovers[ring->journal.resubmitted++].head;
-        return RING_OK;
-    }
     *head = load16(&ring->avail->ring[cursor(ring) & (ring->size - 1)]);
     if (*head >= ring->size)
         return RING_HEAD_OUT_OF_RANGE;
     if (ring->heads[*head].state != IDLE)
         return RING_HEAD_IN_FLIGHT;
-    if (ring->journal.region)
-        journal_pop(&ring->journal, *head);
     ring->in_flight++;
     return RING_OK;
+}
+
+static uint32_t left_over(const struct ring *ring)
+{
+    return ring->journal.leftover_count - ring->journal.resubmitted;
+}
+
+/* The same with a journal. Chains that a predecessor left in flight come first; in the avail ring
+ * they are behind the cursor, where they may be overwritten. */
+static __attribute__((noinline)) enum ring_error take_noted(struct ring *ring, uint16_t *head)
+{
+    if (left_over(ring)) {
+        *head = ring->journal.leftovers[ring->journal.resubmitted++].head;
+        return RING_OK;
+    }
+    enum ring_error error = take_head(ring, head);
+    if (!error)
+        journal_pop(&ring->journal, *head);
+    return error;
 }
 
 static void pop_one(struct ring *ring, struct ring_chain *chain, struct iovec *segments)
@@ -229,11 +236,12 @@ int ring_pop(struct ring *ring, struct ring_chain *chains, uint32_t limit,
     if (!ring->broken && waiting > ring->size)
         ring->broken = RING_AVAIL_JUMP;
     uint32_t there = left_over(ring) + waiting;
+    bool journaled = ring->journal.region;
     while (!ring->broken && popped < limit && popped < there &&
            capacity - filled >= ring->max_chain) {
         struct ring_chain *chain = &chains[popped];
         *chain = (struct ring_chain){.first = filled};
-        ring->broken = take_head(ring, &chain->head);
+        ring->broken = journaled ? take_noted(ring, &chain->head) : take_head(ring, &chain->head);
         if (ring->broken)
             break;
         pop_one(ring, chain, segments + filled);
@@ -368,8 +376,8 @@ static enum ring_error resume(struct ring *ring, const struct ring_config *confi
         return RING_OK;
     struct journal_queue queue = {ring->size, load16(&ring->avail->idx), ring->used_idx,
                                   ring->heads};
-    enum ring_error error =
-        journal_attach(&ring->journal, config->journal, &queue, &ring->position);
+    enum ring_error error = journal_attach(&ring->journal, config->journal, &queue,
+                                           &ring->position);
     ring->in_flight = ring->journal.leftover_count;
     return error;
 }

@@ -5,6 +5,9 @@
  * is seen by ASan. Beside the engine runs a model of what it has promised, and every
  * disagreement aborts.
  *
+ * A journal may be anything. As long as it is what the engine itself wrote, a ring that takes over
+ * has to resubmit just what was in flight, in order.
+ *
  * Input: a byte for log2 of the size, a byte of options, then operations, each an opcode and
  * its operands. ring_seeds.py writes some. Missing bytes read as zero.
  */
@@ -17,6 +20,7 @@
 enum { LOW_SIZE = 8192, HIGH_SIZE = 2048, MOST_OPERATIONS = 400, BATCH = 16 };
 enum { MOST_HEADS = LOW_SIZE / 16 }; /* the descriptor table has to fit */
 enum { OPTION_EVENT_IDX = 1, OPTION_INDIRECT = 2, OPTION_RAW_CONFIG = 4, OPTION_START = 8 };
+enum { OPTION_JOURNAL = 16, OPTION_FORGED = 32 };
 static const uint64_t HIGH_GPA = 0x10000;
 static const uint32_t TABLE = 4096; /* where descriptors of indirect tables are written */
 
@@ -43,6 +47,11 @@ struct world {
     uint8_t flying[MOST_HEADS];
     uint32_t room[MOST_HEADS];
     bool broken;
+    struct ring_journal journal; /* none: region is NULL */
+    bool forged;                 /* by somebody else than the engine, or used.idx was */
+    uint32_t left;               /* chains to be resubmitted */
+    uint16_t order[MOST_HEADS];  /* of those in flight, as they were popped; size of the ring */
+    uint64_t position;
 };
 
 static uint64_t take(struct input *in, size_t bytes)
@@ -124,6 +133,18 @@ static void poke(struct world *w)
     memcpy(to, &value, 8);
 }
 
+/* Values near the interesting ones, anywhere in the journal. */
+static void forge(struct world *w)
+{
+    if (!w->journal.region)
+        return;
+    uint32_t region = 16 + 16 * w->journal.size, where = take(&w->in, 2) % (region + 32);
+    uint8_t *to = where < region ? (uint8_t *)w->journal.region + where
+                                 : (uint8_t *)w->journal.positions + (where - region);
+    *to = take(&w->in, 1);
+    w->forged = true;
+}
+
 /* The device's side, checked against the model. */
 
 static void check_chain(struct world *w, const struct ring_chain *chain,
@@ -150,6 +171,29 @@ static void check_chain(struct world *w, const struct ring_chain *chain,
     CHECK(sizes[0] == chain->readable_size && sizes[1] == chain->writable_size);
 }
 
+/* Of the w->left chains to be resubmitted the first is the oldest one in flight not yet seen. */
+static void note_popped(struct world *w, uint16_t head)
+{
+    if (!w->left) {
+        w->order[w->in_flight++] = head;
+        return;
+    }
+    uint32_t place = w->in_flight - w->left--;
+    CHECK(w->forged || w->order[place] == head);
+    w->order[place] = head;
+}
+
+static void note_completed(struct world *w, uint16_t head)
+{
+    uint32_t place = 0, seen = w->in_flight - w->left;
+    while (place < seen && w->order[place] != head)
+        place++;
+    CHECK(place < seen);
+    w->in_flight--;
+    memmove(&w->order[place], &w->order[place + 1], 2 * (w->in_flight - place));
+    w->flying[head] = 0;
+}
+
 static void pop(struct world *w)
 {
     static struct ring_chain chains[BATCH];
@@ -163,17 +207,17 @@ static void pop(struct world *w)
     int popped = ring_pop(w->ring, chains, limit, segments, RING_MAX_SEGMENTS + BATCH);
 
     CHECK(!memcmp(before, w->low, LOW_SIZE) && !memcmp(before + LOW_SIZE, w->high, HIGH_SIZE));
-    CHECK(popped <= (int)limit && popped <= waiting);
+    CHECK(popped <= (int)limit && popped <= (int)(w->left + waiting));
     CHECK(popped >= -RING_HEAD_IN_FLIGHT && (popped > -RING_AVAIL_JUMP || popped < 0));
     CHECK(!w->broken || popped < 0);
-    CHECK(popped != 0 || limit == 0 || waiting == 0);
+    CHECK(popped != 0 || limit == 0 || w->left + waiting == 0);
     CHECK(waiting <= w->config.size || popped < 0);
     w->broken |= popped < 0;
     for (int i = 0; i < popped; i++) {
         check_chain(w, &chains[i], segments);
         w->flying[chains[i].head] = 1;
         w->room[chains[i].head] = chains[i].writable_size;
-        w->in_flight++;
+        note_popped(w, chains[i].head);
     }
     CHECK(ring_in_flight(w->ring) == w->in_flight && w->in_flight <= w->config.size);
 }
@@ -219,24 +263,27 @@ static void push(struct world *w)
     bool expected = legal(w, done, count);
     uint16_t before = w->used_idx;
 
-    int result = ring_push(w->ring, done, count);
+    uint64_t position = take(&w->in, 1);
+    int result = ring_push_at(w->ring, done, count, position);
 
     CHECK(expected == (result >= 0));
     if (result < 0 || count == 0)
         return;
     w->used_idx += count;
-    w->in_flight -= count;
+    w->position = position;
     for (uint32_t i = 0; i < count; i++)
-        w->flying[done[i].head] = 0;
+        note_completed(w, done[i].head);
     CHECK(get16(w, w->config.used + 2) == w->used_idx);
     CHECK(result == interrupt_due(w, before));
     CHECK(ring_in_flight(w->ring) == w->in_flight);
+    CHECK(ring_position(w->ring) == w->position);
 }
 
 static void enable_kicks(struct world *w)
 {
     bool again = ring_enable_kicks(w->ring);
     uint16_t cursor = w->used_idx + w->in_flight;
+    CHECK(again || !w->left);
     CHECK(again || get16(w, w->config.avail + 2) == cursor);
     if (!w->config.event_idx)
         CHECK(again || !(get16(w, w->config.used) & 1));
@@ -244,9 +291,46 @@ static void enable_kicks(struct world *w)
         CHECK(again || get16(w, w->config.used + 4 + 8 * w->config.size) == cursor);
 }
 
-static void operate(struct world *w)
+/* A ring takes over: at first, and from one that is gone. False if it refuses. */
+static bool attach(struct world *w)
 {
-    switch (take(&w->in, 1) % 10) {
+    struct ring_region regions[] = {{0, LOW_SIZE, w->low}, {HIGH_GPA, HIGH_SIZE, w->high}};
+    enum ring_error error;
+    w->ring = ring_new(&w->config, regions, 2, &error);
+    CHECK((w->ring != NULL) == (error == RING_OK));
+    if (!w->ring)
+        return false;
+    uint16_t used_idx = get16(w, w->config.used + 2);
+    w->forged |= used_idx != w->used_idx;
+    uint32_t in_flight = ring_in_flight(w->ring);
+    uint16_t outstanding = get16(w, w->config.avail + 2) - used_idx;
+    CHECK(in_flight <= w->config.size && in_flight <= (w->journal.region ? outstanding : 0));
+    if (w->journal.region && !w->forged)
+        CHECK(in_flight == w->in_flight && ring_position(w->ring) == w->position);
+    memset(w->flying, 0, sizeof(w->flying));
+    w->used_idx = used_idx;
+    w->in_flight = w->left = in_flight;
+    w->position = ring_position(w->ring);
+    w->broken = false;
+    return true;
+}
+
+/* What a journal that nobody forged may still be refused for: the driver took back what it had
+ * made available. */
+static bool restart(struct world *w)
+{
+    uint16_t outstanding = get16(w, w->config.avail + 2) - get16(w, w->config.used + 2);
+    bool expected = w->journal.region && !w->forged && w->in_flight <= outstanding &&
+                    get16(w, w->config.used + 2) == w->used_idx;
+    ring_free(w->ring);
+    bool attached = attach(w);
+    CHECK(attached || !expected);
+    return attached;
+}
+
+static bool operate(struct world *w)
+{
+    switch (take(&w->in, 1) % 12) {
     case 0:
     case 1:
         write_descriptor(w, w->config.desc, w->config.size);
@@ -275,7 +359,25 @@ static void operate(struct world *w)
     case 9:
         poke(w);
         break;
+    case 10:
+        forge(w);
+        break;
+    case 11:
+        return restart(w);
     }
+    return true;
+}
+
+static void make_journal(struct world *w, uint32_t size, bool forged)
+{
+    w->journal = (struct ring_journal){calloc(1, 16 + 16 * size), calloc(1, 32), size};
+    w->config.journal = &w->journal;
+    w->config.position = w->position = take(&w->in, 1);
+    w->forged = forged;
+    for (uint32_t i = 0; forged && i < 16 + 16 * size; i++)
+        ((uint8_t *)w->journal.region)[i] = take(&w->in, 1);
+    for (uint32_t i = 0; forged && i < 32; i++)
+        ((uint8_t *)w->journal.positions)[i] = take(&w->in, 1);
 }
 
 static void configure(struct world *w)
@@ -301,6 +403,8 @@ static void configure(struct world *w)
         put16(w, 16 * size + 2, w->used_idx);
         put16(w, ((16 * size + 6 + 2 * size + 3) & ~3u) + 2, w->used_idx);
     }
+    if (options & OPTION_JOURNAL)
+        make_journal(w, size, options & OPTION_FORGED);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length);
@@ -313,17 +417,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length)
     w.low = calloc(1, LOW_SIZE);
     w.high = calloc(1, HIGH_SIZE);
     configure(&w);
-    struct ring_region regions[] = {{0, LOW_SIZE, w.low}, {HIGH_GPA, HIGH_SIZE, w.high}};
-    enum ring_error error;
-    w.ring = ring_new(&w.config, regions, 2, &error);
-    CHECK((w.ring != NULL) == (error == RING_OK));
-    if (w.ring) {
-        w.max_chain = w.config.size < RING_MAX_SEGMENTS ? w.config.size : RING_MAX_SEGMENTS;
-        w.used_idx = get16(&w, w.config.used + 2);
-        for (int i = 0; i < MOST_OPERATIONS && w.in.at < w.in.end; i++)
-            operate(&w);
-        ring_free(w.ring);
-    }
+    bool attached = attach(&w);
+    w.max_chain = w.config.size < RING_MAX_SEGMENTS ? w.config.size : RING_MAX_SEGMENTS;
+    for (int i = 0; attached && i < MOST_OPERATIONS && w.in.at < w.in.end; i++)
+        attached = operate(&w);
+    ring_free(w.ring);
+    free(w.journal.region);
+    free(w.journal.positions);
     free(w.low);
     free(w.high);
     return 0;

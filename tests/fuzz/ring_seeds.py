@@ -5,10 +5,11 @@ They only spare the fuzzer the first minutes; the bytes mean what ring_fuzz.c sa
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
-EVENT_IDX, INDIRECT, RAW_CONFIG, START = 1, 2, 4, 8
+EVENT_IDX, INDIRECT, RAW_CONFIG, START, JOURNAL, FORGED = 1, 2, 4, 8, 16, 32
 NEXT, WRITE, TABLE_FLAG = 1, 2, 4
 LOW, TABLE, LOW_END, HIGH = 0, 1, 2, 5  # indices of places[] in take_address
 
@@ -34,8 +35,8 @@ def pop(limit: int) -> bytes:
 
 
 def push(*heads: int) -> bytes:
-    """Complete heads, as much written as they take."""
-    return bytes([5, len(heads)]) + b"".join(bytes([head, 0x80]) for head in heads)
+    """Complete heads, as much written as they take, at position 7."""
+    return bytes([5, len(heads)]) + b"".join(bytes([head, 0x80]) for head in heads) + b"\7"
 
 
 def poke(where: int, data: bytes) -> bytes:
@@ -43,7 +44,12 @@ def poke(where: int, data: bytes) -> bytes:
     return bytes([9]) + where.to_bytes(2, "little") + data
 
 
-ENABLE, DISABLE = bytes([6]), bytes([7])
+def forge(where: int, byte: int) -> bytes:
+    """Write a byte of the journal."""
+    return bytes([10]) + where.to_bytes(2, "little") + bytes([byte])
+
+
+ENABLE, DISABLE, RESTART = bytes([6]), bytes([7]), bytes([11])
 
 PLAIN = descriptor(0, LOW, 16, NEXT, 1) + descriptor(1, HIGH, 64, WRITE, 0)
 ONCE = offer(0) + pop(4) + ENABLE + push(0) + DISABLE
@@ -88,6 +94,32 @@ SEEDS = {
     + ONCE,
     # A used ring of 14 bytes, 12 before the end of RAM: place 2, plus 4 in the upper bits.
     "used-at-the-end": bytes([0, EVENT_IDX | RAW_CONFIG, LOW, TABLE, LOW_END | 4 << 3, 1]) + ONCE,
+    "journal": bytes([2, JOURNAL | START, 0xFE, 0xFF, 5])
+    + b"".join(descriptor(i, HIGH, 32, WRITE, 0) + offer(i) for i in range(4))
+    + pop(3)
+    + push(1)
+    + RESTART
+    + pop(1)
+    + RESTART
+    + pop(16)
+    + push(3, 0)
+    + RESTART
+    + pop(1)
+    + push(2)
+    + RESTART,
+    "journal-behind": bytes([2, JOURNAL, 5])
+    + b"".join(descriptor(i, HIGH, 32, WRITE, 0) + offer(i) for i in range(4))
+    + pop(4)
+    + push(1, 3)
+    + forge(14, 0)
+    + forge(16 + 16, 1)
+    + RESTART
+    + pop(4)
+    + push(0, 2),
+    "journal-forged": bytes([0, JOURNAL | FORGED, 5])
+    + struct.pack("<Q4H B5xHQ QHxxxxxx QHxxxxxx", 0, 1, 1, 0, 0, 1, 0, 9, 3, 0, 4, 1)
+    + PLAIN
+    + ONCE,
     "misplaced": bytes([2, RAW_CONFIG, LOW, TABLE, HIGH, 8]) + PLAIN + ONCE,
 }
 

@@ -13,12 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g"
 # By path: importing protocol.ring needs the extension already.
-BUILD = "import runpy; runpy.run_path('protocol/ring/build.py')['ffi'].compile(tmpdir='.')"
+BUILD = """
+import runpy
+built = runpy.run_path('protocol/ring/build.py')
+built['ffi'].compile(tmpdir='.')
+built['faults'].compile(tmpdir='.')
+"""
 TESTS = (
     "test_ring.py",
     "test_ring_hazards.py",
     "test_ring_notifications.py",
     "test_ring_atomic.py",
+    "test_journal.py",
+    "test_journal_forged.py",
 )
 
 
