@@ -5,6 +5,7 @@ from setuptools import setup
 setup(
     cffi_modules=[
         "protocol/ring/build.py:ffi",
+        "protocol/ring/build.py:faults",
         "vmm/hypervisor/kvm/build.py:ffi",
         "vmm/mediation/build.py:ffi",
         "vmm/hypervisor/software/build.py:ffi",

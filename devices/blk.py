@@ -7,7 +7,6 @@ header stays a raw disk. A request is carried out before the next one is looked 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -71,6 +70,7 @@ _UNMAP = 1
 # struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
 # geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
 _CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_LIMITS = ("size_max", "seg_max")
 
 _QUEUE_SIZE = 128
 # All of a queue but the header and the status.
@@ -141,7 +141,7 @@ class Blk(Device[Config]):
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
-            _check(image, config)
+            _check(image, config, host)
         except BaseException:
             os.close(image)
             raise
@@ -214,6 +214,29 @@ class Blk(Device[Config]):
             data.write(_ZEROS[: data.left])
         last.write(bytes([status]))
         return data.size + 1
+
+    def fail(self, index: int, chain: Chain) -> int:
+        """An I/O error, whatever was asked for."""
+        data = chain.writable
+        while data.left > 1:
+            data.write(_ZEROS[: data.left - 1])
+        return data.size if data.write(bytes([Status.IOERR])) else 0
+
+    @classmethod
+    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        """The driver read its limits once: a successor's may not be lower, and the disk must be
+        the same size."""
+        if len(theirs) < _CONFIG.size:
+            return f"a configuration of {len(theirs)} bytes"
+        now, then = _CONFIG.unpack_from(ours), _CONFIG.unpack_from(theirs)
+        if now[0] != then[0]:
+            return f"its disk has {then[0]} sectors, and this one {now[0]}"
+        if now[3] != then[3]:
+            return f"its blocks are of {then[3]} bytes, and these of {now[3]}"
+        for what, limit, other in zip(_LIMITS, (now[1], now[2]), (then[1], then[2]), strict=True):
+            if other < limit:
+                return f"its {what} is {other}, and this one's {limit}"
+        return None
 
     def _carry_out(self, request: Reader, data: Writer) -> Status:
         # A copy, so that what is checked is what is done.
@@ -320,7 +343,7 @@ class Blk(Device[Config]):
             raise _Refused(Status.IOERR, "the disk is read-only")
 
 
-def _check(image: int, config: Config) -> None:
+def _check(image: int, config: Config, host: Host) -> None:
     path, mode = config.path, os.fstat(image).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise BadInput("path", f"{path}: neither a file nor a block device")
@@ -329,8 +352,5 @@ def _check(image: int, config: Config) -> None:
         raise BadInput("path", f"{path}: is empty")
     if size % config.block_size:
         raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
-    try:
-        fcntl.flock(image, (fcntl.LOCK_SH if config.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        why = "is in use: by another process, or twice in this run"
-        raise BadInput("path", f"{path}: {why}") from None
+    if not host.lock(image, shared=config.readonly):
+        raise BadInput("path", f"{path}: is in use: by another process, or twice in this run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import AnyDevice, Device
 from protocol.errors import BadInput
 
 KINDS = {
@@ -16,10 +16,13 @@ KINDS = {
 
 
 def find(kind: str, option: str = "--device") -> type[AnyDevice]:
-    """The class of ``kind``; BadInput, with what may have been meant, if there is none.
+    """The class of ``kind``: a word of the table, or ``MODULE[:CLASS]``, which any module that
+    can be imported may be. BadInput, with what may have been meant, if there is none.
 
     Imports the one module that is asked for: a device process holds no other device's code.
     """
+    if kind not in KINDS and (":" in kind or "." in kind):
+        return _load(kind, option)
     if kind not in KINDS:
         # Imported here: only the launcher comes this way, before anything is sealed.
         from difflib import get_close_matches
@@ -27,6 +30,29 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
         near = get_close_matches(kind, KINDS, 1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
         raise BadInput(option, f"{kind!r} is not a kind of device; {meant}")
-    module, _, name = KINDS[kind].partition(":")
-    found: type[AnyDevice] = getattr(importlib.import_module(module), name)
-    return found
+    return _load(KINDS[kind], option)
+
+
+def _load(path: str, option: str) -> type[AnyDevice]:
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module that people write can fail in any way
+        why = f"{type(error).__name__}: {error}"
+        raise BadInput(option, f"{module_name!r} cannot be imported: {why}") from error
+    if name:
+        found = getattr(module, name, None)
+        if not (isinstance(found, type) and issubclass(found, Device)):
+            raise BadInput(option, f"{module_name!r} has no device class {name!r}")
+        return found
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Device)
+        and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        names = ", ".join(each.__name__ for each in classes) or "none"
+        raise BadInput(option, f"{module_name!r} has not one device class but {names}; add :CLASS")
+    return classes[0]

@@ -23,10 +23,14 @@ _NO_ENGINE = f"the software CPU needs the Unicorn engine: {INSTALL}"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """``name`` is kvm or software; ``why`` a reason that can follow it in a sentence."""
+    """``name`` is kvm or software; ``why`` a reason that can follow it in a sentence.
+
+    ``is_fallback``: the software CPU would be right for the guest, and its engine is not there.
+    """
 
     name: Name
     why: str
+    is_fallback: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.why})"
@@ -70,11 +74,13 @@ def _auto(kernel: bool) -> Backend:
     if not detect.kvm_opens():
         # Without either, what is said is what is wrong with KVM: that is the better of the two.
         if not detect.has_engine():
-            return Backend(KVM, f"nothing else is here; {_NO_ENGINE}")
+            return Backend(KVM, f"nothing else is here; {_NO_ENGINE}", is_fallback=True)
         return Backend(SOFTWARE, f"{detect.KVM} does not open here")
     if not detect.kvm_is_software():
         return Backend(KVM, f"{detect.KVM} is hardware")
     if not kernel:
         return Backend(KVM, f"{detect.KVM} is software KVM, enough for a raw binary")
     why = f"{detect.KVM} is software KVM, on which kernels do not boot"
-    return Backend(SOFTWARE, why) if detect.has_engine() else Backend(KVM, f"{why}; {_NO_ENGINE}")
+    if detect.has_engine():
+        return Backend(SOFTWARE, why)
+    return Backend(KVM, f"{why}; {_NO_ENGINE}", is_fallback=True)

@@ -22,6 +22,9 @@ DEFAULT_CMDLINE = "console=ttyS0"
 """For a kernel: messages and login on the serial port, everything else as the kernel likes it.
 ``panic=`` is left out: a panicked guest stands still and its last words stay readable."""
 
+DEFAULT_HANG_AFTER = 10.0
+"""Seconds. Disks that are slow for longer exist; taken for hung, they do their work twice."""
+
 # Bytes of a --config file (arbitrary; what people write has a few hundred).
 _MAX_CONFIG = 1 << 20
 
@@ -63,6 +66,7 @@ class RunOptions:
     serial: str
     name: str | None
     timeout: float | None
+    hang_after: float
     log: LogLevels
     log_file: str | None
     stats: str | None
@@ -184,7 +188,8 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         devices=tuple(devices),
         serial=_serial(texts.get("--serial", "terminal")),
         name=_name(texts.get("--name")),
-        timeout=_seconds(texts.get("--timeout")),
+        timeout=_seconds("--timeout", texts.get("--timeout")),
+        hang_after=_hang_after(texts.get("--hang-after")),
         log=_log_levels(logs),
         log_file=texts.get("--log-file"),
         stats=texts.get("--stats"),
@@ -252,7 +257,13 @@ def _name(text: str | None) -> str | None:
     return text
 
 
-def _seconds(text: str | None) -> float | None:
+def _hang_after(text: str | None) -> float:
+    if text == "0":
+        return 0.0
+    return _seconds("--hang-after", text) or DEFAULT_HANG_AFTER
+
+
+def _seconds(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
@@ -262,7 +273,7 @@ def _seconds(text: str | None) -> float | None:
         seconds = 0
     # A year is for ever; what cannot be waited for, such as infinity, is no time.
     if not 0 < seconds <= 365 * 24 * 3600:
-        raise BadInput("--timeout", f"{text!r} is not a number of seconds above 0")
+        raise BadInput(option, f"{text!r} is not a number of seconds above 0")
     return seconds
 
 

@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal
 
 from launcher.options import suggestion
+from launcher.policy import OnDeath
 from protocol.errors import BadInput
 from vmm.memory_map import parse_size
 
@@ -81,35 +82,49 @@ def from_table(option: str, table: Mapping[str, object]) -> Request:
     return Request(option, kind, tuple(settings))
 
 
-def configure(request: Request, config: type[Any]) -> tuple[str | None, Any]:
-    """The name that was asked for, if any, and a ``config`` with the settings.
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every device may be told: a ``name`` (its key is ``id``), and what its death means."""
+
+    name: str | None = None
+    on_death: OnDeath = OnDeath.RESTART
+
+
+COMMON = ("id", "on_death")
+"""The keys of :class:`Common`."""
+
+
+def configure(request: Request, config: type[Any]) -> tuple[Common, Any]:
+    """What is common to all devices, and a ``config`` with the other settings.
 
     BadInput for a key that it has not, one given twice, a wrong value, one that is missing.
     """
     hints = typing.get_type_hints(config)
     known = [field.name for field in fields(config)]
-    option, name = request.option, None
+    option = request.option
     values: dict[str, Any] = {}
+    common: dict[str, Any] = {}
     for key, text in request.settings:
         wanted = (key or (known[0] if known else "")).replace("-", "_")
         if key is None and not known:
             raise BadInput(option, f"{request.kind} takes no value such as {text!r}")
-        if wanted == "id":
-            if name is not None:
-                raise BadInput(option, "id is given twice")
-            name = _name(option, text or "")
-            continue
-        if wanted not in known:
-            hint = suggestion(wanted, [*known, "id"])
+        if wanted not in known and wanted not in COMMON:
+            hint = suggestion(wanted, [*known, *COMMON])
             raise BadInput(option, f"{request.kind} has no key {wanted!r}{hint}")
-        if wanted in values:
+        if wanted in values or wanted in common:
             raise BadInput(option, f"{wanted} is given twice")
+        if wanted == "id":
+            common[wanted] = _name(option, text or "")
+            continue
+        if wanted == "on_death":
+            common[wanted] = _on_death(option, text or "")
+            continue
         values[wanted] = _value(f"{option}: {wanted}", hints[wanted], text)
     for field in fields(config):
         if field.name not in values and not has_default(field):
             raise BadInput(option, f"{request.kind} needs {field.name}=…")
     try:
-        return name, config(**values)
+        return Common(common.get("id"), common.get("on_death", OnDeath.RESTART)), config(**values)
     except ValueError as error:
         raise BadInput(option, str(error)) from error
 
@@ -118,6 +133,14 @@ def _name(option: str, text: str) -> str:
     if not NAME.match(text):
         raise BadInput(option, f"id {text!r} is not letters, digits, - and _, 31 at most")
     return text
+
+
+def _on_death(option: str, text: str) -> OnDeath:
+    try:
+        return OnDeath(text)
+    except ValueError:
+        choices = ", ".join(choice.value for choice in OnDeath)
+        raise BadInput(f"{option}: on-death", f"{text!r} is not one of {choices}") from None
 
 
 def _value(where: str, wanted: Any, text: str | None) -> Any:

@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from launcher.locks import Locks
 from protocol.errors import BadInput
 
 
@@ -39,8 +40,9 @@ class Streams:
 class Host:
     """The launcher, as the device called ``name`` sees it (devices.runtime.device.Host)."""
 
-    def __init__(self, name: str, streams: Streams) -> None:
+    def __init__(self, name: str, streams: Streams, locks: Locks) -> None:
         self._name = name
+        self._locks = locks
         self._streams = streams
 
     @property
@@ -64,6 +66,10 @@ class Host:
             self._streams.cleanup.append(path)
             raise BadInput("path", f"{path}: the directory that it is in is not UTF-8") from None
         self._streams.cleanup.append(found)
+
+    def lock(self, fd: int, *, shared: bool) -> bool:
+        """Lock ``fd``; see devices.runtime.device.Host."""
+        return self._locks.take(self._name, fd, shared=shared)
 
     def announce(self, text: str) -> None:
         """Tell the user."""

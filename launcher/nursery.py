@@ -1,10 +1,15 @@
-"""The launcher's side of the zygote: device processes are asked for, and come as children."""
+"""The launcher's side of the zygote: device processes are asked for, and come as children.
+
+When the machine runs, one process stands ready before anybody needs it: a spare, forked and
+nothing else. The next is forked when it is taken (docs/decisions/0017).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from launcher.spawn import Child, Cord, start
 from protocol import codec, fds
@@ -13,15 +18,19 @@ from protocol.specs import Forked
 ZYGOTE = "zygote"
 """The name of the zygote's process."""
 
+SPARE = "spare"
+"""The name of a process that is no device yet."""
+
 
 class Nursery:
-    """``zygote`` runs devices.runtime.zygote (``module``); :meth:`ask` it once.
+    """``zygote`` runs devices.runtime.zygote (``module``).
 
     Between question and answer there may be processes whose pids nobody here knows. They end when
     their sockets do, but not at once: better wait for the answer before the zygote is killed.
     """
 
     def __init__(self, module: str) -> None:
+        self._module = module
         self.zygote: Child = start(ZYGOTE, module)
         self._expected: dict[str, Cord] = {}
 
@@ -43,8 +52,8 @@ class Nursery:
                 fds.send(self.zygote.handover, b"", handed)
 
     def answer(self) -> list[Child]:
-        """The processes, in the order of their names; empty if the zygote is dead. It is told
-        that no more are wanted. Waits for the answer, if it has not come."""
+        """The processes, in the order of their names; empty if the zygote is dead. Waits for the
+        answer, if it has not come."""
         expected, self._expected = self._expected, {}
         with contextlib.ExitStack() as undo:
             for cord in expected.values():
@@ -60,8 +69,12 @@ class Nursery:
                 undo.callback(child.kill_and_reap)
                 children.append(child)
             undo.pop_all()
-        self.zygote.hang_up()
         return children
+
+    def replace_zygote(self) -> None:
+        """The zygote is dead and reaped: another one."""
+        self.close()
+        self.zygote = start(ZYGOTE, self._module)
 
     def close(self) -> None:
         """End the zygote, if it lives, and whoever it made and did not tell of."""
@@ -69,3 +82,57 @@ class Nursery:
         for cord in self._expected.values():
             cord.close()
         self._expected.clear()
+
+
+class Spares:
+    """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each."""
+
+    def __init__(self, nursery: Nursery, arrived: Callable[[Child], None]) -> None:
+        self._nursery = nursery
+        self._arrived = arrived
+        self._spare: Child | None = None
+        self._waiting: deque[Callable[[Child], None]] = deque()
+        self._is_ended = False
+
+    def take(self, then: Callable[[Child], None]) -> None:
+        """Call ``then`` with a process: at once if one stands ready."""
+        self._waiting.append(then)
+        self._serve()
+
+    def prepare(self) -> None:
+        """See to it that one stands ready, or is on its way."""
+        wanted = len(self._waiting) + (self._spare is None)
+        if wanted and not self._nursery.is_expecting and not self._is_ended:
+            self._nursery.ask([SPARE])
+
+    def answered(self) -> None:
+        """The zygote has something to say."""
+        for child in self._nursery.answer():
+            self._arrived(child)
+            self._spare = child
+        if self._is_ended:
+            self.end()
+        self._serve()
+        if self._waiting:
+            self.prepare()
+
+    def died(self, child: Child) -> bool:
+        """Whether ``child`` was the spare; there is none now."""
+        was_ours = self._spare is child
+        if was_ours:
+            self._spare = None
+        return was_ours
+
+    def end(self) -> None:
+        """Nobody is wanted any more."""
+        self._is_ended = True
+        self._waiting.clear()
+        if self._spare is not None:
+            self._spare.hang_up()
+
+    def _serve(self) -> None:
+        while self._waiting and self._spare is not None:
+            child, self._spare = self._spare, None
+            self._waiting.popleft()(child)
+        if self._waiting:
+            self.prepare()

@@ -132,6 +132,13 @@ RUN_OPTIONS = (
     ),
     Option("--timeout", "SECONDS", "stop the machine after this long; exit status 4", _RUN),
     Option(
+        "--hang-after",
+        "SECONDS",
+        "a device that has work and makes no progress for so long, or does not answer, is "
+        "killed and restarted; 0: never; default: 10",
+        _RUN,
+    ),
+    Option(
         "--log",
         "[PROCESS=]LEVEL",
         "none, error, warn (default), info, debug, or 0 to 4; for all, or for one of vmm, "

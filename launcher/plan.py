@@ -18,9 +18,11 @@ from devices import kinds
 from launcher import device_options
 from launcher.backend import Backend, choose
 from launcher.config import RunOptions
-from launcher.device_options import Request
+from launcher.device_options import Common, Request
 from launcher.host import Host, Streams
+from launcher.locks import Locks
 from launcher.options import suggestion
+from launcher.policy import OnDeath
 from protocol.errors import BadInput, HostError
 from protocol.specs import BootSpec
 from vmm import arm64_map, memory_map
@@ -37,12 +39,12 @@ if TYPE_CHECKING:
 _FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
 
 # Names of processes and streams that are not devices'.
-_RESERVED = frozenset({"vmm", "launcher", "serial", "zygote"})
+_RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare"})
 
 
 # Descriptors of a launcher at its fullest, beyond those that it is started with, and of each
-# device: 22 and 6 to 9 were counted, by number of queues.
-_DESCRIPTORS, _DEVICE_DESCRIPTORS = 32, 10
+# device: 27 and 7 to 11 were counted, by number of queues. A successor has some of its own, too.
+_DESCRIPTORS, _DEVICE_DESCRIPTORS = 40, 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class PlannedDevice:
     device: type[AnyDevice]
     config: Any
     slot: int
+    on_death: OnDeath = OnDeath.RESTART
     fds: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -63,9 +66,19 @@ class PlannedDevice:
         return memory_map.VIRTIO_GSIS[self.slot]
 
     @property
-    def queues(self) -> int:
-        """How many virtqueues it has."""
-        return len(self.device.queues)
+    def queues(self) -> tuple[int, ...]:
+        """The most entries of each of its virtqueues."""
+        return tuple(queue.size for queue in self.device.queues)
+
+    @property
+    def owing(self) -> tuple[int, ...]:
+        """Those that owe progress (devices.runtime.device.virtqueue)."""
+        return tuple(queue.index for queue in self.device.queues if queue.owes)
+
+    @property
+    def bells(self) -> tuple[str, ...]:
+        """The names of its doorbells."""
+        return ("call", *(f"kick{queue.index}" for queue in self.device.queues))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +94,16 @@ class Plan:
     kernel: int
     initrd: int | None
     streams: Streams
+    locks: Locks
     _resources: ExitStack
 
     def close(self) -> None:
         """Give back all that is held, and remove what devices asked to have removed."""
         self._resources.close()
+
+    def journal_sizes(self, name: str) -> tuple[int, ...]:
+        """Of the queues of device ``name``: what its journal is laid out for, whoever serves it."""
+        return next(device.queues for device in self.devices if device.name == name)
 
     def text(self) -> str:
         """For people: what would be started, and where everything would lie."""
@@ -98,7 +116,7 @@ class Plan:
             address = memory_map.slot_address(device.slot)
             lines.append(
                 f"  {device.name:<10} {device.kind:<8} slot {device.slot:<2} at {address:#x}, "
-                f"GSI {device.gsi}, {device.queues} queue(s), {device.config}"
+                f"GSI {device.gsi}, {len(device.queues)} queue(s), {device.config}"
             )
         lines += self._consoles()
         names = ", ".join(["vmm", *(device.name for device in self.devices)])
@@ -139,10 +157,12 @@ def make(options: RunOptions) -> Plan:
         wiring = tuple(VirtioMmio(device.slot, device.gsi) for device in planned)
         hardware = Hardware(options.memory, options.cpus, wiring)
         boot_plan = _plan_boot(options, boot, kernel, initrd, hardware)
-        streams = Streams()
+        streams, locks = Streams(), Locks()
         resources.callback(streams.close)
+        resources.callback(locks.close)
         for device in planned:
-            _open_device(device, streams, resources)
+            for fd in open_device(device, streams, locks).values():
+                resources.callback(os.close, fd)
         backend = choose(
             options.hypervisor,
             architecture=found.name,
@@ -159,6 +179,7 @@ def make(options: RunOptions) -> Plan:
             kernel,
             initrd,
             streams,
+            locks,
             resources.pop_all(),
         )
 
@@ -183,7 +204,7 @@ def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> No
 
 
 def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
-    chosen: list[tuple[Request, type[AnyDevice], str | None, Any]] = []
+    chosen: list[tuple[Request, type[AnyDevice], Common, Any]] = []
     for number, request in enumerate(requests, 1):
         if number > memory_map.MAX_VIRTIO_DEVICES:
             raise BadInput(
@@ -196,23 +217,23 @@ def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
     names = _names(chosen)
     slots = _slots([request.kind for request in requests])
     return tuple(
-        PlannedDevice(name, request.kind, request.option, device, config, slot)
-        for (request, device, _, config), name, slot in zip(chosen, names, slots, strict=True)
+        PlannedDevice(name, request.kind, request.option, device, config, slot, common.on_death)
+        for (request, device, common, config), name, slot in zip(chosen, names, slots, strict=True)
     )
 
 
-def _names(chosen: Sequence[tuple[Request, object, str | None, object]]) -> list[str]:
+def _names(chosen: Sequence[tuple[Request, object, Common, object]]) -> list[str]:
     # Names that were asked for come first, so that none made up here takes one of them.
     taken = set(_RESERVED)
-    for request, _, asked, _ in chosen:
-        if asked in taken:
-            raise BadInput(request.option, f"id={asked} is taken")
-        if asked is not None:
-            taken.add(asked)
+    for request, _, common, _ in chosen:
+        if common.name in taken:
+            raise BadInput(request.option, f"id={common.name} is taken")
+        if common.name is not None:
+            taken.add(common.name)
     names: list[str] = []
-    for request, _, asked, _ in chosen:
+    for request, _, common, _ in chosen:
         free = (f"{request.kind}{number}" for number in range(len(taken) + 1))
-        name = asked or next(name for name in free if name not in taken)
+        name = common.name or next(name for name in free if name not in taken)
         taken.add(name)
         names.append(name)
     return names
@@ -275,11 +296,12 @@ def _naming_files(options: RunOptions) -> Iterator[None]:
         raise BadInput(error.where, f"{path}: {error.why}") from error
 
 
-def _open_device(device: PlannedDevice, streams: Streams, resources: ExitStack) -> None:
+def open_device(device: PlannedDevice, streams: Streams, locks: Locks) -> dict[str, int]:
+    """Open what ``device`` names: its descriptors, which are the caller's from now on; BadInput
+    if that cannot be."""
     try:
-        opened = device.device.open(device.config, Host(device.name, streams))
+        opened = device.device.open(device.config, Host(device.name, streams, locks))
     except BadInput as error:
         raise BadInput(f"{device.option}: {error.where}", error.why) from error
-    for fd in opened.values():
-        resources.callback(os.close, fd)
     device.fds.update(opened)
+    return opened

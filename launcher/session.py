@@ -23,13 +23,14 @@ from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
-from launcher.nursery import ZYGOTE, Nursery
+from launcher.nursery import ZYGOTE, Nursery, Spares
 from launcher.outcome import Outcome
 from launcher.plan import Plan
 from launcher.run import VMM, Outputs
 from launcher.rundir import RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
+from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 from launcher.trace import Traces
 from launcher.wiring import Wiring
@@ -39,6 +40,10 @@ from protocol.log import Level
 from protocol.messages import (
     FROM_VMM,
     Attach,
+    DeviceAttached,
+    DeviceBound,
+    DeviceFailed,
+    DeviceOffers,
     Ended,
     Failed,
     GetMachineStats,
@@ -58,6 +63,10 @@ _START_DEADLINE = 90.0
 STOP_DEADLINE = 30.0
 # Seconds for processes that have nothing more to do than to exit.
 _EXIT_DEADLINE = 5.0
+
+# Before a zygote whose predecessor died is asked for anything (arbitrary: one that dies at once,
+# for a reason that stays, should not keep the launcher busy).
+_ZYGOTE_PAUSE = 1.0
 
 _KEYBOARD = 0
 
@@ -86,10 +95,17 @@ class Session:
         self._name = directory.name
         self._directory = directory
         self._nursery = nursery
-        self._children = {VMM: vmm}
+        self._vmm = vmm
+        # Everybody that is not reaped yet, and who was the last of each name.
+        self._children = [vmm]
+        self._named = {VMM: vmm}
+        self._spares: Spares | None = None
+        self._supervisor: Supervisor | None = None
         if nursery is not None:
-            self._children[ZYGOTE] = nursery.zygote
+            self._adopt(nursery.zygote)
+            self._spares = Spares(nursery, self._new_spare)
         self._resources = resources
+        resources.callback(self._close_children)
         self._logs = Logs(outputs.log, plan.options.log.of("launcher"))
         self._traces = Traces(outputs.trace, plan.options.trace or "")
         resources.callback(self._traces.close)
@@ -99,6 +115,7 @@ class Session:
         self._outcome: Outcome | None = None
         self._channel: Channel | None = None
         self._sequence = 0
+        self._awaited: dict[int, Callable[[object], None]] = {}
         self._stop_sequence = 0
         self._last_stats: MachineStats | None = None
 
@@ -117,18 +134,32 @@ class Session:
     def on_signal(self, number: signal.Signals) -> None:
         """The launcher got signal ``number``."""
         if number is signal.SIGUSR1:
-            self._request(GetMachineStats())
+            self.request(GetMachineStats())
         elif number is signal.SIGCONT:
             self._terminal.resume()
         else:
             self._stop_wanted(number.name)
+
+    # ── children ──────────────────────────────────────────────────────────────────────
+
+    def _adopt(self, child: Child) -> None:
+        self._children.append(child)
+        self._named[child.name] = child
+
+    def _new_spare(self, child: Child) -> None:
+        self._adopt(child)
+        self._listen(child)
+
+    def _close_children(self) -> None:
+        for child in self._children:
+            child.close()
 
     # ── starting ──────────────────────────────────────────────────────────────────────
 
     def _connect_terminal(self) -> Terminal:
         commands = {
             "x": lambda: self._stop_wanted("Ctrl-A x"),
-            "p": lambda: self._request(PressPowerButton()),
+            "p": lambda: self.request(PressPowerButton()),
         }
         say = partial(self._say, fresh_line=True)
         terminal = Terminal(self._loop, _KEYBOARD, commands, say)
@@ -140,12 +171,12 @@ class Session:
         return terminal
 
     def _start(self) -> None:
-        for child in self._children.values():
+        for child in self._children:
             self._listen(child)
         for text in self._announcements():
             self._say(text)
         guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved)
-        self._send(self._children[VMM], guard, terminal)
+        self._send(self._vmm, guard, terminal)
         # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
         self._terminal.start()
         if self._nursery is None:
@@ -155,7 +186,7 @@ class Session:
             seal.adopt_orphans(True)
             self._resources.callback(seal.adopt_orphans, False)
             self._nursery.ask([device.name for device in self._plan.devices])
-            self._loop.on_readable(self._nursery.zygote.handover.fileno(), self._forked)
+            self._listen_to_zygote()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
             timed_out = outcome.timed_out(self._plan.options.timeout)
@@ -166,11 +197,17 @@ class Session:
         self._context = channel.new_context()
         self._resources.callback(self._context.destroy, linger=0)
 
+    def _listen_to_zygote(self) -> None:
+        assert self._nursery is not None
+        self._loop.on_readable(self._nursery.zygote.handover.fileno(), self._forked)
+
     def _announcements(self) -> list[str]:
         backend, is_asked = self._plan.backend, self._plan.options.hypervisor != AUTO
         found = list(self._plan.streams.announcements)
         if backend.name == SOFTWARE and not is_asked:
             found.insert(0, f"a CPU in software: {backend.why}")
+        elif backend.is_fallback:
+            found.insert(0, f"KVM: {backend.why}")
         self._logs.note(Level.INFO, f"hypervisor: {backend}")
         return found
 
@@ -181,26 +218,36 @@ class Session:
 
     def _forked(self) -> None:
         assert self._nursery is not None
-        self._loop.on_readable(self._nursery.zygote.handover.fileno(), None)
+        assert self._spares is not None
+        if not self._nursery.is_expecting:
+            # Nobody asked: it is dead, and its pidfd tells.
+            self._loop.on_readable(self._nursery.zygote.handover.fileno(), None)
+            return
+        if self._supervisor is not None:
+            self._spares.answered()
+            if self._outcome:
+                self._dismiss_zygote()
+            return
         forked = self._nursery.answer()
         for child in forked:
-            self._resources.callback(child.close)
-            self._children[child.name] = child
+            self._adopt(child)
             self._listen(child)
         if self._outcome:
             self._kill_all()
         elif forked:
             self._startup.mark("devices forked")
+            serving = {d.name: (d, self._named[d.name]) for d in self._plan.devices}
+            self._supervisor = Supervisor(self, self._wiring, self._spares, serving)
             self._hand_over_vmm()
 
     def _hand_over_vmm(self) -> None:
-        vmm = self._children[VMM]
-        pidfds = {device.name: self._children[device.name].pidfd for device in self._plan.devices}
-        self._hand_over(vmm, *self._wiring.for_vmm(pidfds))
-        self._loop.on_readable(vmm.handover.fileno(), self._bound)
+        pidfds = {device.name: self._named[device.name].pidfd for device in self._plan.devices}
+        self.hand_over(self._vmm, *self._wiring.for_vmm(pidfds))
+        self._loop.on_readable(self._vmm.handover.fileno(), self._bound)
         self._startup.mark("handed over")
 
-    def _hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
+    def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
+        """Send it to ``child``, with a trace if there is one (supervisor.Machine)."""
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
@@ -213,9 +260,8 @@ class Session:
             self._died(child)
 
     def _bound(self) -> None:
-        vmm = self._children[VMM]
-        self._loop.on_readable(vmm.handover.fileno(), None)
-        answer = fds.receive(vmm.handover)
+        self._loop.on_readable(self._vmm.handover.fileno(), None)
+        answer = fds.receive(self._vmm.handover)
         if answer is None:
             return  # its death is noticed by itself
         self._startup.mark("VMM listens")
@@ -225,9 +271,10 @@ class Session:
         self._resources.callback(self._channel.close)
         self._channel.connect(self._wiring.endpoint)
         self._loop.on_readable(self._channel.fd, self._receive)
-        self._request(Attach())
+        self.request(Attach())
         for device in self._plan.devices:
-            self._hand_over(self._children[device.name], *self._wiring.for_device(device))
+            first = self._wiring.first(device)
+            self.hand_over(self._named[device.name], *self._wiring.for_device(device, first))
 
     def _late(self) -> None:
         if not self._startup.is_ready:
@@ -236,10 +283,13 @@ class Session:
 
     # ── what the VMM says ─────────────────────────────────────────────────────────────
 
-    def _request(self, message: object) -> None:
+    def request(self, message: object, then: Callable[[object], None] | None = None) -> None:
+        """Ask the VMM; ``then`` gets its reply (supervisor.Machine)."""
         if self._channel is None:
             return
         self._sequence += 1
+        if then is not None:
+            self._awaited[self._sequence] = then
         self._traces.control(f"> {message}")
         try:
             self._channel.send(message, self._sequence)
@@ -262,10 +312,17 @@ class Session:
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 
     def _take(self, message: object, sequence: int) -> None:
+        if (then := self._awaited.pop(sequence, None)) is not None:
+            then(message)
+            return
         match message:
+            case DeviceBound() | DeviceOffers() | DeviceAttached() | DeviceFailed():
+                self._supervise(message)
             case MachineReady():
                 self._startup.ready(message.phases)
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
+                if self._spares is not None:
+                    self._spares.prepare()
             case Ended():
                 self._decide(outcome.from_vmm(message))
             case MachineStats() if sequence == self._stop_sequence:
@@ -274,7 +331,7 @@ class Session:
                 self._terminal.put_back()
                 self._directory.remove()
                 self._plan.streams.remove_files()
-                self._send(self._children[VMM], FAREWELL, {})
+                self._send(self._vmm, FAREWELL, {})
                 self._loop.after(_EXIT_DEADLINE, self._kill_all)
             case MachineStats():
                 self._say(stats.as_text(message))
@@ -303,19 +360,74 @@ class Session:
         if not child.reap():
             return
         self._loop.on_readable(child.pidfd, None)
-        if child.name == VMM and self._channel:
-            self._receive()  # what it said last
-        if not self._outcome and not self._is_done(child):
-            self._decide(outcome.process_died(child.name, child.how_it_ended()))
-        if child.name == VMM:
+        if self._channel:
+            self._receive()  # what was said last, of its start or its end
+        if not self._outcome:
+            self._bereaved(child)
+        if child is self._vmm:
             self._kill_all()
-        if all(child.status is not None for child in self._children.values()):
+        if all(child.status is not None for child in self._children):
             self._loop.end()
 
-    def _is_done(self, child: Child) -> bool:
-        # The zygote is told to end when it has made all devices.
-        is_hung_up_on = self._nursery is not None and not self._nursery.is_expecting
-        return child.name == ZYGOTE and child.status == 0 and is_hung_up_on
+    def _bereaved(self, child: Child) -> None:
+        # Nobody wanted it to end. What a machine that runs can bear, it bears.
+        if child is self._vmm or self._supervisor is None or not self._startup.is_ready:
+            self.stop_for(child)
+            return
+        self._read_log(child)
+        self._loop.on_readable(child.log, None)
+        self._children.remove(child)
+        assert self._nursery is not None
+        assert self._spares is not None
+        if child.name == ZYGOTE:
+            self._loop.on_readable(child.handover.fileno(), None)
+            self._nursery.replace_zygote()
+            self._adopt(self._nursery.zygote)
+            self._listen(self._nursery.zygote)
+            self._listen_to_zygote()
+            self._loop.after(_ZYGOTE_PAUSE, self._spares.prepare)
+            return
+        if not self._spares.died(child):
+            self._supervisor.died(child)
+        child.close()
+
+    # ── what the supervisor wants (supervisor.Machine) ────────────────────────────────
+
+    def _supervise(self, event: DeviceBound | DeviceOffers | DeviceAttached | DeviceFailed) -> None:
+        if (supervisor := self._supervisor) is None:
+            return
+        match event:
+            case DeviceBound():
+                supervisor.bound(event)
+            case DeviceOffers():
+                supervisor.offers(event)
+            case DeviceAttached():
+                supervisor.attached(event)
+            case DeviceFailed():
+                supervisor.failed(event)
+
+    def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
+        """Send it to the VMM."""
+        self._send(self._vmm, payload, descriptors)
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call back later."""
+        self._loop.after(seconds, callback)
+
+    def stop_for(self, child: Child) -> None:
+        """The machine ends, because ``child`` died."""
+        self._decide(outcome.process_died(child.name, child.how_it_ended()))
+
+    def pause_for(self, child: Child) -> None:
+        """The guest stands still, because ``child`` died."""
+        self._say(f"{child.name} {child.how_it_ended()}; the guest is paused", fresh_line=True)
+
+    def emit(
+        self, kind: str, device: str, *, generation: int, took: int | None, detail: str
+    ) -> None:
+        """Tell whoever wants to know."""
+        text = f"{device} {generation} {kind}" + (f" in {took / 1e6:.1f} ms" if took else "")
+        self._logs.note(Level.WARN, f"{text}: {detail}" if detail else text)
 
     # ── ending ────────────────────────────────────────────────────────────────────────
 
@@ -324,23 +436,34 @@ class Session:
             return
         self._outcome = self._explained(found)
         self._logs.note(Level.DEBUG, f"ending: {found.reason}")
+        if self._supervisor is not None:
+            self._supervisor.end()
+        self._dismiss_zygote()
         if self._channel is None:
             self._kill_all()
             return
         self._loop.after(STOP_DEADLINE, self._kill_all)
         self._stop_sequence = self._sequence + 1
-        self._request(StopMachine())
+        self.request(StopMachine())
+
+    def _dismiss_zygote(self) -> None:
+        # Not before it has told of all that it made.
+        if self._spares is not None and self._nursery is not None:
+            self._spares.end()
+            if not self._nursery.is_expecting:
+                self._nursery.zygote.hang_up()
 
     def _explained(self, found: Outcome) -> Outcome:
         # The VMM may be the first to know that a device is gone, but not of what it died.
         if found.culprit == VMM:
-            for name, child in self._children.items():
-                if name != VMM and child.reap() and not self._is_done(child):
-                    return outcome.process_died(name, f"{child.how_it_ended()}: {found.message}")
+            for child in self._children:
+                if child is not self._vmm and child.reap():
+                    how = f"{child.how_it_ended()}: {found.message}"
+                    return outcome.process_died(child.name, how)
         return found
 
     def _kill_all(self) -> None:
-        for child in self._children.values():
+        for child in self._children:
             # Killed now, it would leave processes of whom we know nothing.
             if child.name == ZYGOTE and self._nursery and self._nursery.is_expecting:
                 self._loop.after(_EXIT_DEADLINE, child.kill)
@@ -348,7 +471,7 @@ class Session:
                 child.kill()
 
     def _reap(self) -> None:
-        for child in self._children.values():
+        for child in self._children:
             self._loop.on_readable(child.pidfd, None)
             self._loop.on_readable(child.log, None)
             child.kill_and_reap()
@@ -388,12 +511,12 @@ class Session:
             self._say(stats.as_text(self._last_stats, self._tree()))
 
     def _pids(self) -> dict[str, int]:
-        children = {name: child.pid for name, child in self._children.items()}
+        children = {name: child.pid for name, child in self._named.items()}
         return {"launcher": os.getpid(), **children}
 
     def _tree(self) -> list[stats.Process]:
         usages = {"launcher": resource.getrusage(resource.RUSAGE_SELF)}
-        for name, child in self._children.items():
+        for name, child in self._named.items():
             if child.usage is not None:
                 usages[name] = child.usage
         return stats.processes(self._pids(), usages)

@@ -109,11 +109,13 @@ class Child:
             time.sleep(0.001)  # SIGKILL takes 0.6 to 74 ms
 
     def close(self) -> None:
-        """End it if it lives, and close what we have of it."""
+        """End it if it lives, and close what we have of it, once."""
         self.kill_and_reap()
-        self.handover.close()
-        os.close(self.log)
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            self.handover.close()
+            os.close(self.log)
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def how_it_ended(self) -> str:
         """In words: ``exited with status 1``, ``was killed by SIGSYS``."""

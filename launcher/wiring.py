@@ -9,13 +9,32 @@ from contextlib import ExitStack
 
 from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
-from protocol import codec, doorbell
+from protocol import codec, doorbell, journal
 from protocol.memory import Region, create_memfd
-from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec
+from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec, Successor
 from vmm import memory_map
 
-# Of every device: none of ours is started twice in a run.
-_GENERATION = 1
+
+class Generation:
+    """One process of a device to be: its number, its endpoint, and its doorbells.
+
+    The VMM and the process get duplicates; ours are closed by :meth:`close`.
+    """
+
+    def __init__(self, device: PlannedDevice, number: int, directory: str) -> None:
+        self.number = number
+        self.endpoint = os.path.join(directory, f"{device.name}.{number}")
+        self._resources = ExitStack()
+        self.bells = {name: self._bell() for name in device.bells}
+
+    def _bell(self) -> int:
+        fd = doorbell.create()
+        self._resources.callback(os.close, fd)
+        return fd
+
+    def close(self) -> None:
+        """Close our doorbells."""
+        self._resources.close()
 
 
 class Wiring:
@@ -30,13 +49,11 @@ class Wiring:
         self._has_shadows = plan.backend.name == SOFTWARE
         size = memory_map.file_size(plan.options.memory, shadows=self._has_shadows)
         self._memory = self._own(create_memfd(f"vibevmm-{name}", size))
-        self._doorbells = {
-            device.name: {
-                **{f"kick{queue}": self._own(doorbell.create()) for queue in range(device.queues)},
-                "call": self._own(doorbell.create()),
-            }
+        self._journals = {
+            device.name: self._own(journal.create(f"vibevmm-{name}-{device.name}", device.queues))
             for device in plan.devices
         }
+        self._firsts = {device.name: self._generation(device, 1) for device in plan.devices}
         self.serial, theirs = socket.socketpair()
         self.serial.setblocking(False)
         self._resources.callback(self.serial.close)
@@ -64,30 +81,55 @@ class Wiring:
             boot=plan.boot,
             devices=tuple(self._slot(device) for device in plan.devices),
             endpoint=self.endpoint,
+            hang_after=int(options.hang_after * 1000),
             stats=options.stats is not None,
             log=options.log.of("vmm"),
         )
         fds = {"memory": self._memory, "serial": self._vmm_serial, "kernel": plan.kernel}
         if plan.initrd is not None:
             fds["initrd"] = plan.initrd
-        for name, bells in self._doorbells.items():
-            fds |= {f"{name}.{bell}": fd for bell, fd in bells.items()}
+        for name, first in self._firsts.items():
+            fds |= {f"{name}.{bell}": fd for bell, fd in first.bells.items()}
             fds[f"{name}.pidfd"] = pidfds[name]
+            fds[f"{name}.journal"] = self._journals[name]
         return codec.pack(codec.to_plain(spec)), fds
 
-    def for_device(self, device: PlannedDevice) -> tuple[bytes, dict[str, int]]:
-        """Payload and descriptors of the handover of ``device``."""
+    def first(self, device: PlannedDevice) -> Generation:
+        """That with which the machine starts; stays this object's."""
+        return self._firsts[device.name]
+
+    def successor(
+        self, device: PlannedDevice, number: int, pidfd: int
+    ) -> tuple[Generation, bytes, dict[str, int]]:
+        """A further generation, the caller's to close, and payload and descriptors of the VMM's
+        handover for it."""
+        made = Generation(device, number, self._directory)
+        spec = Successor(device.name, number, made.endpoint)
+        return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
+
+    def for_device(
+        self, device: PlannedDevice, generation: Generation, *, failing: bool = False
+    ) -> tuple[bytes, dict[str, int]]:
+        """Payload and descriptors of the handover of a process of ``device``; one that is
+        ``failing`` answers every request with an error."""
         options = self._plan.options
         spec = DeviceSpec(
             name=device.name,
             kind=device.kind,
             config=codec.pack(codec.to_plain(device.config)),
-            generation=_GENERATION,
-            endpoint=self._device_endpoint(device),
+            generation=generation.number,
+            endpoint=generation.endpoint,
             regions=self._regions(device),
+            journal=self._plan.journal_sizes(device.name),
+            failing=failing,
             log=options.log.of(device.name),
         )
-        fds = {"memory": self._memory, **self._doorbells[device.name], **device.fds}
+        fds = {
+            "memory": self._memory,
+            "journal": self._journals[device.name],
+            **generation.bells,
+            **device.fds,
+        }
         return codec.pack(codec.to_plain(spec)), fds
 
     def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:
@@ -103,8 +145,10 @@ class Wiring:
         self._resources.callback(os.close, fd)
         return fd
 
-    def _device_endpoint(self, device: PlannedDevice) -> str:
-        return os.path.join(self._directory, f"{device.name}.{_GENERATION}")
+    def _generation(self, device: PlannedDevice, number: int) -> Generation:
+        made = Generation(device, number, self._directory)
+        self._resources.callback(made.close)
+        return made
 
     def _slot(self, device: PlannedDevice) -> DeviceSlot:
         return DeviceSlot(
@@ -114,6 +158,7 @@ class Wiring:
             slot=device.slot,
             gsi=device.gsi,
             queues=device.queues,
-            generation=_GENERATION,
-            endpoint=self._device_endpoint(device),
+            owing=device.owing,
+            generation=self._firsts[device.name].number,
+            endpoint=self._firsts[device.name].endpoint,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Of this file: raised whenever a message changes its meaning or fields."""
 
 STATE_VERSION = 1
@@ -72,6 +72,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Quiesced:
+    """Reply to Quiesce: what the device hands to its successor (Device.save), often nothing."""
+
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStats:
     """Reply to GetStats: counters by name, all since the process started."""
 
@@ -112,15 +119,23 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """DRIVER_OK: serve these queues with these features. Reply: Done or Failed."""
+    """Serve these queues with these features: DRIVER_OK, or the place of a predecessor whose
+    ``state`` this is, and what the journal says was in flight. Reply: Done or Failed."""
 
     features: int
     queues: tuple[QueueSetup, ...]
+    state: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Reset: finish or drop what is in flight, touch guest memory no more, then reply Done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesce:
+    """A successor takes over: touch guest memory no more, and leave what is in flight in the
+    journal. Reply: Quiesced. Start or Quit follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +191,46 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceBound:
+    """Event: the VMM listens for this generation of a device (specs.Successor)."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOffers:
+    """Event: a successor is sealed, and this is what it offers. Where the device's place is empty,
+    it is attached at once; else it waits for Switch or Drop."""
+
+    name: str
+    generation: int
+    features: int
+    queue_sizes: tuple[int, ...]
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAttached:
+    """Event: this generation serves the guest, ``microseconds`` after its predecessor was found
+    dead, or was asked to be quiet."""
+
+    name: str
+    generation: int
+    microseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFailed:
+    """Event: this generation is of no use, and has been killed. ``hung`` if it was too slow."""
+
+    name: str
+    generation: int
+    reason: str
+    hung: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ExitCount:
     """Exits of one kind at one address: how many, and nanoseconds spent in handling them."""
 
@@ -219,6 +274,23 @@ class GetMachineStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Switch:
+    """Put successor ``generation`` of device ``name``, which has offered itself, into the place of
+    the process that serves now. Reply: Done, or Failed, and then that one goes on."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget successor ``generation`` of device ``name``, killing it. Reply: Done."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class PressPowerButton:
     """ACPI's fixed power button. Reply: Done."""
 
@@ -228,7 +300,17 @@ class StopMachine:
     """Stop the vCPUs and the devices, and reply with the last MachineStats."""
 
 
-FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsReset)
-TO_DEVICE = (Welcome, Refused, Start, Stop, StopQueue, WriteConfig, GetStats, Ping, Quit)
-FROM_VMM = (MachineReady, Ended, MachineStats, Done, Failed)
-TO_VMM = (Attach, GetMachineStats, PressPowerButton, StopMachine)
+FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsReset, Quiesced)
+TO_DEVICE = (Welcome, Refused, Start, Stop, Quiesce, StopQueue, WriteConfig, GetStats, Ping, Quit)
+FROM_VMM = (
+    MachineReady,
+    Ended,
+    DeviceBound,
+    DeviceOffers,
+    DeviceAttached,
+    DeviceFailed,
+    MachineStats,
+    Done,
+    Failed,
+)
+TO_VMM = (Attach, GetMachineStats, Switch, Drop, PressPowerButton, StopMachine)

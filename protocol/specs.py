@@ -18,9 +18,11 @@ class DeviceSpec:
     """One device process.
 
     ``kind`` is its name in the table of kinds, ``config`` its options (msgpack of its Config
-    dataclass), ``endpoint`` the path of its control channel, ``log`` a level from 0 to 4.
-    With it come the descriptors ``memory``, ``kick0`` … ``kickN``, ``call``, those that the
-    kind opened for itself, and ``trace`` if there is one.
+    dataclass), ``endpoint`` the path of its control channel, ``log`` a level from 0 to 4;
+    ``journal`` are the sizes of the queues that its journal is laid out for. One that is
+    ``failing`` answers every request with an error (Device.fail).
+    With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
+    that the kind opened for itself, and ``trace`` if there is one.
     """
 
     name: str
@@ -29,6 +31,8 @@ class DeviceSpec:
     generation: int
     endpoint: str
     regions: tuple[Region, ...]
+    journal: tuple[int, ...]
+    failing: bool
     log: int
 
 
@@ -36,7 +40,10 @@ class DeviceSpec:
 class DeviceSlot:
     """A device as the VMM sees it: where its registers lie and which line it pulls.
 
-    With the VMM's spec come, for each, ``NAME.kick0`` … ``NAME.kickN`` and ``NAME.call``.
+    ``queues`` are the sizes that its journal is laid out for, ``owing`` the indices of those
+    queues on which a chain is to be answered without anything else having to happen. With the
+    VMM's spec come, for each device, ``NAME.journal``, ``NAME.pidfd``, ``NAME.kick0`` …
+    ``NAME.kickN`` and ``NAME.call``.
     """
 
     name: str
@@ -44,7 +51,21 @@ class DeviceSlot:
     device_id: int
     slot: int
     gsi: int
-    queues: int
+    queues: tuple[int, ...]
+    owing: tuple[int, ...]
+    generation: int
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """For the VMM, in a later handover: a further process of device ``name``.
+
+    With it come ``pidfd``, ``kick0`` … ``kickN`` and ``call``: fresh ones, for the processes
+    before it may still have theirs.
+    """
+
+    name: str
     generation: int
     endpoint: str
 
@@ -80,6 +101,7 @@ class Guard:
 class MachineSpec:
     """The VMM process: the machine it makes, and where it talks.
 
+    A device that makes no progress for ``hang_after`` milliseconds is hung; 0: none ever is.
     With it come ``memory``, ``serial`` (a stream socket to the launcher: console output
     and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot.
     """
@@ -91,6 +113,7 @@ class MachineSpec:
     boot: BootSpec
     devices: tuple[DeviceSlot, ...]
     endpoint: str
+    hang_after: int
     stats: bool
     log: int
 

@@ -75,22 +75,48 @@ class Control(threading.Thread):
         self._trace = trace
         self._conversations: dict[Channel, _Conversation] = {}
         self._outgoing: deque[tuple[Channel, object, int]] = deque()
+        # What this thread listens to, and what others want it to begin or cease to.
+        self._listening: list[Channel] = []
+        self._changes: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._sequence = 0
         self._wake = doorbell.create()
         self._ending = False
 
     def bind(self, endpoint: str, incoming: Sequence[type], generation: int, peer: Peer) -> Channel:
-        """A new channel, bound; ``peer`` hears of what comes in. Before :meth:`start` only."""
+        """A new channel, bound; ``peer`` hears of what comes in. From any thread but this one."""
         made = Channel(self._context, incoming, generation)
         made.bind(endpoint)
-        self._conversations[made] = _Conversation(peer)
+        with self._lock:
+            self._conversations[made] = _Conversation(peer)
+        # The socket wanders to this thread; the queue, and the doorbell, are the fence that
+        # ZeroMQ wants for that.
+        self._change(partial(self._listening.append, made))
         return made
+
+    def unbind(self, channel: Channel, why: str) -> None:
+        """Close ``channel``; what waits for an answer fails with DeviceGone. From any thread."""
+        self.abandon(channel, why)
+        self._change(partial(self._close, channel))
+
+    def _change(self, change: Callable[[], None]) -> None:
+        self._changes.append(change)
+        doorbell.ring(self._wake)
+
+    def _close(self, channel: Channel) -> None:
+        if channel in self._listening:
+            self._listening.remove(channel)
+        with self._lock:
+            del self._conversations[channel]
+        channel.close()
 
     def post(self, channel: Channel, request: object) -> Future[Any]:
         """Send ``request``; the future of its reply. From any thread but this one."""
         reply: Future[Any] = Future()
         with self._lock:
+            if channel not in self._conversations:
+                reply.set_exception(DeviceGone("its channel is closed"))
+                return reply
             self._sequence += 1
             self._conversations[channel].pending[self._sequence] = reply
             self._outgoing.append((channel, request, self._sequence))
@@ -105,7 +131,8 @@ class Control(threading.Thread):
     def abandon(self, channel: Channel, why: str) -> None:
         """Nothing more will come on ``channel``: fail what waits for it. From any thread."""
         with self._lock:
-            pending = self._conversations[channel].pending
+            conversation = self._conversations.get(channel)
+            pending = conversation.pending if conversation else {}
             waiting = list(pending.values())
             pending.clear()
         for reply in waiting:
@@ -124,44 +151,43 @@ class Control(threading.Thread):
 
     def run(self) -> None:
         """The thread: send what is queued, hand out what comes in."""
-        listening = list(self._conversations)
         while True:
             doorbell.drain(self._wake)
             ending = self._ending
-            self._send_all(listening)
+            while self._changes:
+                self._changes.popleft()()
+            self._send_all()
             if ending:
                 return
-            ready, _ = channels.wait_any(listening, [self._wake], None)
+            ready, _ = channels.wait_any(self._listening, [self._wake], None)
             for channel in ready:
-                self._guard(channel, listening, partial(self._receive, channel))
+                self._guard(channel, partial(self._receive, channel))
 
-    def _guard(
-        self, channel: Channel, listening: list[Channel], action: Callable[[], None]
-    ) -> None:
+    def _guard(self, channel: Channel, action: Callable[[], None]) -> None:
         # A peer that breaks the protocol is cut off; everybody else goes on. So does this thread
         # where a peer has found an error of ours: without it nobody can end the machine.
         try:
             action()
         except ProtocolError as error:
-            self._cut_off(channel, listening, error)
+            self._cut_off(channel, error)
         except Exception as error:
             log.exception("a message met an error of ours")
-            self._cut_off(channel, listening, ProtocolError(type(error).__name__))
+            self._cut_off(channel, ProtocolError(type(error).__name__))
 
-    def _cut_off(self, channel: Channel, listening: list[Channel], error: ProtocolError) -> None:
-        if channel in listening:
-            listening.remove(channel)
+    def _cut_off(self, channel: Channel, error: ProtocolError) -> None:
+        if channel in self._listening:
+            self._listening.remove(channel)
         self._conversations[channel].peer.on_violation(error)
 
-    def _send_all(self, listening: list[Channel]) -> None:
+    def _send_all(self) -> None:
         while self._outgoing:
             channel, message, sequence = self._outgoing.popleft()
-            if channel not in listening:
+            if channel not in self._listening:
                 self.abandon(channel, "the peer was cut off")
                 continue
             if self._trace:
                 self._trace.event("control", f"> {message}"[:200])
-            self._guard(channel, listening, partial(channel.send, message, sequence))
+            self._guard(channel, partial(channel.send, message, sequence))
 
     def _receive(self, channel: Channel) -> None:
         # A bounded number, then it is the others' turn: the poll tells of what is left.

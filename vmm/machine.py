@@ -10,16 +10,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from protocol import doorbell
 from protocol import fds as descriptors
 from protocol.errors import GuestDied, VibeError
+from protocol.lifecycle import State
 from protocol.memory import GuestMemory
 from protocol.messages import DeviceReport, ExitCount, GetStats, MachineStats
-from protocol.specs import DeviceSlot, MachineSpec
+from protocol.specs import MachineSpec
 from protocol.trace import Trace
 from protocol.virtio import Mmio
 from vmm import memory_map
@@ -35,8 +36,10 @@ from vmm.platform import ports
 from vmm.platform.board import board_of
 from vmm.platform.power import Reason
 from vmm.remote import DEADLINE, RemoteDevice
+from vmm.seat import Seat, Wires
 from vmm.transport.mmio import MmioTransport
 from vmm.transport.page import RegisterPage
+from vmm.wires import DirectWires, MediatedWires
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +117,7 @@ class Machine:
         board = board_of(spec.boot.architecture)
         self.board = board(self.bus, self.vm.set_irq, console, self._power, on_room)
         self.memory = GuestMemory(fds["memory"], memory_map.regions(spec.memory_size))
-        self.devices: list[RemoteDevice] = []
+        self.seats: list[Seat] = []
         self._places = list(PLACES)
         self._pages: list[RegisterPage] = []
         self._acks: list[int] = []
@@ -148,58 +151,48 @@ class Machine:
             self.vm.create_vcpu(index)
         plan.cpu.enter(self.vm.vcpus[0])
 
-    def plug_in(self, device: RemoteDevice) -> None:
-        """Give ``device``, which has said hello, its registers, doorbells and interrupt line."""
-        slot = device.slot
+    def plug_in(self, seat: Seat) -> None:
+        """Give the device of ``seat``, in which somebody sits who has said hello, its registers,
+        doorbells and interrupt line."""
+        slot = seat.slot
         gpa = memory_map.slot_address(slot.slot)
         read_only = self._hypervisor.capabilities.read_only_slots
         page = RegisterPage(self.vm, gpa, _FIRST_PAGE_SLOT + slot.slot if read_only else None)
         line = Line(self.vm, slot.gsi)
-        mediated = None if self._hypervisor.capabilities.coherent else self._mediate(device, line)
-        transport = MmioTransport(page, mediated or device, line, device.config)
-        device.on_config = transport.config_changed
-        device.on_broken = transport.needs_reset
-        if mediated is not None:
-            mediated.on_broken = transport.needs_reset
-            self._mediated.append(mediated)
+        backend: Seat | MediatedDevice = seat
+        wires: Wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues))
+        if not self._hypervisor.capabilities.coherent:
+            backend = self._mediate(seat, line)
+            wires = MediatedWires(cast(MediatedVm, self.vm), gpa, backend, len(slot.queues))
+        transport = MmioTransport(page, backend, line, seat.config)
+        seat.on_config = transport.config_changed
+        seat.on_broken = transport.needs_reset
         self.bus.add_mmio(gpa, memory_map.VIRTIO_SLOT_SIZE, transport)
-        self._wire(slot, gpa, mediated)
+        seat.connect(wires)
+        self._ignore_acknowledgements(gpa)
         self._pages.append(page)
         self._places.append(Place("mmio", gpa, memory_map.VIRTIO_SLOT_SIZE, slot.name))
-        self.devices.append(device)
+        self.seats.append(seat)
 
-    def _mediate(self, device: RemoteDevice, line: Line) -> MediatedDevice:
-        slot = device.slot
-        region = memory_map.shadow_region(self._spec.memory_size, slot.slot)
+    def _mediate(self, seat: Seat, line: Line) -> MediatedDevice:
+        region = memory_map.shadow_region(self._spec.memory_size, seat.slot.slot)
         shadow = GuestMemory(self._fds["memory"], (region,))
         self._shadows.append(shadow)
-        return MediatedDevice(
-            device,
-            self.memory,
-            shadow,
-            {queue: self._fds[f"{slot.name}.kick{queue}"] for queue in range(slot.queues)},
-            self._fds[f"{slot.name}.call"],
-            line.pulse,
-            NativeHook(*cast(MediatedVm, self.vm).written_hook()),
-        )
+        hook = NativeHook(*cast(MediatedVm, self.vm).written_hook())
+        mediated = MediatedDevice(seat, self.memory, shadow, line.pulse, hook)
+        mediated.on_broken = lambda reason: seat.on_broken(reason)
+        self._mediated.append(mediated)
+        return mediated
 
-    def _wire(self, slot: DeviceSlot, gpa: int, mediated: MediatedDevice | None) -> None:
-        call = self._fds[f"{slot.name}.call"]
-        if mediated is not None:
-            vm = cast(MediatedVm, self.vm)
-            for queue in range(slot.queues):
-                vm.on_write(gpa + Mmio.QUEUE_NOTIFY, 4, queue, partial(mediated.kick, queue))
-            vm.watch(call, mediated.complete)
-        else:
-            # From here on KVM carries kicks and interrupts; no thread of ours is on their way.
-            for queue in range(slot.queues):
-                kick = self._fds[f"{slot.name}.kick{queue}"]
-                self.vm.add_ioeventfd(kick, gpa + Mmio.QUEUE_NOTIFY, 4, queue)
-            self.vm.add_irqfd(call, slot.gsi)
+    def _ignore_acknowledgements(self, gpa: int) -> None:
         # An acknowledgement of "used buffer" alone needs no answer, so nobody reads this one.
         ack = doorbell.create()
         self._acks.append(ack)
         self.vm.add_ioeventfd(ack, gpa + Mmio.INTERRUPT_ACK, 4, 1)
+
+    def rings(self) -> list[tuple[Seat, GuestMemory]]:
+        """Every device, and the memory in which the rings lie that its process works on."""
+        return list(zip(self.seats, self._shadows or [self.memory] * len(self.seats), strict=True))
 
     # ── running it ────────────────────────────────────────────────────────────────────
 
@@ -260,16 +253,14 @@ class Machine:
 
     def stats(self) -> MachineStats:
         """What happened so far. Asks every device for its counters, so not on a vCPU's thread."""
-        replies = [device.ask(GetStats()) for device in self.devices]
+        seated = [(seat, seat.remote) for seat in self.seats]
+        asked = [(*one, one[1].ask(GetStats()) if one[1] else None) for one in seated]
         until = time.monotonic() + DEADLINE
         return MachineStats(
             run_returns=sum(vcpu.run_returns for vcpu in self.vm.vcpus),
             nanoseconds=time.monotonic_ns() - self._started_ns,
             exits=self._exits(),
-            devices=tuple(
-                DeviceReport(device.name, device.life.state.value, device.counters(reply, until))
-                for device, reply in zip(self.devices, replies, strict=True)
-            ),
+            devices=tuple(_report(*one, until) for one in asked),
         )
 
     def _exits(self) -> tuple[ExitCount, ...]:
@@ -285,3 +276,11 @@ class Machine:
         descriptors.close_all(self._acks)
         for memory in (*self._shadows, self.memory):
             memory.close()
+
+
+def _report(
+    seat: Seat, remote: RemoteDevice | None, reply: Future[Any] | None, until: float
+) -> DeviceReport:
+    if remote is None or reply is None:
+        return DeviceReport(seat.name, State.GONE.value, {})
+    return DeviceReport(seat.name, remote.life.state.value, remote.counters(reply, until))

@@ -13,7 +13,7 @@ import logging
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -31,6 +31,8 @@ from protocol.messages import (
     Hello,
     NeedsReset,
     QueueSetup,
+    Quiesce,
+    Quiesced,
     Quit,
     Refused,
     Sealed,
@@ -59,10 +61,17 @@ _FENCE_DEADLINE = 5.0
 
 
 class RemoteDevice:
-    """One device process. ``pidfd`` is the handle to kill it by; both stay the caller's."""
+    """One process of a device: of generation ``slot.generation``, at ``slot.endpoint``.
 
-    def __init__(self, slot: DeviceSlot, pidfd: int, control: Control) -> None:
+    ``pidfd`` is the handle to kill it by, ``bells`` are its doorbells, ``kick0`` … and ``call``;
+    all stay the caller's.
+    """
+
+    def __init__(
+        self, slot: DeviceSlot, pidfd: int, bells: Mapping[str, int], control: Control
+    ) -> None:
         self.slot = slot
+        self.bells = bells
         self.name = slot.name
         self.device_id = slot.device_id
         self.features = 0
@@ -73,16 +82,20 @@ class RemoteDevice:
         """Done when the device is sealed; DeviceGone if it never will be."""
         self.on_config: Callable[[bytes], None] = lambda config: None
         self.on_broken: Callable[[str], None] = lambda reason: None
-        self._pidfd = pidfd
+        self.fenced_because = ""
+        """Why it was killed by us, if it was."""
+        self.is_hung = False
+        """Whether that was because it did not answer, or made no progress."""
+        self.pidfd = pidfd
         self._is_refused = False
         self._control = control
         self._channel = control.bind(slot.endpoint, FROM_DEVICE, slot.generation, self)
 
-    # ── transport.mmio.Backend ────────────────────────────────────────────────────────
+    # ── for the seat ──────────────────────────────────────────────────────────────────
 
-    def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
-        """Serve ``queues``; the reason, if the device will not."""
-        reply = self.call(Start(features, queues))
+    def start(self, features: int, queues: tuple[QueueSetup, ...], state: bytes) -> str | None:
+        """Serve ``queues``, going on with a predecessor's ``state``; the reason, if it will not."""
+        reply = self.call(Start(features, queues, state))
         if isinstance(reply, Failed):
             return reply.reason
         self._advance(Event.START)
@@ -92,6 +105,15 @@ class RemoteDevice:
         """Return when the device is quiet, or dead."""
         self.call(Stop())
         self._advance(Event.STOP)
+
+    def quiesce(self) -> bytes:
+        """Return when the device is quiet, with what it leaves to its successor."""
+        reply = self.call(Quiesce())
+        if not isinstance(reply, Quiesced):
+            self.fence("it would not be quiet")
+            raise DeviceGone(f"{self.name} would not be quiet")
+        self._advance(Event.STOP)
+        return reply.state
 
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
@@ -152,25 +174,28 @@ class RemoteDevice:
                 if self._is_dead():
                     self.gone()
                 elif left <= 0:
-                    self.fence(f"no answer to {type(request).__name__} in time")
+                    self.fence(f"no answer to {type(request).__name__} in time", hung=True)
                     name = type(request).__name__
                     raise DeviceGone(f"{self.name} did not answer {name}") from None
 
     def _is_dead(self) -> bool:
         waiting = select.poll()
-        waiting.register(self._pidfd, select.POLLIN)
+        waiting.register(self.pidfd, select.POLLIN)
         return bool(waiting.poll(0))
 
-    def fence(self, why: str) -> None:
+    def fence(self, why: str, *, hung: bool = False) -> None:
         """Kill the process, and return when nothing of it can touch guest memory any more."""
-        log.error("%s is killed: %s", self.name, why)
+        if not self._is_dead():
+            log.error("%s is killed: %s", self.name, why)
+            self.fenced_because = self.fenced_because or why
+            self.is_hung = self.is_hung or hung
         try:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass  # dead and reaped already
         else:
             waiting = select.poll()
-            waiting.register(self._pidfd, select.POLLIN)
+            waiting.register(self.pidfd, select.POLLIN)
             if not waiting.poll(_FENCE_DEADLINE * 1000):
                 log.critical("%s is still alive after SIGKILL", self.name)
         self.gone()
@@ -180,6 +205,10 @@ class RemoteDevice:
         self.life.advance(Event.GONE)
         self._control.abandon(self._channel, f"{self.name} is gone")
         self._not_ready(f"{self.name} ended before it was ready")
+
+    def close(self) -> None:
+        """Take the channel down, of a process that is dead or will be."""
+        self._control.unbind(self._channel, f"{self.name} is gone")
 
     @property
     def is_ready(self) -> bool:
@@ -217,7 +246,6 @@ class RemoteDevice:
     def on_violation(self, error: ProtocolError) -> None:
         """The device broke the protocol: it is not talked to again."""
         self.fence(f"it broke the protocol: {error}")
-        self.on_broken(f"{self.name} broke the protocol")
 
     def _not_ready(self, why: str) -> None:
         # Said by whichever thread sees it first.
@@ -234,8 +262,8 @@ class RemoteDevice:
         if (hello.kind, hello.device_id) != (self.slot.kind, self.slot.device_id):
             # Quoted and cut, for it ends on somebody's terminal.
             return f"a {self.slot.kind} was expected, and {hello.kind[:20]!r} says hello"
-        if len(hello.queue_sizes) != self.slot.queues:
-            return f"{self.slot.queues} queues were expected, not {len(hello.queue_sizes)}"
+        if len(hello.queue_sizes) != len(self.slot.queues):
+            return f"{len(self.slot.queues)} queues were expected, not {len(hello.queue_sizes)}"
         for size in hello.queue_sizes:
             if not 0 < size <= MAX_QUEUE_SIZE or size & size - 1:
                 return f"a queue of {size} is not a power of two up to {MAX_QUEUE_SIZE}"

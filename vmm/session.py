@@ -13,31 +13,33 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 
-from protocol import doorbell, fds
-from protocol.errors import BadInput, DeviceGone, HostError, ProtocolError, VibeError
+from protocol import codec, doorbell, fds
+from protocol.errors import BadInput, HostError, ProtocolError, VibeError
 from protocol.messages import (
     TO_VMM,
     Attach,
     Done,
+    Drop,
     Ended,
     Failed,
     GetMachineStats,
     MachineReady,
     MachineStats,
     PressPowerButton,
-    Quit,
     StopMachine,
+    Switch,
 )
-from protocol.specs import FAREWELL, MachineSpec
+from protocol.specs import FAREWELL, MachineSpec, Successor
 from protocol.trace import Trace
 from vmm.control import Control
 from vmm.guard import Guard
 from vmm.hypervisor.base import Hypervisor
 from vmm.machine import Machine
-from vmm.remote import DEADLINE, RemoteDevice
+from vmm.seating import Seating
+from vmm.watchdog import LOOKS, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +92,12 @@ class Session:
         self._launcher = LauncherPeer(self._wake)
         self._control = Control(self._trace)
         self._channel = self._control.bind(spec.endpoint, TO_VMM, 0, self._launcher)
-        self._remotes = [
-            RemoteDevice(slot, descriptors[f"{slot.name}.pidfd"], self._control)
-            for slot in spec.devices
-        ]
+        self._seating = Seating(
+            spec, descriptors, self._control, partial(self._control.send, self._channel)
+        )
+        self._seating.on_change = self._ring
+        self._seating.watch, self._seating.forget = self._watch, self._forget
+        self._watchdog: Watchdog | None = None
         self._guard = guard
         self._serial = socket.socket(fileno=os.dup(descriptors["serial"]))
         self._phases: dict[str, int] = {}
@@ -101,16 +105,15 @@ class Session:
         self._failure: VibeError | None = None
         self._is_attached = self._has_started = self._has_told_end = self._is_over = False
         self._has_input_ended = False
+        self._next_look = 0.0
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
 
     def run(self) -> None:
         """Run the machine until the launcher ends it, or is gone."""
-        self._watch(self._handover.fileno(), self._orphaned)
+        self._watch(self._handover.fileno(), self._handed)
         self._watch(self._wake, lambda: None)  # woken: look at everything, below
-        for remote in self._remotes:
-            remote.ready.add_done_callback(self._ring)
-            self._watch(self._fds[f"{remote.name}.pidfd"], self._reaper(remote))
+        self._seating.begin()
         self._control.start()
         try:
             fds.send(self._handover, b"bound", {})
@@ -131,10 +134,10 @@ class Session:
         self._close()
 
     def _turn(self) -> None:
-        timeout = None if self._has_started else _READY_DEADLINE * 1000
-        ready = self._poll.poll(timeout)
+        ready = self._poll.poll(self._patience())
         if not ready and not self._has_started:
             raise HostError(f"a device was not ready within {_READY_DEADLINE:g} s")
+        self._look()
         for fd, _ in ready:
             if fd in self._handlers:
                 self._handlers[fd]()
@@ -142,8 +145,23 @@ class Session:
         self._answer_launcher()
         if self._can_start():
             self._start()
+        if self._has_started:
+            self._seating.consider()
         self._listen_to_serial()
         self._tell_end()
+
+    def _patience(self) -> float | None:
+        # Milliseconds until something has to be done without a reason.
+        if not self._has_started:
+            return _READY_DEADLINE * 1000
+        if self._watchdog is None:
+            return None
+        return max(0.0, self._next_look - time.monotonic()) * 1000
+
+    def _look(self) -> None:
+        if self._watchdog is not None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self._spec.hang_after / 1000 / LOOKS
+            self._watchdog.look()
 
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._handlers[fd] = handler
@@ -153,7 +171,7 @@ class Session:
         if self._handlers.pop(fd, None):
             self._poll.unregister(fd)
 
-    def _ring(self, _: Future[None] | None = None) -> None:
+    def _ring(self) -> None:
         doorbell.ring(self._wake)
 
     def _mark(self, phase: str) -> None:
@@ -177,19 +195,17 @@ class Session:
             self._is_attached
             and not self._has_started
             and self._failure is None
-            and all(remote.ready.done() for remote in self._remotes)
+            and self._seating.is_ready
         )
 
     def _start(self) -> None:
         assert self._machine is not None
         self._has_started = True
-        for remote in self._remotes:
-            try:
-                remote.ready.result()
-            except DeviceGone as error:
-                raise HostError(str(error)) from error
-            self._machine.plug_in(remote)
+        for seat in self._seating.take():
+            self._machine.plug_in(seat)
         self._mark("devices ready")
+        if self._spec.hang_after and self._spec.devices:
+            self._watchdog = Watchdog(self._machine.rings())
         self._control.send(self._channel, MachineReady(self._phases))
         self._machine.start()
 
@@ -227,15 +243,15 @@ class Session:
         if not data:
             self._has_input_ended = True
 
+    def _handed(self) -> None:
+        told = fds.receive(self._handover)
+        if told is None:
+            self._orphaned()
+        else:
+            successor = codec.from_plain(Successor, codec.unpack(told.payload))
+            self._control.send(self._channel, self._seating.expect(successor, told.fds))
+
     # ── ends ──────────────────────────────────────────────────────────────────────────
-
-    def _reaper(self, remote: RemoteDevice) -> Callable[[], None]:
-        def reap() -> None:
-            self._forget(self._fds[f"{remote.name}.pidfd"])
-            remote.gone()
-            remote.on_broken(f"{remote.name} is dead")
-
-        return reap
 
     def _tell_end(self) -> None:
         if self._has_told_end or not self._is_attached:
@@ -292,6 +308,10 @@ class Session:
                 return Done()
             case GetMachineStats():
                 return self._stats()
+            case Switch():
+                return self._seating.switch(request)
+            case Drop():
+                return self._seating.drop(request)
             case PressPowerButton():
                 if self._machine is None:
                     return Failed("there is no machine")
@@ -310,15 +330,7 @@ class Session:
         if self._machine:
             self._machine.stop()
         last = self._stats()
-        # One that is not through its seal, or was refused, does not listen.
-        listening = [remote for remote in self._remotes if remote.is_ready]
-        replies = [remote.ask(Quit()) for remote in listening]
-        until = time.monotonic() + DEADLINE
-        for remote, reply in zip(listening, replies, strict=True):
-            remote.quit(reply, until)
-        for remote in self._remotes:
-            if remote not in listening:
-                remote.fence("the VM ends before it was ready")
+        self._seating.quit()
         return last
 
 

@@ -36,6 +36,11 @@ class Host(Protocol):
     def announce(self, text: str) -> None:
         """Tell the user ``text``; the launcher puts the device's name before it."""
 
+    def lock(self, fd: int, *, shared: bool) -> bool:
+        """Lock the file ``fd`` (flock(2)) until the machine ends, or this device is replaced by
+        one that does not; False if somebody else has it. The lock is the launcher's: a successor
+        of this device that wants the same file finds it locked for itself."""
+
 
 class Runtime(Protocol):
     """What the runtime does for a device; see the methods of the same names in :class:`Device`."""
@@ -62,15 +67,20 @@ class Jail:
 
 @dataclass(frozen=True, slots=True)
 class QueueDeclaration:
-    """Virtqueue ``index`` of a device: the most entries it may have, and its handler's name."""
+    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, and
+    whether it owes progress."""
 
     index: int
     size: int
     name: str
+    owes: bool = True
 
 
-def virtqueue(index: int, *, size: int) -> Callable[[H], H]:
+def virtqueue(index: int, *, size: int, owes: bool = True) -> Callable[[H], H]:
     """Make a method the handler of queue ``index``, which has up to ``size`` entries.
+
+    A queue that ``owes`` progress answers each chain without anything else having to happen; one
+    that holds work and answers none is taken for hung. A queue for input owes nothing.
 
     It is called once a chain and returns the number of bytes that it wrote, or None to keep the
     chain in flight; then the device completes it later. Chains that the driver got wrong never
@@ -81,7 +91,7 @@ def virtqueue(index: int, *, size: int) -> Callable[[H], H]:
         raise ValueError(f"a split virtqueue has no {size} entries (virtio 1.2, section 2.7)")
 
     def mark(handler: H) -> H:
-        handler.__dict__["virtqueue"] = (index, size)
+        handler.__dict__["virtqueue"] = (index, size, owes)
         return handler
 
     return mark
@@ -103,7 +113,7 @@ class Device(Generic[C]):
         if not is_dataclass(cls.config_type):
             raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
         found = [
-            QueueDeclaration(method.virtqueue[0], method.virtqueue[1], name)
+            QueueDeclaration(method.virtqueue[0], method.virtqueue[1], name, method.virtqueue[2])
             for name, method in vars(cls).items()
             if hasattr(method, "virtqueue")
         ]
@@ -143,6 +153,27 @@ class Device(Generic[C]):
 
     def stop(self) -> None:
         """The driver took the device back: no chains any more, none kept, nothing watched."""
+
+    def save(self) -> bytes:
+        """What a successor has to know that is neither in its descriptors nor in the journal; it
+        begins with a version. Called before :meth:`stop`. Most devices have none."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Go on with what a predecessor saved, of this class or another; before :meth:`start`.
+        ValueError if nothing can be made of it: then the predecessor goes on."""
+        raise ValueError("this device takes no state over")
+
+    def fail(self, index: int, chain: Chain) -> int | None:
+        """Instead of the handler of queue ``index``, where ``on-death=fail-io`` has come true:
+        answer ``chain`` with an error. Nothing is written, unless a device says otherwise."""
+        return 0
+
+    @classmethod
+    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        """Why a successor whose configuration space is ``theirs`` cannot take over from this
+        device, whose space is ``ours``, while the driver goes on; None if it can."""
+        return None
 
     # What a device calls, in its own process.
 

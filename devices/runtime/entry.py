@@ -27,6 +27,7 @@ from devices.runtime.worker import Worker
 from protocol import codec, fds, log
 from protocol.channel import Channel
 from protocol.errors import HostError, VibeError
+from protocol.journal import Journal
 from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE
 from protocol.specs import DeviceSpec
@@ -70,18 +71,20 @@ def _status(arguments: Sequence[str]) -> int:
 
 
 def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
+    _call_ourselves(spec.name)
     kind = kinds.find(spec.kind)
     config: Any = codec.from_plain(kind.config_type, codec.unpack(spec.config))
     _check_names(kind, handed)
     seal.enter_privileges(parent)
 
     memory = GuestMemory(handed["memory"], spec.regions)
+    journal = Journal(handed["journal"], spec.journal)
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
     # Python's mmap keeps a duplicate of what it maps.
-    held = {*handed.values(), *_same_file(handed["memory"])}
+    held = {*handed.values(), *_same_file(handed["memory"]), *_same_file(handed["journal"])}
     seal.audit(held, channel=False)
     loop = Loop()
-    worker = Worker(kind, config, handed, memory, loop, trace)
+    worker = Worker(kind, config, handed, memory, journal, loop, trace, failing=spec.failing)
 
     context = zmq.Context()
     channel = Channel(context, TO_DEVICE, spec.generation)
@@ -99,8 +102,14 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
         trace.flush()
 
 
+def _call_ourselves(name: str) -> None:
+    # What ps and the kernel call us: 15 bytes. A spare becomes a device here.
+    with open("/proc/self/comm", "wb", buffering=0) as comm:
+        comm.write(name.encode())
+
+
 def _check_names(kind: type[AnyDevice], handed: dict[str, int]) -> None:
-    wanted = ["memory", "call", *(f"kick{queue.index}" for queue in kind.queues)]
+    wanted = ["memory", "journal", "call", *(f"kick{queue.index}" for queue in kind.queues)]
     missing = [name for name in wanted if name not in handed]
     if missing:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")

@@ -11,6 +11,7 @@ from devices.runtime.device import QueueDeclaration
 from devices.runtime.loop import Loop
 from devices.runtime.stats import QueueStats
 from protocol import doorbell, trace
+from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
 from protocol.ring import Chain, Ring, RingBroken
@@ -61,8 +62,11 @@ class Queue:
         # Popped in a turn that ended before they were handled.
         self._waiting: deque[Chain] = deque()
 
-    def attach(self, memory: GuestMemory, setup: QueueSetup, features: int) -> None:
-        """Map the ring that ``setup`` describes; RingBroken if it is misplaced."""
+    def attach(
+        self, memory: GuestMemory, setup: QueueSetup, features: int, journal: QueueJournal | None
+    ) -> None:
+        """Map the ring that ``setup`` describes, and go on where ``journal`` says; RingBroken if
+        the ring is misplaced, or the journal makes no sense with it."""
         self._ring = Ring(
             memory,
             setup.size,
@@ -71,6 +75,7 @@ class Queue:
             setup.used,
             event_idx=bool(features & bit(Feature.EVENT_IDX)),
             indirect=bool(features & bit(Feature.INDIRECT_DESC)),
+            journal=journal,
         )
 
     def start(self) -> None:

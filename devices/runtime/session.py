@@ -34,6 +34,7 @@ class Session:
         self._requests: dict[type, Callable[[Any], object]] = {
             messages.Start: self._start,
             messages.Stop: self._stop,
+            messages.Quiesce: self._quiesce,
             messages.StopQueue: self._stop_queue,
             messages.WriteConfig: self._write_config,
             messages.GetStats: lambda _: messages.DeviceStats(worker.counters()),
@@ -96,7 +97,7 @@ class Session:
     def _start(self, request: messages.Start) -> messages.Done:
         self._life.advance(Event.START)
         try:
-            self._worker.start(request.features, request.queues)
+            self._worker.start(request.features, request.queues, request.state)
         except (ProtocolError, RingBroken):
             self._life.advance(Event.STOP)
             raise
@@ -106,6 +107,11 @@ class Session:
         self._worker.stop()
         self._life.advance(Event.STOP)
         return messages.Done()
+
+    def _quiesce(self, request: messages.Quiesce) -> messages.Quiesced:
+        state = self._worker.quiesce()
+        self._life.advance(Event.STOP)
+        return messages.Quiesced(state)
 
     def _stop_queue(self, request: messages.StopQueue) -> messages.Done:
         self._worker.stop_queue(request.index)

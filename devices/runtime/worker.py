@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import AnyDevice, QueueDeclaration
 from devices.runtime.loop import Loop
-from devices.runtime.queue import Queue, TracedQueue
+from devices.runtime.queue import Handler, Queue, TracedQueue
 from devices.runtime.stats import flat
 from protocol.errors import ProtocolError
+from protocol.journal import Journal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
 from protocol.ring import Chain
@@ -31,12 +33,16 @@ class Worker:
         config: Any,
         fds: Mapping[str, int],
         memory: GuestMemory,
+        journal: Journal,
         loop: Loop,
         trace: Trace | None,
+        *,
+        failing: bool = False,
     ) -> None:
         self.broken: Callable[[str], None] = lambda reason: None
         self.changed: Callable[[], None] = lambda: None
         self._memory = memory
+        self._journal = journal
         self._loop = loop
         self._watched: set[int] = set()
         self._running = False
@@ -45,7 +51,7 @@ class Worker:
             (Queue if trace is None else TracedQueue)(
                 declaration,
                 (fds[f"kick{declaration.index}"], fds["call"]),
-                getattr(self.device, declaration.name),
+                self._handler(declaration, failing=failing),
                 loop,
                 self._ring_broken,
             )
@@ -55,14 +61,22 @@ class Worker:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
 
+    def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
+        if failing:
+            return partial(self.device.fail, declaration.index)
+        handler: Handler = getattr(self.device, declaration.name)
+        return handler
+
     @property
     def features(self) -> int:
         """All that is offered to the driver."""
         return RING_FEATURES | self.device.features
 
-    def start(self, features: int, setups: Sequence[QueueSetup]) -> None:
-        """Serve the queues in ``setups``. ProtocolError, and nothing is started, if the VMM asks
-        for what was not offered; RingBroken if the driver misplaced a ring."""
+    def start(self, features: int, setups: Sequence[QueueSetup], state: bytes = b"") -> None:
+        """Serve the queues in ``setups``, going on with the ``state`` of a predecessor.
+
+        ProtocolError, and nothing is started, if the VMM asks for what was not offered, or the
+        device makes nothing of the state; RingBroken if the driver misplaced a ring."""
         if features & ~self.features:
             raise ProtocolError(f"features {features & ~self.features:#x} were not offered")
         if not features & bit(Feature.VERSION_1):
@@ -72,7 +86,9 @@ class Worker:
             raise ProtocolError("a queue is set up twice")
         try:
             for queue, setup in zip(queues, setups, strict=True):
-                queue.attach(self._memory, setup, features)
+                queue.attach(self._memory, setup, features, self._journal.queue(setup.index))
+            if state:
+                self._restore(state)
         except BaseException:
             self._stop_queues()
             raise
@@ -88,6 +104,19 @@ class Worker:
         if setup.size > queue.declaration.size:
             raise ProtocolError(f"queue {setup.index} has no {setup.size} entries")
         return queue
+
+    def _restore(self, state: bytes) -> None:
+        try:
+            self.device.restore(state)
+        except ValueError as error:
+            raise ProtocolError(f"state of {len(state)} bytes: {error}") from error
+
+    def quiesce(self) -> bytes:
+        """Be quiet, for a successor, to whom the journal tells what is in flight; the device's
+        own state."""
+        state = self.device.save() if self._running else b""
+        self.stop()
+        return state
 
     def stop(self) -> None:
         """Be quiet: guest memory is not touched again, nothing in flight is completed."""

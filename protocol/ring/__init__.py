@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import IntEnum
 from itertools import chain as flatten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from protocol.errors import VibeError
+from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory
 from protocol.ring._ring import ffi, lib
 from protocol.ring.buffers import Chain, Reader, Writer
@@ -90,16 +92,26 @@ class RingError(IntEnum):
     DESC_OUTSIDE_RAM = lib.RING_DESC_OUTSIDE_RAM
     AVAIL_OUTSIDE_RAM = lib.RING_AVAIL_OUTSIDE_RAM
     USED_OUTSIDE_RAM = lib.RING_USED_OUTSIDE_RAM
+    JOURNAL_VERSION = lib.RING_JOURNAL_VERSION
+    JOURNAL_SIZE = lib.RING_JOURNAL_SIZE
+    JOURNAL_USED_IDX = lib.RING_JOURNAL_USED_IDX
+    JOURNAL_LINK = lib.RING_JOURNAL_LINK
+    JOURNAL_INFLIGHT = lib.RING_JOURNAL_INFLIGHT
+    JOURNAL_TOO_MANY = lib.RING_JOURNAL_TOO_MANY
+    JOURNAL_COUNTER = lib.RING_JOURNAL_COUNTER
+    JOURNAL_POSITION = lib.RING_JOURNAL_POSITION
     AVAIL_JUMP = lib.RING_AVAIL_JUMP
     HEAD_OUT_OF_RANGE = lib.RING_HEAD_OUT_OF_RANGE
     HEAD_IN_FLIGHT = lib.RING_HEAD_IN_FLIGHT
 
 
 class RingBroken(VibeError):
-    """The guest misplaced or broke the ring; ``reason`` says how. Answer: DEVICE_NEEDS_RESET."""
+    """The guest misplaced or broke the ring, or the journal does not fit it; ``reason`` says how.
+    Answer: DEVICE_NEEDS_RESET."""
 
     def __init__(self, reason: RingError) -> None:
-        super().__init__(f"virtqueue broken by its driver: {reason.name}")
+        what = "has a bad journal" if reason.name.startswith("JOURNAL") else "broken by its driver"
+        super().__init__(f"virtqueue {what}: {reason.name}")
         self.reason = reason
 
 
@@ -114,10 +126,17 @@ class Counters(NamedTuple):
 class Ring:
     """One split virtqueue. ``desc``, ``avail`` and ``used`` are guest addresses of its parts.
 
-    It goes on where ``used.idx`` stands, with nothing in flight. RingBroken if a part is
-    misaligned or not wholly inside one region of RAM, or ``size`` is not a power of two up
-    to 32768.
+    It goes on where ``used.idx`` stands. RingBroken if a part is misaligned or not wholly inside
+    one region of RAM, or ``size`` is not a power of two up to 32768.
+
+    With a ``journal`` it notes what it does, and finishes what a predecessor has noted there:
+    chains that were left in flight come out of :meth:`pop` again, before all others and in their
+    order. RingBroken if the journal cannot be that of this ring. ``position`` is where to begin
+    with a fresh journal, or without one: a number of the device's own, see :meth:`push`.
     """
+
+    # The engine; :mod:`protocol.ring.faults` has another build of it.
+    _ffi, _lib = ffi, lib
 
     def __init__(
         self,
@@ -129,14 +148,25 @@ class Ring:
         *,
         event_idx: bool,
         indirect: bool = True,
+        journal: QueueJournal | None = None,
+        position: int = 0,
     ) -> None:
+        ffi, lib = self._ffi, self._lib
         self.size = size
-        self._mapping = ffi.from_buffer(memory.whole, require_writable=True)
-        self._memory = (memory.whole, int(ffi.cast("uintptr_t", self._mapping)))
-        config = (desc, avail, used, size, event_idx, indirect)
-        regions = [(r.gpa, r.size, self._mapping + r.offset) for r in memory.regions]
-        error = ffi.new("enum ring_error *")
-        try:
+        with ExitStack() as mappings:
+
+            def mapped(view: memoryview) -> Any:
+                return mappings.enter_context(ffi.from_buffer(view, require_writable=True))
+
+            start = mapped(memory.whole)
+            self._memory = (memory.whole, int(ffi.cast("uintptr_t", start)))
+            regions = [(r.gpa, r.size, start + r.offset) for r in memory.regions]
+            kept: Any = ffi.NULL
+            if journal is not None:
+                parts = (mapped(journal.region), mapped(journal.positions), journal.size)
+                kept = ffi.new("struct ring_journal *", parts)
+            config = (desc, avail, used, size, event_idx, indirect, kept, position)
+            error = ffi.new("enum ring_error *")
             ring = lib.ring_new(
                 ffi.new("struct ring_config *", config),
                 ffi.new("struct ring_region[]", regions),
@@ -147,15 +177,14 @@ class Ring:
                 if error[0] == lib.RING_NO_MEMORY:
                     raise MemoryError(f"no memory for a virtqueue of {size}")
                 raise RingBroken(RingError(error[0]))
-        except BaseException:
-            ffi.release(self._mapping)
-            raise
+            self._mappings = mappings.pop_all()
         self._ring: Any = ffi.gc(ring, lib.ring_free)
         self._allocate()
 
     def _allocate(self) -> None:
         # Room for the longest chain and some more, for a pop stops when it could not take one.
         self._capacity = min(self.size, MAX_SEGMENTS) + MAX_SEGMENTS
+        ffi = self._ffi
         self._segments = ffi.new("struct iovec[]", self._capacity)
         self._segment_bytes = ffi.buffer(self._segments)
         self._chains = ffi.new("struct ring_chain[]", MAX_BATCH)
@@ -172,7 +201,7 @@ class Ring:
         An empty list means that none waits; a short one does not. RingBroken, once all chains
         before the fault have been popped, and always from then on.
         """
-        count = lib.ring_pop(
+        count = self._lib.ring_pop(
             self._alive(), self._chains, min(limit, MAX_BATCH), self._segments, self._capacity
         )
         if count < 0:
@@ -188,8 +217,11 @@ class Ring:
             popped.append(Chain(head, why, memory, segments, (split, sent, room)))
         return popped
 
-    def push(self, completions: Sequence[tuple[int, int]]) -> bool:
+    def push(self, completions: Sequence[tuple[int, int]], position: int | None = None) -> bool:
         """Complete chains, each as (head, bytes written), in one publication.
+
+        With it the ring's position becomes ``position``, an unsigned 64-bit number; without one it
+        stays. A successor sees either both or neither. An empty list publishes nothing at all.
 
         True when the driver wants an interrupt; the caller then owes it one. ValueError, and
         nothing is published, if a head is not in flight, is named twice, or more was written
@@ -200,8 +232,12 @@ class Ring:
             packed = struct.pack(f"={2 * count}I", *flatten.from_iterable(completions))
         except struct.error as error:
             raise ValueError(f"not a list of (head, written): {error}") from error
-        done = ffi.from_buffer("struct ring_completion[]", packed)
-        result: int = lib.ring_push(self._alive(), done, count)
+        lib, ring = self._lib, self._alive()
+        done = self._ffi.from_buffer("struct ring_completion[]", packed)
+        if position is None:
+            result: int = lib.ring_push(ring, done, count)
+        else:
+            result = lib.ring_push_at(ring, done, count, position)
         if result == -lib.RING_PUSH_NOT_IN_FLIGHT:
             raise ValueError(f"a head is not in flight, or completed twice: {completions}")
         if result == -lib.RING_PUSH_TOO_MUCH:
@@ -210,29 +246,34 @@ class Ring:
 
     def enable_kicks(self) -> bool:
         """Ask the driver for notifications again. True if chains wait already: go on popping."""
-        return bool(lib.ring_enable_kicks(self._alive()))
+        return bool(self._lib.ring_enable_kicks(self._alive()))
 
     def disable_kicks(self) -> None:
         """Tell the driver that notifications are not needed; it may send some all the same."""
-        lib.ring_disable_kicks(self._alive())
+        self._lib.ring_disable_kicks(self._alive())
 
     @property
     def in_flight(self) -> int:
-        """Chains popped and not yet completed."""
-        return int(lib.ring_in_flight(self._alive()))
+        """Chains popped and not yet completed: of a new ring, those that are popped again."""
+        return int(self._lib.ring_in_flight(self._alive()))
+
+    @property
+    def position(self) -> int:
+        """The device's own number, as of the last chains completed."""
+        return int(self._lib.ring_position(self._alive()))
 
     @property
     def counters(self) -> Counters:
         """Totals since the ring was made."""
-        totals = lib.ring_counters(self._alive())
+        totals = self._lib.ring_counters(self._alive())
         return Counters(totals.chains, totals.batches, totals.errors)
 
     def close(self) -> None:
         """Let go of guest memory; the ring and its chains are unusable afterwards."""
         if self._ring is not None:
-            ffi.release(self._ring)
+            self._ffi.release(self._ring)
             self._ring = None
-            ffi.release(self._mapping)
+            self._mappings.close()
 
     def __enter__(self) -> Ring:
         return self

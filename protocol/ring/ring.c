@@ -1,6 +1,8 @@
 /* The device's half of a split virtqueue; the contract is in ring.h. */
 
 #include "ring.h"
+#include "journal.h"
+#include "points.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -38,13 +40,6 @@ struct virtq_used {
     struct virtq_used_elem ring[]; /* avail_event follows the last entry */
 };
 
-enum head_state { IDLE, IN_FLIGHT, COMPLETING };
-
-struct head {
-    uint32_t writable_size; /* of the chain in flight */
-    uint8_t state;          /* enum head_state */
-};
-
 /* There is no cursor into the avail ring: it is used_idx + in_flight (mod 2^16), because
  * every chain popped is either in flight or used. */
 struct ring {
@@ -60,6 +55,8 @@ struct ring {
     enum ring_error broken;
     struct ring_counters counters;
     struct head *heads; /* one a descriptor */
+    uint64_t position;
+    struct journal journal;
     uint32_t region_count;
     struct ring_region regions[];
 };
@@ -69,11 +66,6 @@ struct ring {
 static uint16_t load16(const uint16_t *where)
 {
     return __atomic_load_n(where, __ATOMIC_RELAXED);
-}
-
-static void store16(uint16_t *where, uint16_t value)
-{
-    __atomic_store_n(where, value, __ATOMIC_RELAXED);
 }
 
 static void full_fence(void)
@@ -193,13 +185,27 @@ static uint16_t cursor(const struct ring *ring)
     return (uint16_t)(ring->used_idx + ring->in_flight);
 }
 
+/* Chains that a predecessor left in flight come first; where they stand in the avail ring is
+ * behind the cursor, and may be overwritten. */
+static uint32_t left_over(const struct ring *ring)
+{
+    return ring->journal.leftover_count - ring->journal.resubmitted;
+}
+
 static enum ring_error take_head(struct ring *ring, uint16_t *head)
 {
+    if (left_over(ring)) {
+        *head = ring->journal.leftovers[ring->journal.resubmitted++].head;
+        return RING_OK;
+    }
     *head = load16(&ring->avail->ring[cursor(ring) & (ring->size - 1)]);
     if (*head >= ring->size)
         return RING_HEAD_OUT_OF_RANGE;
     if (ring->heads[*head].state != IDLE)
         return RING_HEAD_IN_FLIGHT;
+    if (ring->journal.region)
+        journal_pop(&ring->journal, *head);
+    ring->in_flight++;
     return RING_OK;
 }
 
@@ -212,7 +218,6 @@ static void pop_one(struct ring *ring, struct ring_chain *chain, struct iovec *s
     }
     ring->counters.chains++;
     ring->heads[chain->head] = (struct head){chain->writable_size, IN_FLIGHT};
-    ring->in_flight++;
 }
 
 int ring_pop(struct ring *ring, struct ring_chain *chains, uint32_t limit,
@@ -223,7 +228,8 @@ int ring_pop(struct ring *ring, struct ring_chain *chains, uint32_t limit,
     uint16_t waiting = __atomic_load_n(&ring->avail->idx, __ATOMIC_ACQUIRE) - cursor(ring);
     if (!ring->broken && waiting > ring->size)
         ring->broken = RING_AVAIL_JUMP;
-    while (!ring->broken && popped < limit && popped < waiting &&
+    uint32_t there = left_over(ring) + waiting;
+    while (!ring->broken && popped < limit && popped < there &&
            capacity - filled >= ring->max_chain) {
         struct ring_chain *chain = &chains[popped];
         *chain = (struct ring_chain){.first = filled};
@@ -275,6 +281,12 @@ static bool wants_interrupt(const struct ring *ring, uint16_t before)
 
 int ring_push(struct ring *ring, const struct ring_completion *done, uint32_t count)
 {
+    return ring_push_at(ring, done, count, ring->position);
+}
+
+int ring_push_at(struct ring *ring, const struct ring_completion *done, uint32_t count,
+                 uint64_t position)
+{
     enum ring_push_error error = claim(ring, done, count);
     if (error)
         return -(int)error;
@@ -284,11 +296,17 @@ int ring_push(struct ring *ring, const struct ring_completion *done, uint32_t co
     for (uint32_t i = 0; i < count; i++) {
         struct virtq_used_elem *elem = &ring->used->ring[ring->used_idx++ & (ring->size - 1)];
         *elem = (struct virtq_used_elem){done[i].head, done[i].written};
+        REACHED(push_element);
         ring->heads[done[i].head].state = IDLE;
     }
     ring->in_flight -= count;
-    /* Release: data and elements are visible before the index that publishes them. */
-    __atomic_store_n(&ring->used->idx, ring->used_idx, __ATOMIC_RELEASE);
+    ring->position = position;
+    if (ring->journal.region)
+        journal_prepare(&ring->journal, done, count, ring->used_idx, position);
+    /* Data and elements are visible before the index that publishes them. */
+    STORE(push_used_idx, &ring->used->idx, ring->used_idx);
+    if (ring->journal.region)
+        journal_settle(&ring->journal, done, count, ring->used_idx);
     /* The driver arms used_event and then looks at used.idx; we publish used.idx and then look
      * at used_event. Without a full fence both may miss each other. */
     full_fence();
@@ -302,12 +320,12 @@ bool ring_enable_kicks(struct ring *ring)
     if (ring->broken)
         return true;
     if (ring->event_idx)
-        store16((uint16_t *)&ring->used->ring[ring->size], cursor(ring));
+        STORE(kicks_enable, (uint16_t *)&ring->used->ring[ring->size], cursor(ring));
     else
-        store16(&ring->used->flags, 0);
+        STORE(kicks_enable, &ring->used->flags, 0);
     /* The same bargain as in ring_push, the other way round: arm, fence, look again. */
     full_fence();
-    return load16(&ring->avail->idx) != cursor(ring);
+    return left_over(ring) || load16(&ring->avail->idx) != cursor(ring);
 }
 
 /* With EVENT_IDX there is nothing to do: flags has to stay 0 ("Available Buffer Notification
@@ -316,7 +334,7 @@ bool ring_enable_kicks(struct ring *ring)
 void ring_disable_kicks(struct ring *ring)
 {
     if (!ring->event_idx)
-        store16(&ring->used->flags, USED_F_NO_NOTIFY);
+        STORE(kicks_disable, &ring->used->flags, USED_F_NO_NOTIFY);
 }
 
 /* Birth and death. */
@@ -341,6 +359,21 @@ static enum ring_error place(struct ring *ring, const struct ring_config *config
     return ring->used ? RING_OK : RING_USED_OUTSIDE_RAM;
 }
 
+/* Take up the queue where used.idx stands, and what the journal says about it. */
+static enum ring_error resume(struct ring *ring, const struct ring_config *config)
+{
+    ring->used_idx = load16(&ring->used->idx);
+    ring->position = config->position;
+    if (!config->journal)
+        return RING_OK;
+    struct journal_queue queue = {ring->size, load16(&ring->avail->idx), ring->used_idx,
+                                  ring->heads};
+    enum ring_error error =
+        journal_attach(&ring->journal, config->journal, &queue, &ring->position);
+    ring->in_flight = ring->journal.leftover_count;
+    return error;
+}
+
 struct ring *ring_new(const struct ring_config *config, const struct ring_region *regions,
                       uint32_t region_count, enum ring_error *error)
 {
@@ -360,26 +393,34 @@ struct ring *ring_new(const struct ring_config *config, const struct ring_region
         ring->region_count = region_count;
         memcpy(ring->regions, regions, region_count * sizeof(*regions));
         *error = place(ring, config);
+        if (!*error)
+            *error = resume(ring, config);
+        if (!*error)
+            return ring;
+        journal_free(&ring->journal);
     }
-    if (*error) {
-        free(heads);
-        free(ring);
-        return NULL;
-    }
-    ring->used_idx = load16(&ring->used->idx);
-    return ring;
+    free(heads);
+    free(ring);
+    return NULL;
 }
 
 void ring_free(struct ring *ring)
 {
-    if (ring)
+    if (ring) {
+        journal_free(&ring->journal);
         free(ring->heads);
+    }
     free(ring);
 }
 
 uint32_t ring_in_flight(const struct ring *ring)
 {
     return ring->in_flight;
+}
+
+uint64_t ring_position(const struct ring *ring)
+{
+    return ring->position;
 }
 
 struct ring_counters ring_counters(const struct ring *ring)

@@ -39,7 +39,9 @@ enum ring_chain_error {
     RING_CHAIN_INDIRECT_OUTSIDE_RAM,    /* the table itself */
 };
 
-/* Mistakes of the driver that cost the device: it cannot go on until it is reset. */
+/* What costs the device: it cannot go on until it is reset. Mistakes of the driver, and those
+ * named RING_JOURNAL_*: a journal that no working engine left, or whose used.idx the driver has
+ * overwritten. */
 enum ring_error {
     RING_OK,
     RING_SIZE,            /* zero, not a power of two, or above RING_MAX_SIZE */
@@ -49,6 +51,14 @@ enum ring_error {
     RING_DESC_OUTSIDE_RAM,
     RING_AVAIL_OUTSIDE_RAM,
     RING_USED_OUTSIDE_RAM,
+    RING_JOURNAL_VERSION,   /* written in a way that we do not know */
+    RING_JOURNAL_SIZE,      /* of a queue of another size, or too small for this one */
+    RING_JOURNAL_USED_IDX,  /* differs from used.idx by more than a queue size */
+    RING_JOURNAL_LINK,      /* the last batch has no such chain, or has it twice */
+    RING_JOURNAL_INFLIGHT,  /* a flag that is neither 0 nor 1 */
+    RING_JOURNAL_TOO_MANY,  /* more in flight than made available and not used */
+    RING_JOURNAL_COUNTER,   /* two chains with the same, or beyond every honest one */
+    RING_JOURNAL_POSITION,  /* no position belongs to used.idx */
     RING_AVAIL_JUMP,        /* avail.idx is more than a queue size ahead */
     RING_HEAD_OUT_OF_RANGE, /* an avail entry is not an index of the descriptor table */
     RING_HEAD_IN_FLIGHT,    /* made available again before it was used */
@@ -69,6 +79,14 @@ struct ring_region {
     uint8_t *host;
 };
 
+/* A queue's journal, in memory that outlives this process: docs/journal.md. All zero is a fresh
+ * one. Both parts are aligned to 8 bytes. Whoever wrote there before is dead, and not trusted. */
+struct ring_journal {
+    void *region;    /* 16 bytes, and 16 more for each of size descriptors */
+    void *positions; /* 32 bytes */
+    uint32_t size;
+};
+
 /* What the driver and the transport agreed on; desc, avail and used are guest addresses. */
 struct ring_config {
     uint64_t desc;
@@ -77,6 +95,8 @@ struct ring_config {
     uint32_t size;
     bool event_idx;
     bool indirect;
+    const struct ring_journal *journal; /* or NULL; copied, the memory must outlive the ring */
+    uint64_t position;                  /* to begin at, where no journal says another */
 };
 
 /* A popped chain: its segments are segments[first], readable ones before writable ones.
@@ -105,8 +125,9 @@ struct ring_counters {
 
 struct ring;
 
-/* A ring that goes on where used.idx stands, with nothing in flight; NULL with *error set.
- * The regions are copied; the memory behind them must outlive the ring. */
+/* A ring that goes on where used.idx stands; NULL with *error set. Without a journal nothing is in
+ * flight. With one, what a predecessor left in flight comes out of ring_pop again, before anything
+ * else and in its order. The regions are copied; the memory behind them must outlive the ring. */
 struct ring *ring_new(const struct ring_config *config, const struct ring_region *regions,
                       uint32_t region_count, enum ring_error *error);
 void ring_free(struct ring *ring);
@@ -122,11 +143,17 @@ int ring_pop(struct ring *ring, struct ring_chain *chains, uint32_t limit,
  * it does not, or minus an enum ring_push_error, and then nothing has changed. */
 int ring_push(struct ring *ring, const struct ring_completion *done, uint32_t count);
 
+/* The same, and with the batch the ring's position becomes another: a successor sees either both
+ * or neither. Nothing is published by an empty batch. */
+int ring_push_at(struct ring *ring, const struct ring_completion *done, uint32_t count,
+                 uint64_t position);
+
 /* Ask for notifications. True when chains wait already, or the ring is broken: pop again. */
 bool ring_enable_kicks(struct ring *ring);
 void ring_disable_kicks(struct ring *ring);
 
-uint32_t ring_in_flight(const struct ring *ring);
+uint32_t ring_in_flight(const struct ring *ring); /* those to be resubmitted included */
+uint64_t ring_position(const struct ring *ring);  /* as of the last batch */
 struct ring_counters ring_counters(const struct ring *ring);
 
 /* One aligned 32-bit access to memory that another process or the guest reads or writes. */

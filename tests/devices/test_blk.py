@@ -362,9 +362,20 @@ def test_an_error_of_the_file_is_an_error_of_the_request(
 # In the launcher.
 
 
+HOSTS: list[FakeHost] = []
+
+
 def opened(path: object, **options: object) -> list[int]:
-    """Open an image; its descriptors."""
-    return list(Blk.open(Config(str(path), **options), FakeHost()).values())  # type: ignore[arg-type]
+    """Open an image, for a device of its own; its descriptors."""
+    HOSTS.append(FakeHost(f"blk{len(HOSTS)}"))
+    return list(Blk.open(Config(str(path), **options), HOSTS[-1]).values())  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _unlock() -> Iterator[None]:
+    yield
+    while HOSTS:
+        HOSTS.pop().close()
 
 
 @pytest.fixture
@@ -432,14 +443,16 @@ def test_an_image_that_is_only_read_may_be_shared_with_readers(
         opened(image)
 
 
-def test_the_lock_lives_as_long_as_the_device(boot: Boot, image: Path) -> None:
+def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path) -> None:
     host = boot("blk")
-    fds.close_all(host.given.values())  # the launcher's own
-    host.given.clear()
+    assert host.quit() == 0
 
     with pytest.raises(BadInput, match="is in use"):
         opened(image)
-    assert host.quit() == 0
+    host.host.close()
+    fds.close_all(host.given.values())
+    host.given.clear()
+
     fds.close_all(opened(image))
 
 

@@ -15,7 +15,8 @@ work=${2:-$root/.cache/fuzz}
 mkdir -p "$work/corpus"
 "${CC:-clang}" -std=gnu11 -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined \
     -fno-sanitize-recover=all -fno-omit-frame-pointer \
-    "$here/ring_fuzz.c" "$root/protocol/ring/ring.c" -o "$work/ring_fuzz"
+    "$here/ring_fuzz.c" "$root/protocol/ring/ring.c" \
+    "$root/protocol/ring/journal.c" -o "$work/ring_fuzz"
 "${PYTHON:-python3}" "$here/ring_seeds.py" "$work/seeds"
 
 log=$work/log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_auto_takes_what_runs_the_guest_and_says_why(
 
     assert found.name == taken
     assert why in found.why
+    assert found.is_fallback == (why == "pip install")
 
 
 def test_what_is_asked_for_is_taken(host) -> None:  # type: ignore[no-untyped-def]
@@ -84,3 +86,10 @@ def test_software_kvm_is_known_by_its_module_or_by_what_the_processor_lacks(
 
     cpuinfo.write_text("flags\t: fpu sse2\n")
     assert detect.kvm_is_software(str(cpuinfo), str(tmp_path))
+
+
+def test_kvm_that_permissions_allow_and_the_system_refuses_does_not_open(tmp_path: Path) -> None:
+    # As a device node does in a container that was not given the device.
+    assert os.access(tmp_path, os.R_OK | os.W_OK)
+    assert not detect.kvm_opens(str(tmp_path))
+    assert not detect.kvm_opens(str(tmp_path / "nothing"))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from launcher.device_help import describe
-from launcher.device_options import configure, from_table, number, parse
+from launcher.device_options import Common, configure, from_table, number, parse
 from protocol.errors import BadInput
 
 
@@ -75,7 +75,7 @@ def test_key_may_be_written_with_dashes() -> None:
 
 
 def test_id_names_the_device_and_is_no_key_of_its_own() -> None:
-    assert configure(parse("--disk", "a,id=root"), Config) == ("root", Config("a"))
+    assert configure(parse("--disk", "a,id=root"), Config) == (Common("root"), Config("a"))
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_kind_is_the_first_item_or_that_of_the_option() -> None:
 def test_table_says_the_same_as_a_string() -> None:
     table = {"kind": "thing", "path": "a,b", "readonly": True, "size": 512, "id": "x"}
 
-    name, config = configure(from_table("--device", table), Config)
+    common, config = configure(from_table("--device", table), Config)
 
-    assert (name, config) == ("x", Config("a,b", True, 512))
+    assert (common, config) == (Common("x"), Config("a,b", True, 512))
 
 
 def test_number_is_of_64_bits() -> None:

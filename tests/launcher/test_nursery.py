@@ -99,15 +99,19 @@ def test_device_has_four_descriptors_a_session_of_its_own_and_no_code_of_any_dev
     assert end(children) == [0, 0, 0]
 
 
-def test_zygote_ends_when_it_has_answered(nursery: Nursery) -> None:
+def test_zygote_answers_until_it_is_told_that_no_more_are_wanted(nursery: Nursery) -> None:
     nursery.ask(["blk0"])
-
     children = nursery.answer()
+    nursery.ask(["blk1"])
+    children += nursery.answer()
+    assert [child.name for child in children] == ["blk0", "blk1"]
+
+    nursery.zygote.hang_up()
 
     assert select.select([nursery.zygote.pidfd], [], [], DEADLINE)[0]
     assert nursery.zygote.reap()
     assert nursery.zygote.status == 0
-    assert end(children) == [0]
+    assert end(children) == [0, 0]
 
 
 def test_killed_zygote_answers_nothing_and_leaves_nothing(nursery: Nursery) -> None:

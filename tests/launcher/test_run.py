@@ -18,6 +18,7 @@ from launcher import cli, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
 from tests.support import fake_launcher
+from vmm.hypervisor import detect
 
 PROJECT = Path(__file__).parents[2]
 
@@ -34,6 +35,17 @@ def vibevmm(binary: str, behaviour: str, *options: str) -> int:
     return cli.main(
         ["run", "--binary", binary, "--entry", "0x10000", "--name", behaviour, *options]
     )
+
+
+def test_kvm_that_is_taken_for_want_of_the_engine_is_said_with_what_would_bring_it(
+    binary: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detect, "kvm_opens", lambda: False)
+    monkeypatch.setattr(detect, "has_engine", lambda: False)
+
+    assert vibevmm(binary, "poweroff") == 0
+
+    assert "vibevmm: KVM: nothing else is here; the software CPU needs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -72,7 +84,9 @@ def test_timeout_ends_the_run_with_status_4(binary: str, capfd: pytest.CaptureFi
 def test_dead_device_ends_the_run_and_is_named_whoever_notices_first(
     behaviour: str, binary: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert vibevmm(binary, behaviour, "--device", "rng,id=doomed", "--device", "rng") == 3
+    doomed = "rng,id=doomed,on-death=stop-vm"
+
+    assert vibevmm(binary, behaviour, "--device", doomed, "--device", "rng") == 3
 
     message = capfd.readouterr().err
     assert "doomed was killed by SIGSYS" in message
@@ -197,14 +211,15 @@ def test_signal_while_planning_leaves_no_socket_and_starts_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "socket"
-    planned = plan._open_device
+    planned = plan.open_device
 
-    def open_and_be_stopped(*arguments: Any) -> None:
-        planned(*arguments)
+    def open_and_be_stopped(*arguments: Any) -> dict[str, int]:
+        opened = planned(*arguments)
         assert path.exists()
         os.kill(os.getpid(), number)
+        return opened
 
-    monkeypatch.setattr(plan, "_open_device", open_and_be_stopped)
+    monkeypatch.setattr(plan, "open_device", open_and_be_stopped)
     monkeypatch.setattr(run, "start", None)
 
     status = vibevmm(binary, "idle", "--console", f"backend=socket,path={path}", *more)

@@ -76,6 +76,7 @@ def _compile(directory: Path) -> tuple[Any, Any]:
     engine, mediation, here = ROOT / "protocol/ring", ROOT / "vmm/mediation", Path(__file__).parent
     sources = (
         engine / "ring.c",
+        engine / "journal.c",
         mediation / "mediator.c",
         here / "ring_bench.c",
         here / "mediator_bench.c",

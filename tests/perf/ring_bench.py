@@ -78,7 +78,11 @@ def _compile(directory: Path) -> tuple[Any, Any]:
     builder.set_source(
         "_ring_bench",
         '#include "ring.h"' + LOOPS,
-        sources=[str(engine / "ring.c"), str(Path(__file__).with_suffix(".c"))],
+        sources=[
+            str(engine / "ring.c"),
+            str(engine / "journal.c"),
+            str(Path(__file__).with_suffix(".c")),
+        ],
         include_dirs=[str(engine)],
         extra_compile_args=["-std=gnu11", "-O2"],
     )

@@ -25,6 +25,7 @@ SPECS = (
     specs.MachineSpec,
     specs.Guard,
     specs.DeviceSlot,
+    specs.Successor,
     specs.BootSpec,
     specs.Forked,
 )

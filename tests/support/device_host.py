@@ -19,7 +19,8 @@ import zmq
 
 from devices import kinds
 from devices.runtime.device import AnyDevice
-from protocol import codec, doorbell, fds
+from launcher.locks import Locks
+from protocol import codec, doorbell, fds, journal
 from protocol.channel import Channel
 from protocol.memory import GuestMemory, Region, create_memfd
 from protocol.messages import (
@@ -64,6 +65,7 @@ class FakeHost:
         self.announced: list[str] = []
         self.to_remove: list[str] = []
         self.terminals: list[socket.socket] = []
+        self._locks = Locks()
 
     def terminal(self, name: str) -> int:
         ours, theirs = socket.socketpair()
@@ -76,7 +78,11 @@ class FakeHost:
     def announce(self, text: str) -> None:
         self.announced.append(text)
 
+    def lock(self, fd: int, *, shared: bool) -> bool:
+        return self._locks.take(self.name, fd, shared=shared)
+
     def close(self) -> None:
+        self._locks.close()
         for terminal in self.terminals:
             terminal.close()
         for path in self.to_remove:
@@ -118,6 +124,9 @@ class DeviceHost:
 
         self._memfd = create_memfd("test", REGIONS[-1].offset + REGIONS[-1].size)
         self.memory = GuestMemory(self._memfd, REGIONS)
+        sizes = tuple(queue.size for queue in self.type.queues)
+        self._journal_fd = journal.create("test-journal", sizes)
+        self.journal = journal.Journal(self._journal_fd, sizes)
         self.kicks = {queue.index: doorbell.create() for queue in self.type.queues}
         self.call = doorbell.create()
         self._trace = {} if trace is None else {"trace": trace}
@@ -156,10 +165,13 @@ class DeviceHost:
             "generation": 1,
             "endpoint": self.endpoint,
             "regions": REGIONS,
+            "journal": tuple(queue.size for queue in self.type.queues),
+            "failing": False,
             "log": 4,
         }
         spec = DeviceSpec(**(fields | changes))
-        handed = {"memory": self._memfd, "call": self.call, **self.given, **self._trace}
+        handed = {"memory": self._memfd, "journal": self._journal_fd, "call": self.call}
+        handed |= {**self.given, **self._trace}
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
         self.handed = set(handed)
@@ -228,6 +240,7 @@ class DeviceHost:
             )
             for index in self.kicks
         }
+        self.journal.clear()
         doorbell.drain(self.call)  # what it still had to say to the last driver
         negotiated = sum(bit(feature) for feature in {*features, Feature.VERSION_1})
         return self.request(Start(negotiated, self.setups()), expect)
@@ -295,7 +308,10 @@ class DeviceHost:
         self._context.term()
         self.host.close()
         self.memory.close()
-        fds.close_all([self._memfd, self.call, *self.kicks.values(), *self.given.values()])
+        self.journal.close()
+        fds.close_all(
+            [self._memfd, self._journal_fd, self.call, *self.kicks.values(), *self.given.values()]
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory, Region, create_memfd
 from protocol.ring import Ring
 from tests.support.driver import Driver
@@ -38,9 +39,16 @@ def ring_pair(
             yield driver, ring
 
 
-def attach(driver: Driver, *, indirect: bool = True) -> Ring:
+def attach(
+    driver: Driver,
+    *,
+    indirect: bool = True,
+    journal: QueueJournal | None = None,
+    position: int = 0,
+    kind: type[Ring] = Ring,
+) -> Ring:
     """The device's half of the queue that ``driver`` laid out."""
-    return Ring(
+    return kind(
         driver.memory,
         driver.size,
         driver.desc,
@@ -48,4 +56,6 @@ def attach(driver: Driver, *, indirect: bool = True) -> Ring:
         driver.used,
         event_idx=driver.event_idx,
         indirect=indirect,
+        journal=journal,
+        position=position,
     )

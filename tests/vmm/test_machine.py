@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from protocol import doorbell
 from protocol.memory import create_memfd
 from protocol.messages import QueueSetup
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec
@@ -19,6 +18,7 @@ from tests.support.bare import require_kvm
 from vmm.hypervisor.kvm import Kvm
 from vmm.machine import Machine
 from vmm.memory_map import MIB, slot_address
+from vmm.seat import Wires
 
 pytestmark = pytest.mark.kvm
 
@@ -29,11 +29,11 @@ TRIPLE_FAULT = bytes.fromhex("0f0b")  # ud2, without an IDT
 DRIVER_OK = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
 
 
-class FakeDevice:
-    """A device that has said hello, and starts when asked to."""
+class FakeSeat:
+    """The seat of a device that has said hello, and starts when asked to."""
 
     name, device_id, features, queue_sizes, config = "rng0", 4, 0, (64,), b"\1\0\0\0"
-    slot = DeviceSlot("rng0", "rng", 4, 3, 10, 1, 1, "")
+    slot = DeviceSlot("rng0", "rng", 4, 3, 10, (64,), (0,), 1, "")
 
     def __init__(self) -> None:
         self.on_config: Callable[[bytes], None] = lambda config: None
@@ -41,6 +41,9 @@ class FakeDevice:
 
     def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
         return None
+
+    def connect(self, wires: Wires) -> None:
+        pass
 
 
 class Built:
@@ -63,13 +66,11 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Built]]:
             descriptors = {
                 "memory": create_memfd("test", 16 * MIB),
                 "kernel": os.open(guest, os.O_RDONLY | os.O_CLOEXEC),
-                "rng0.kick0": doorbell.create(),
-                "rng0.call": doorbell.create(),
             }
             for fd in descriptors.values():
                 stack.callback(os.close, fd)
             boot = BootSpec(True, "", 0x100000, None)
-            spec = MachineSpec("test", "kvm", 16 * MIB, cpus, boot, (), "", stats, 2)
+            spec = MachineSpec("test", "kvm", 16 * MIB, cpus, boot, (), "", 0, stats, 2)
             printed, ended = bytearray(), threading.Event()
             kvm = stack.enter_context(Kvm())
             machine = Machine(spec, descriptors, kvm, printed.extend, lambda: None, ended.set)
@@ -125,9 +126,9 @@ def test_exits_are_counted_when_asked_for(build: Callable[..., Built]) -> None:
 
 
 @pytest.fixture
-def plugged_in(build: Callable[..., Built]) -> tuple[Machine, FakeDevice]:
+def plugged_in(build: Callable[..., Built]) -> tuple[Machine, FakeSeat]:
     """A machine whose guest has not begun, and its device, with the driver through DRIVER_OK."""
-    machine, device = build(PRINT_AND_SPIN).machine, FakeDevice()
+    machine, device = build(PRINT_AND_SPIN).machine, FakeSeat()
     machine.plug_in(device)
     registers = slot_address(device.slot.slot)
     for register, value in (
@@ -142,14 +143,14 @@ def plugged_in(build: Callable[..., Built]) -> tuple[Machine, FakeDevice]:
     return machine, device
 
 
-def seen(machine: Machine, device: FakeDevice, register: int) -> int:
+def seen(machine: Machine, device: FakeSeat, register: int) -> int:
     """A register of ``device``, in the memory that the guest has there."""
     read = machine.vm.read(slot_address(device.slot.slot) + register, 4)
     return int.from_bytes(read, "little")
 
 
 def test_a_device_that_changes_its_configuration_changes_what_the_guest_reads(
-    plugged_in: tuple[Machine, FakeDevice],
+    plugged_in: tuple[Machine, FakeSeat],
 ) -> None:
     machine, device = plugged_in
     before = seen(machine, device, Mmio.CONFIG)
@@ -161,7 +162,7 @@ def test_a_device_that_changes_its_configuration_changes_what_the_guest_reads(
 
 
 def test_a_device_that_is_broken_needs_a_reset_in_what_the_guest_reads(
-    plugged_in: tuple[Machine, FakeDevice],
+    plugged_in: tuple[Machine, FakeSeat],
 ) -> None:
     machine, device = plugged_in
 

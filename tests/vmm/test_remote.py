@@ -51,8 +51,8 @@ class Pair:
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
         self.control = Control()
-        slot = DeviceSlot("rng0", "rng", 4, 3, 11, 1, 1, endpoint)
-        self.remote = RemoteDevice(slot, self.pidfd, self.control)
+        slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, endpoint)
+        self.remote = RemoteDevice(slot, self.pidfd, {}, self.control)
         self.control.start()
         self.context = new_context()
         self.device = Channel(self.context, TO_DEVICE, generation=1)
@@ -214,15 +214,14 @@ def test_a_device_that_floods_is_killed_whatever_it_says(pair: Pair, generation:
 
 
 def test_a_device_that_breaks_the_protocol_is_killed(pair: Pair) -> None:
-    broken: list[str] = []
-    pair.remote.on_broken = broken.append
     pair.get_ready()
 
     pair.device.send(HELLO)  # a second one, while READY
 
     assert pair.process.wait(5) == -signal.SIGKILL
     pair.control.end()
-    assert broken == ["rng0 broke the protocol"]
+    assert pair.remote.fenced_because.startswith("it broke the protocol")
+    assert not pair.remote.is_hung
     pair.control = Control()  # for close()
     pair.control.start()
 

@@ -15,6 +15,8 @@ _KNOWN = (
     (0, b"#!", "it is a script"),
     (56, b"ARM\x64", "it is an arm64 kernel"),
     (0x202, b"HdrS", "it is an x86 kernel"),
+    # Documentation/riscv/boot-image-header.rst: magic2
+    (56, b"RSC\x05", "it is a RISC-V kernel, which no CPU here runs"),
     # drivers/firmware/efi/libstub/zboot-header.S
     (4, b"zimg", "it is compressed, and unpacks itself under EFI only; unpack it first"),
 )

@@ -179,6 +179,10 @@ class MediatedVm(Vm, Protocol):
         signalled since the last time."""
         ...
 
+    def forget(self, fd: int) -> None:
+        """Undo :meth:`watch`; a call that is under way may still end later."""
+        ...
+
     def written_hook(self) -> tuple[int, int]:
         """The addresses of a C function ``void (*)(void *context, uint64_t gpa, uint64_t length)``,
         to be called for guest memory that others have written, and of its context."""

@@ -6,10 +6,9 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).parent
-_ENGINE = _HERE.parents[1] / "protocol" / "ring"
 
 # By path: importing protocol.ring needs its extension, which may not be built yet.
-_declarations = runpy.run_path(str(_ENGINE / "build.py"))["declarations"]
+_engine = runpy.run_path(str(_HERE.parents[1] / "protocol" / "ring" / "build.py"))
 
 _HEADER = (_HERE / "mediator.h").read_text()
 
@@ -17,7 +16,7 @@ _HEADER = (_HERE / "mediator.h").read_text()
 def declarations() -> str:
     """What ring.h and mediator.h declare, as cffi wants it."""
     body = _HEADER.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
-    return str(_declarations()) + body
+    return str(_engine["declarations"]()) + body
 
 
 ffi = FFI()
@@ -26,8 +25,8 @@ ffi.cdef('extern "Python" void mediator_call_python(void *, uint64_t, uint64_t);
 ffi.set_source(
     "vmm.mediation._mediator",
     '#include "mediator.h"',
-    sources=["vmm/mediation/mediator.c", "protocol/ring/ring.c"],
-    depends=["vmm/mediation/mediator.h", "protocol/ring/ring.h"],
+    sources=["vmm/mediation/mediator.c", *_engine["SOURCES"]],
+    depends=["vmm/mediation/mediator.h", *_engine["HEADERS"]],
     include_dirs=["vmm/mediation", "protocol/ring"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

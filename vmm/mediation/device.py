@@ -18,7 +18,7 @@ from protocol.messages import QueueSetup
 from protocol.ring import RingBroken
 from protocol.virtio import Feature, bit
 from vmm.mediation import Hook, Mediator, MediatorBroken, ShadowMemory, lay_out, shadow_size
-from vmm.remote import RemoteDevice
+from vmm.seat import Seat
 
 log = logging.getLogger(__name__)
 
@@ -26,38 +26,44 @@ _GUESTS_ONLY = bit(Feature.EVENT_IDX) | bit(Feature.INDIRECT_DESC)
 
 
 class MediatedDevice:
-    """``remote`` behind mediators (transport.mmio.Backend). All calls are the vCPU thread's.
+    """``seat`` behind mediators (transport.mmio.Backend). All calls are the vCPU thread's.
 
-    ``shadow`` maps the device's shadow region; ``kicks`` are its eventfds by queue, ``call`` the
-    one that it signals; ``interrupt`` raises the guest's line, ``hook`` is the mediators'.
+    ``shadow`` maps the device's shadow region; ``bells`` are the doorbells of whoever sits there
+    now, ``kick0`` … and ``call``; ``interrupt`` raises the guest's line, ``hook`` is for mediators.
+    A shadow ring outlives its device process, as a guest's does: the journal fits either.
     """
 
     def __init__(
         self,
-        remote: RemoteDevice,
+        seat: Seat,
         memory: GuestMemory,
         shadow: GuestMemory,
-        kicks: Mapping[int, int],
-        call: int,
         interrupt: Callable[[], None],
         hook: Hook,
     ) -> None:
-        self.name = remote.name
-        self.device_id = remote.device_id
-        self.features = remote.features
-        self.queue_sizes: Sequence[int] = remote.queue_sizes
+        self.name = seat.name
+        self.device_id = seat.device_id
+        self.bells: Mapping[str, int] = {}
         self.on_broken: Callable[[str], None] = lambda reason: None
-        self._remote = remote
+        self._seat = seat
         self._memory = memory
         (self._region,) = shadow.regions
         self._view = shadow.view(self._region.gpa, self._region.size)
-        self._kicks = kicks
-        self._call = call
         self._interrupt = interrupt
         self._hook = hook
         self._mediators: dict[int, Mediator] = {}
 
     # ── transport.mmio.Backend ────────────────────────────────────────────────────────
+
+    @property
+    def features(self) -> int:
+        """What the device offers."""
+        return self._seat.features
+
+    @property
+    def queue_sizes(self) -> Sequence[int]:
+        """Of its queues, at most."""
+        return self._seat.queue_sizes
 
     def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
         """Serve ``queues``; the reason, if that cannot be."""
@@ -76,7 +82,7 @@ class MediatedDevice:
         except RingBroken as error:
             self._close()
             return str(error)
-        reason = self._remote.start(features & ~_GUESTS_ONLY, shadows)
+        reason = self._seat.start(features & ~_GUESTS_ONLY, shadows)
         if reason is not None:
             self._close()
             return reason
@@ -87,21 +93,21 @@ class MediatedDevice:
     def stop(self) -> None:
         """Return when the device is quiet, or dead; what it had is forgotten."""
         try:
-            self._remote.stop()
+            self._seat.stop()
         finally:
             self._close()
 
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
         try:
-            self._remote.stop_queue(index)
+            self._seat.stop_queue(index)
         finally:
             if mediator := self._mediators.pop(index, None):
                 mediator.close()
 
     def write_config(self, offset: int, data: bytes) -> bytes:
         """Change the configuration; what it is now."""
-        return self._remote.write_config(offset, data)
+        return self._seat.write_config(offset, data)
 
     # ── the data path ─────────────────────────────────────────────────────────────────
 
@@ -112,7 +118,7 @@ class MediatedDevice:
 
     def complete(self) -> None:
         """The device has rung; between two blocks of the guest's code."""
-        doorbell.drain(self._call)
+        doorbell.drain(self.bells["call"])
         for index, mediator in list(self._mediators.items()):
             self._move(index, mediator.complete)
 
@@ -125,11 +131,10 @@ class MediatedDevice:
             self.on_broken(str(error))
         except MediatorBroken as error:
             log.error("%s: %s", self.name, error)
-            self._remote.fence(str(error))
-            self.on_broken(str(error))
+            self._seat.condemn(str(error))
             return
         if ring_device:
-            doorbell.ring(self._kicks[index])
+            doorbell.ring(self.bells[f"kick{index}"])
         if interrupt_guest:
             self._interrupt()
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protocol.errors import DeviceGone
 from protocol.messages import QueueSetup
 from protocol.virtio import (
     INTERRUPT_CONFIG_CHANGE,
@@ -48,13 +47,21 @@ _QUEUE_ADDRESSES = {
 
 
 class Backend(Protocol):
-    """The device process, as its transport sees it. Every call ends within a deadline, at which
-    the process is killed and fenced, and DeviceGone raised."""
+    """The device, as its transport sees it: there all the time (vmm.seat.Seat). Every call ends
+    within a deadline, at which the process that serves is killed and fenced."""
 
     name: str
     device_id: int
-    features: int
-    queue_sizes: Sequence[int]
+
+    @property
+    def features(self) -> int:
+        """What the device offers; another process may offer something else."""
+        ...
+
+    @property
+    def queue_sizes(self) -> Sequence[int]:
+        """The most entries of each queue."""
+        ...
 
     def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
         """Serve the queues; the reason, if the device will not."""
@@ -190,8 +197,10 @@ class MmioTransport:
             case register if register in _QUEUE_ADDRESSES:
                 self._write_queue_address(*_QUEUE_ADDRESSES[Mmio(register)], value)
             case Mmio.QUEUE_NOTIFY:
-                # The queues that exist never get here: their notifications are eventfds.
-                self._refuse(f"QueueNotify for queue {value}, which does not exist")
+                # Of the queues that exist notifications are eventfds. One that gets here came
+                # while a successor's took the place of another's, which will look by itself.
+                if value >= len(self._queues):
+                    self._refuse(f"QueueNotify for queue {value}, which does not exist")
             case Mmio.SHM_SEL:
                 pass  # whichever is selected does not exist
             case _:
@@ -253,22 +262,15 @@ class MmioTransport:
             return
         queue.ready = False
         if self._status & Status.DRIVER_OK:
-            try:
-                self._backend.stop_queue(self._queue_sel)
-            except DeviceGone as error:
-                self.needs_reset(str(error))
+            self._backend.stop_queue(self._queue_sel)
 
     def _write_config(self, offset: int, size: int, value: int) -> None:
         if not self._status & Status.DRIVER:
             self._refuse("write to the configuration before DRIVER")
             return
-        try:
-            config = self._backend.write_config(offset, value.to_bytes(size, "little"))
-        except DeviceGone as error:
-            self.needs_reset(str(error))
-        else:
-            # The driver's own write is no configuration change: no interrupt.
-            self._page.set_config(config)
+        config = self._backend.write_config(offset, value.to_bytes(size, "little"))
+        # The driver's own write is no configuration change: no interrupt.
+        self._page.set_config(config)
 
     # ── status and interrupts ─────────────────────────────────────────────────────────
 
@@ -325,22 +327,17 @@ class MmioTransport:
             for index, queue in enumerate(self._queues)
             if queue.ready
         )
-        try:
-            return self._backend.start(self._accepted, setups)
-        except DeviceGone as error:
-            return str(error)
+        return self._backend.start(self._accepted, setups)
 
     def _reset(self) -> None:
         # Only when the device is quiet may this return: a driver writes 0, reads nothing back,
         # and frees its rings. A device that is not quiet in time has been killed by stop().
         if self._status & Status.DRIVER_OK:
-            try:
-                self._backend.stop()
-            except DeviceGone as error:
-                log.warning("%s was reset while gone: %s", self._backend.name, error)
+            self._backend.stop()
         self._accepted = 0
+        self._offered = self._backend.features | RING_FEATURES
         self._device_features_sel = self._driver_features_sel = self._queue_sel = 0
-        self._queues = [_Queue(queue.size_max) for queue in self._queues]
+        self._queues = [_Queue(size) for size in self._backend.queue_sizes]
         with self._page.lock:
             self._page.store(Mmio.INTERRUPT_STATUS, 0)
             self._store_status(Status(0))

@@ -33,7 +33,7 @@ def serve() -> Iterator[Serve]:
             driver = Driver(memory, 64)
             queue = Queue(QueueDeclaration(0, 64, "q"), doorbells, handler, loop, pytest.fail)
             setup = QueueSetup(0, 64, driver.desc, driver.avail, driver.used)
-            queue.attach(memory, setup, bit(Feature.VERSION_1))
+            queue.attach(memory, setup, bit(Feature.VERSION_1), None)
             queue.start()
             queues.append(queue)
             loops.append(loop)

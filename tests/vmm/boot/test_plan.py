@@ -36,6 +36,7 @@ def test_the_kind_is_found_by_looking(file_of: FileOf, data: bytes, kind: Kind) 
         (b"070701", "cpio archive; is it the initrd"),
         (b"#!/bin/sh", "a script"),
         (bytes(56) + b"ARM\x64", "an arm64 kernel"),
+        (bytes(56) + b"RSC\x05", "a RISC-V kernel, which no CPU here runs"),
         (BzImage(magic=b"old!").build(), "neither bzImage nor ELF"),
     ],
 )

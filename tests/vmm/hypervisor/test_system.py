@@ -71,6 +71,7 @@ def test_host_without_kvm_cannot(tmp_path: Path) -> None:
         Kvm(path)
 
     assert error.value.exit_status == 3
+    assert "pip install 'vibe-vmm[software]'" in str(error.value)
 
 
 def test_no_permission_is_bad_input_that_says_which_group_to_join(tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_no_permission_is_bad_input_that_says_which_group_to_join(tmp_path: Path
             os.seteuid(0)
 
     assert error.value.where == str(path)
+    assert "pip install 'vibe-vmm[software]'" in str(error.value)
 
 
 def test_something_else_than_kvm_is_refused(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ class Kvm:
         self.close()
 
 
+# What runs guests without KVM.
+_OR_ELSE = "or take the software CPU: pip install 'vibe-vmm[software]'"
+
+
 def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -85,12 +89,12 @@ def _open(path: str) -> int:
         raise BadInput(
             path,
             "no permission to open it; join the group that owns it (usually: "
-            "`sudo usermod -aG kvm $USER`, then log in again)",
+            f"`sudo usermod -aG kvm $USER`, then log in again), {_OR_ELSE}",
         ) from error
     except OSError as error:
         raise HostError(
             f"{path}: {error.strerror}; this needs a Linux host with KVM: load kvm_intel or "
-            "kvm_amd, switch virtualization on in the firmware, or use the lab (`make lab`)"
+            f"kvm_amd, switch virtualization on in the firmware, {_OR_ELSE}"
         ) from error
 
 

@@ -144,10 +144,13 @@ void arm64_on_exception(void *uc, uint32_t number, void *user)
         else
             undefined(arm64, pc);
     } else if (*arm64->target == 1 && !(get(arm64, arm64->reg.pstate) & AARCH32)) {
+        if (syndrome >> EC_SHIFT == EC_UNKNOWN)
+            engine_note_invalid(&arm64->engine, pc);
         bool has_address = number == EXCP_PREFETCH_ABORT || number == EXCP_DATA_ABORT;
         enter(arm64, pc, syndrome, has_address ? arm64->address : NULL);
     } else {
         arm64->engine.died_of = (int32_t)number;
         engine_stop(&arm64->engine);
     }
+    engine_leave_if_stopped(&arm64->engine);
 }

@@ -16,6 +16,7 @@ from protocol.errors import GuestDied
 from vmm import arm64_map
 from vmm.hypervisor.arm64_state import Arm64State
 from vmm.hypervisor.base import Stop
+from vmm.hypervisor.software import missing
 from vmm.hypervisor.software._engine import ffi, lib
 from vmm.hypervisor.software.arm64_engine import (
     GENERAL,
@@ -30,8 +31,6 @@ from vmm.interrupts.arm import ArmInterrupts
 from vmm.interrupts.arm_timer import TIMER_REGISTERS, ZERO_REGISTER, Access
 from vmm.platform import psci
 from vmm.platform.psci import Action
-
-_CHIPS_END = arm64_map.GIC_CPU_INTERFACE + arm64_map.GIC_CPU_INTERFACE_SIZE
 
 _STOPS = {Action.POWER_OFF: Stop.POWERED_OFF, Action.RESET: Stop.RESET}
 
@@ -58,7 +57,8 @@ class Arm64Vcpu(SoftwareVcpu):
         engine.hook(Hook.BLOCK, at(lib, "engine_on_block"), self._state)
         engine.hook(Hook.TRANSLATED, at(lib, "engine_on_translation"), self._state)
         engine.hook(Hook.INTERRUPT, at(lib, "arm64_on_exception"), engine.arm)
-        engine.hook(Hook.READ_PROTECTED | Hook.WRITE_PROTECTED, lib.software_on_mmio, own)
+        engine.hook(Hook.READ_PROTECTED, at(lib, "engine_on_read"), self._state)
+        engine.hook(Hook.WRITE_PROTECTED, at(lib, "engine_on_write"), self._state)
         engine.hook(Hook.UNMAPPED | Hook.FETCH_PROTECTED, lib.software_on_bad_access, own)
 
     def start_at(self, state: Arm64State) -> None:
@@ -100,11 +100,16 @@ class Arm64Vcpu(SoftwareVcpu):
             self._vm.sleep()
             self._vm.service()
 
-    def mmio(self, access: int, gpa: int, size: int, value: int) -> bool:
-        """The guest reads or writes where there is no memory."""
-        answered = super().mmio(access, gpa, size, value)
+    def read(self, gpa: int, size: int) -> int:
+        """The guest reads where there is no memory."""
+        value = super().read(gpa, size)
         self._set_line()
-        return answered
+        return value
+
+    def write(self, gpa: int, size: int, value: int) -> None:
+        """The guest writes where there is no memory."""
+        super().write(gpa, size, value)
+        self._set_line()
 
     # ── what the guest asks of the hypervisor ─────────────────────────────────────────
 
@@ -138,6 +143,9 @@ class Arm64Vcpu(SoftwareVcpu):
         if answer.action is not Action.GO_ON:
             lib.engine_stop(self._state)
 
+    def _name_missing(self, code: bytes) -> str | None:
+        return missing.name_arm64(code)
+
     # ── its end ───────────────────────────────────────────────────────────────────────
 
     def _fatal(self, exception: int) -> str:
@@ -166,6 +174,10 @@ class Arm64Vcpu(SoftwareVcpu):
 class Arm64Vm(SoftwareVm):
     """A VM with an arm64 processor, a GICv2 and the physical timer."""
 
+    _CHIPS = range(
+        arm64_map.GIC_DISTRIBUTOR, arm64_map.GIC_CPU_INTERFACE + arm64_map.GIC_CPU_INTERFACE_SIZE
+    )
+
     def _new_engine(self) -> Any:
         return Arm64Engine()
 
@@ -174,10 +186,6 @@ class Arm64Vm(SoftwareVm):
 
     def _new_vcpu(self) -> Any:
         return Arm64Vcpu(self, self._engine)
-
-    def is_chip(self, gpa: int) -> bool:
-        """Whether ``gpa`` is the GIC's."""
-        return arm64_map.GIC_DISTRIBUTOR <= gpa < _CHIPS_END and self.chips is not None
 
 
 _called: Callable[[Any], Any] = ffi.def_extern()

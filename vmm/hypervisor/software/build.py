@@ -23,9 +23,8 @@ _CALLBACKS = """
         uint32_t software_on_port_read(void *uc, uint32_t port, int size, void *vcpu);
         void software_on_port_write(void *uc, uint32_t port, int size, uint32_t value, void *vcpu);
         int software_on_cpuid(void *uc, void *vcpu);
-        bool software_on_mmio(
-            void *uc, int access, uint64_t gpa, int size, int64_t value, void *vcpu);
-        uint64_t software_on_second_page(void *vcpu, uint64_t gpa, unsigned size);
+        uint64_t software_on_read(void *vcpu, uint64_t gpa, unsigned size);
+        void software_on_write(void *vcpu, uint64_t gpa, unsigned size, uint64_t value);
         bool software_on_bad_access(
             void *uc, int access, uint64_t gpa, int size, int64_t value, void *vcpu);
         bool software_arm64_ask(uint32_t what, uint32_t syndrome, void *vcpu);

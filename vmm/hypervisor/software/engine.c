@@ -33,8 +33,8 @@ static void mark_code(struct engine *engine, uint64_t va, uint64_t size);
 
 /* ---- stops --------------------------------------------------------------------------------- */
 
-/* Unicorn can be left only at an access, after which it would be done again, or here. So nobody
- * but this callback calls uc_emu_stop. */
+/* Unicorn can be left only at an access, after which it would be done again, or between two blocks:
+ * here, or at an exception. So nobody but these callbacks calls uc_emu_stop. */
 void engine_on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct engine *engine = user;
@@ -49,6 +49,13 @@ void engine_on_block(void *uc, uint64_t address, uint32_t size, void *user)
 }
 
 void engine_stop(struct engine *engine) { __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE); }
+
+/* A handler that cannot be fetched is an exception again, for ever, and no block of it runs. */
+void engine_leave_if_stopped(struct engine *engine)
+{
+    if (__atomic_load_n(&engine->stop, __ATOMIC_RELAXED))
+        engine->emu_stop(engine->uc);
+}
 
 void engine_arm(struct engine *engine)
 {
@@ -352,9 +359,10 @@ void engine_on_exception(void *uc, uint32_t vector, void *user)
     engine->exceptions[vector & 31]++;
     int64_t error = has_error_code(vector) && !software ? (int64_t)*engine->error_code : NO_ERROR;
     raise(engine, vector, error, software);
+    engine_leave_if_stopped(engine);
 }
 
-static void note_invalid(struct engine *engine, uint64_t at)
+void engine_note_invalid(struct engine *engine, uint64_t at)
 {
     for (uint32_t i = 0; i < engine->invalid_count; i++)
         if (engine->invalid[i] == at)
@@ -368,7 +376,7 @@ bool engine_on_invalid(void *uc, void *user)
     struct engine *engine = user;
     engine->context_save(uc, engine->context);
     engine->exceptions[VECTOR_INVALID_OPCODE]++;
-    note_invalid(engine, engine->cpu->rip);
+    engine_note_invalid(engine, engine->cpu->rip);
     raise(engine, VECTOR_INVALID_OPCODE, NO_ERROR, false);
     return true;
 }
@@ -444,6 +452,66 @@ void engine_on_syscall(void *uc, void *user)
 
 /* ---- MMIO ------------------------------------------------------------------------------------ */
 
+/* How many of `size` bytes at gpa are on its page. */
+static unsigned on_page(uint64_t gpa, unsigned size)
+{
+    unsigned room = PAGE - gpa % PAGE;
+    return size < room ? size : room;
+}
+
+static uint64_t low_bytes(uint64_t value, unsigned size)
+{
+    return size < 8 ? value & ((1ull << 8 * size) - 1) : value;
+}
+
+/* A read is told once, whole. */
+bool engine_on_read(void *uc, int access, uint64_t gpa, int size, int64_t value, void *user)
+{
+    struct engine *engine = user;
+    unsigned here = on_page(gpa, size);
+    (void)uc;
+    (void)access;
+    (void)value;
+    engine->answer = engine->read(engine->vcpu, gpa, here);
+    engine->answered_at = gpa;
+    engine->answered = here;
+    engine->missing = size - here;
+    engine->has_second = false;
+    return true;
+}
+
+/* So is a write that is aligned. Another is told whole, and then again byte by byte: once the engine
+ * has its second page, which may fault first. So it is done when the first byte comes. Those on a
+ * page that is RAM do not come: whose a byte is, the instruction says. */
+bool engine_on_write(void *uc, int access, uint64_t gpa, int size, int64_t value, void *user)
+{
+    struct engine *engine = user;
+    uint64_t pc = 0;
+    (void)access;
+    if (size == 1 && engine->retold_size) {
+        unsigned here = on_page(engine->retold_at, engine->retold_size);
+        engine->reg_read(uc, engine->reg_pc, &pc);
+        if (pc == engine->retold_by) {
+            if (gpa == engine->retold_at)
+                engine->write(engine->vcpu, gpa, here, low_bytes(engine->retold, here));
+            else if (gpa % PAGE == 0)
+                engine->write(engine->vcpu, gpa, engine->retold_size - here,
+                              engine->retold >> 8 * here);
+            return true;
+        }
+    }
+    if (gpa % size == 0) {
+        engine->retold_size = 0;
+        engine->write(engine->vcpu, gpa, size, low_bytes(value, size));
+    } else {
+        engine->reg_read(uc, engine->reg_pc, &engine->retold_by);
+        engine->retold_at = gpa;
+        engine->retold_size = size;
+        engine->retold = low_bytes(value, size);
+    }
+    return true;
+}
+
 static uint8_t byte_at(struct engine *engine, uint64_t gpa)
 {
     if (gpa - engine->answered_at < engine->answered)
@@ -451,13 +519,13 @@ static uint8_t byte_at(struct engine *engine, uint64_t gpa)
     if (gpa % PAGE >= engine->missing || gpa / PAGE == engine->answered_at / PAGE)
         return 0; /* of a word that is wider than the access: the engine throws it away */
     if (!engine->has_second) {
-        engine->second = engine->read_second(engine->vcpu, gpa - gpa % PAGE, engine->missing);
+        engine->second = engine->read(engine->vcpu, gpa - gpa % PAGE, engine->missing);
         engine->has_second = true;
     }
     return engine->second >> 8 * (gpa % PAGE);
 }
 
-/* An access was answered by the callback before this one. The engine takes it in parts of at most
+/* An access was answered by engine_on_read before this one. The engine takes it in parts of at most
  * four bytes, and one that is not aligned as the aligned words around it. */
 uint64_t engine_on_mmio_read(void *uc, uint64_t offset, unsigned size, void *user)
 {

@@ -79,7 +79,7 @@ struct engine {
     int (*ctl)(void *uc, int control, ...);
     int (*context_save)(void *uc, void *context);
     int (*context_restore)(void *uc, void *context);
-    int reg_rflags, reg_msr; /* Unicorn's numbers of them */
+    int reg_rflags, reg_pc, reg_msr; /* Unicorn's numbers of them */
     int ctl_flush;           /* and of what forgets all translations */
     bool is_stale;           /* some translation is of code that is no more */
     bool has_begun;          /* this run has come to a block */
@@ -96,14 +96,20 @@ struct engine {
     struct engine_region regions[ENGINE_MAX_REGIONS];
     uint32_t region_count;
 
-    /* What a read of MMIO gives, from a guest address on; and how many bytes of the access are on
-     * the next page, for which `read_second` is asked when the engine gets there. */
+    /* Who answers for what is no memory, a page at a time. What is read may be wider than size. */
+    void *vcpu;
+    uint64_t (*read)(void *vcpu, uint64_t gpa, unsigned size);
+    void (*write)(void *vcpu, uint64_t gpa, unsigned size, uint64_t value);
+    /* What a read gives, from a guest address on; and how many bytes of the access are on the next
+     * page, which is read when the engine gets there. */
     uint64_t answer, answered_at;
     unsigned answered, missing;
     bool has_second;
     uint64_t second;
-    uint64_t (*read_second)(void *vcpu, uint64_t gpa, unsigned size);
-    void *vcpu;
+    /* A write that is told again byte by byte: where it is, its value and size (0: there is none),
+     * and the address of the instruction. */
+    uint64_t retold_at, retold, retold_by;
+    unsigned retold_size;
 
     /* The vector whose delivery was a third fault; -1 while there is none. */
     int32_t died_of;
@@ -115,6 +121,12 @@ struct engine {
 
 /* Leave the guest at the start of its next block. From any thread; never lost. */
 void engine_stop(struct engine *engine);
+
+/* At an exception that has been taken: leave the guest there, if it is to stop. */
+void engine_leave_if_stopped(struct engine *engine);
+
+/* Note that an instruction was invalid, once a place. */
+void engine_note_invalid(struct engine *engine, uint64_t at);
 
 /* Forget the stops so far. */
 void engine_arm(struct engine *engine);
@@ -173,6 +185,8 @@ void engine_on_exception(void *uc, uint32_t vector, void *engine);
 void engine_on_probe(void *uc, uint32_t vector, void *engine); /* saves the context, and stops */
 bool engine_on_invalid(void *uc, void *engine);
 void engine_on_syscall(void *uc, void *engine);
+bool engine_on_read(void *uc, int access, uint64_t gpa, int size, int64_t value, void *engine);
+bool engine_on_write(void *uc, int access, uint64_t gpa, int size, int64_t value, void *engine);
 uint64_t engine_on_mmio_read(void *uc, uint64_t offset, unsigned size, void *mmio);
 void engine_on_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t value, void *mmio);
 

@@ -89,6 +89,7 @@ class Engine:
             pointer = ffi.cast(dict(kind)[name].type, ours(unicorn.address_of(f"uc_{name}")))
             setattr(self.state, name, pointer)
         self.state.reg_rflags, self.state.reg_msr = Register.RFLAGS, Register.MSR
+        self.state.reg_pc = self._PROGRAM_COUNTER
         self.state.ctl_flush = unicorn.write_code(Ctl.FLUSH, 0)
         self.state.translate = ffi.addressof(lib, self._TRANSLATE)
         self.state.died_of = -1

@@ -1,7 +1,7 @@
 """Instructions that the engine lacks, by name: for a line in the log when a guest tries one.
 
-The guest gets an invalid-opcode exception, as on a processor without them; it was told by CPUID.
-Opcodes: Intel SDM, volume 2, appendix A.
+The guest gets an exception, as on a processor without them; CPUID and ID registers told it.
+Opcodes: Intel SDM, volume 2, appendix A; Arm ARM, C4.1, "A64 instruction set encoding".
 """
 
 from __future__ import annotations
@@ -34,5 +34,26 @@ def name(code: bytes) -> str | None:
         return None
     for opcode, words in _NAMES:
         if bare.startswith(opcode):
+            return words
+    return "an instruction"
+
+
+# Mask, value, name.
+_ARM64_NAMES = (
+    (0x3B20_0C00, 0x3820_0000, "an atomic instruction of Armv8.1 (LSE)"),
+    (0x3FA0_7C00, 0x08A0_7C00, "an atomic instruction of Armv8.1 (LSE)"),  # CAS
+    (0x1E00_0000, 0x0400_0000, "an SVE instruction"),
+)
+# UDF, on purpose; and system registers, which kernels answer in place of the processor.
+_ARM64_ON_PURPOSE = ((0xFFFF_0000, 0), (0xFFC0_0000, 0xD500_0000))
+
+
+def name_arm64(code: bytes) -> str | None:
+    """:func:`name` of an arm64 processor's."""
+    word = int.from_bytes(code[:4], "little")
+    if len(code) >= 4 and any(word & mask == value for mask, value in _ARM64_ON_PURPOSE):
+        return None
+    for mask, value, words in _ARM64_NAMES:
+        if word & mask == value:
             return words
     return "an instruction"

@@ -28,11 +28,14 @@ LONG = (1 << 31) - 1
 # many each time, up to the second number (arbitrary: a look costs as much as some hundred blocks).
 _FIRST_LOOK, _LAST_LOOK = 16, 4096
 
+Bells = dict[tuple[int, int | None], Callable[[], object]]
+"""The doorbells at one address, by size (0: any) and value (None: any): what a write calls."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _CPUID_ANSWER = (Register.RAX, Register.RBX, Register.RCX, Register.RDX)
 
-_PAGE = 4096
+_ALL_ONES = (1 << 64) - 1
 
 _NMI: int = lib.VECTOR_NMI
 
@@ -54,12 +57,10 @@ class SoftwareVcpu:
         self._stop: Stop | None = None  # what the guest asked of the hypervisor itself
         self._look = _FIRST_LOOK
         self._noted = 0  # of the places in the engine's state
-        self._told = 0  # bytes of a write that will be told again
-        self._second = (0, 0)  # of it, size and value on a second page
         self._prepare()
         self._handle = ffi.new_handle(self)
         self._state.vcpu = self._handle
-        self._state.read_second = lib.software_on_second_page
+        self._state.read, self._state.write = lib.software_on_read, lib.software_on_write
         self._hook()
 
     def _prepare(self) -> None:
@@ -77,7 +78,8 @@ class SoftwareVcpu:
         engine.hook(Hook.INSTRUCTION, lib.software_on_cpuid, own, Instruction.CPUID)
         engine.hook(Hook.INSTRUCTION, lib.software_on_port_read, own, Instruction.IN)
         engine.hook(Hook.INSTRUCTION, lib.software_on_port_write, own, Instruction.OUT)
-        engine.hook(Hook.READ_PROTECTED | Hook.WRITE_PROTECTED, lib.software_on_mmio, own)
+        engine.hook(Hook.READ_PROTECTED, at(lib, "engine_on_read"), state)
+        engine.hook(Hook.WRITE_PROTECTED, at(lib, "engine_on_write"), state)
         engine.hook(Hook.UNMAPPED | Hook.FETCH_PROTECTED, lib.software_on_bad_access, own)
 
     # ── running ───────────────────────────────────────────────────────────────────────
@@ -157,13 +159,16 @@ class SoftwareVcpu:
             at = int(self._state.invalid[self._noted])
             self._noted += 1
             code = self._code_at(at)
-            if (words := missing.name(code)) is not None:
+            if (words := self._name_missing(code)) is not None:
                 log.warning(
                     "the guest met %s at %#x that the software CPU lacks (%s), and was told so",
                     words,
                     at,
                     code.hex(" "),
                 )
+
+    def _name_missing(self, code: bytes) -> str | None:
+        return missing.name(code)
 
     def _check(self, error: int) -> None:
         if self._error is not None:
@@ -197,9 +202,11 @@ class SoftwareVcpu:
     # ── what the guest asks, in the middle of a run ───────────────────────────────────
 
     def fail(self, error: BaseException) -> None:
-        """An answer raised ``error``: the run ends with it, at the next block."""
+        """An answer raised ``error``: the run ends with it, at the next block, and until then
+        nobody answers."""
         if self._error is None:
             self._error = error
+        self._handler = None
         lib.engine_stop(self._state)
 
     def port_read(self, port: int, size: int) -> int:
@@ -208,18 +215,24 @@ class SoftwareVcpu:
             return (1 << 8 * size) - 1
         if port in self._vm.chip_ports:
             return self._vm.chip_bus.pio_read(port, size) & (1 << 8 * size) - 1
-        handler = self._exit()
-        return handler.pio_read(port, size) & (1 << 8 * size) - 1 if handler else 0
+        if (handler := self._handler) is None:
+            return 0
+        self.run_returns += 1
+        return handler.pio_read(port, size) & (1 << 8 * size) - 1
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """The guest writes a port."""
         if not self._may_use_ports():
             return
         value &= (1 << 8 * size) - 1
-        if port in self._vm.chip_ports:
-            self._vm.chip_bus.pio_write(port, size, value)
-            self._vm.after_chip_write()
-        elif not self._vm.ring("port", port, size, value) and (handler := self._exit()):
+        vm = self._vm
+        if port in vm.chip_ports:
+            vm.chip_bus.pio_write(port, size, value)
+            vm.after_chip_write()
+        elif port in vm.port_bells and _ring(vm.port_bells[port], size, value):
+            pass  # and no exit
+        elif (handler := self._handler) is not None:
+            self.run_returns += 1
             handler.pio_write(port, size, value)
 
     def _may_use_ports(self) -> bool:
@@ -228,52 +241,26 @@ class SoftwareVcpu:
         level = self._engine.read(Register.CS) & 3
         return not level or self._engine.read(Register.RFLAGS) >> 12 & 3 >= level
 
-    def _exit(self) -> ExitHandler | None:
-        # Who answers. Nobody, once an answer was an error: the guest has not stopped yet.
-        self.run_returns += 1
-        return None if self._error else self._handler
-
-    def mmio(self, access: int, gpa: int, size: int, value: int) -> bool:
-        """The guest reads or writes where there is no memory.
-
-        A read is told once. So is a write that is aligned; another is told whole and then again
-        byte by byte, of which only the addresses are of interest, on a second page.
-        """
-        here = min(size, _PAGE - gpa % _PAGE)
-        if access == Access.READ_PROTECTED:
-            state = self._state
-            state.answer = self.read(gpa, here)
-            state.answered_at, state.answered = gpa, here
-            state.missing, state.has_second = size - here, False
-        elif self._told:
-            self._told -= 1
-            if gpa % _PAGE == 0:
-                self._write_second(gpa)
-        else:
-            self._second = (size - here, (value & (1 << 8 * size) - 1) >> 8 * here)
-            self.write(gpa, here, value & (1 << 8 * here) - 1)
-            self._told = size if gpa & size - 1 else 0
-        return True
-
-    def _write_second(self, gpa: int) -> None:
-        size, value = self._second
-        if size:
-            self._second = (0, 0)
-            self.write(gpa, size, value)
-
     def read(self, gpa: int, size: int) -> int:
-        """What is read at ``gpa``."""
-        if self._vm.is_chip(gpa):
-            return self._vm.chip_bus.mmio_read(gpa, size)
-        handler = self._exit()
-        return handler.mmio_read(gpa, size) & (1 << 8 * size) - 1 if handler else 0
+        """The guest reads where there is no memory: ``size`` bytes, all on one page."""
+        vm = self._vm
+        if gpa in vm.chip_addresses:
+            return vm.chip_bus.mmio_read(gpa, size)
+        if (handler := self._handler) is None:
+            return 0
+        self.run_returns += 1
+        return handler.mmio_read(gpa, size)
 
     def write(self, gpa: int, size: int, value: int) -> None:
-        """Write at ``gpa``."""
-        if self._vm.is_chip(gpa):
-            self._vm.chip_bus.mmio_write(gpa, size, value)
-            self._vm.after_chip_write()
-        elif not self._vm.ring("mmio", gpa, size, value) and (handler := self._exit()):
+        """The guest writes where there is no memory: ``size`` bytes, all on one page."""
+        vm = self._vm
+        if gpa in vm.chip_addresses:
+            vm.chip_bus.mmio_write(gpa, size, value)
+            vm.after_chip_write()
+        elif gpa in vm.mmio_bells and _ring(vm.mmio_bells[gpa], size, value):
+            pass  # and no exit
+        elif (handler := self._handler) is not None:
+            self.run_returns += 1
             handler.mmio_write(gpa, size, value)
 
     def bad_access(self, access: int, gpa: int) -> bool:
@@ -316,6 +303,15 @@ class SoftwareVcpu:
         """RuntimeError while run() has not returned."""
         if self._thread:
             raise RuntimeError("vCPU 0 is running")
+
+
+def _ring(bells: Bells, size: int, value: int) -> bool:
+    # Whether one of the doorbells at an address is for that write; if so it has been rung.
+    for key in ((size, value), (size, None), (0, None)):
+        if (bell := bells.get(key)) is not None:
+            bell()
+            return True
+    return False
 
 
 class Tsc:
@@ -364,23 +360,22 @@ def software_on_port_write(_uc: Any, port: int, size: int, value: int, handle: A
 
 
 @_called
-def software_on_mmio(_uc: Any, access: int, gpa: int, size: int, value: int, handle: Any) -> bool:
+def software_on_read(handle: Any, gpa: int, size: int) -> int:
     vcpu: SoftwareVcpu = ffi.from_handle(handle)
     try:
-        return vcpu.mmio(access, gpa, size, value)
-    except BaseException as error:
-        vcpu.fail(error)
-        return True
-
-
-@_called
-def software_on_second_page(handle: Any, gpa: int, size: int) -> int:
-    vcpu: SoftwareVcpu = ffi.from_handle(handle)
-    try:
-        return vcpu.read(gpa, size)
+        return vcpu.read(gpa, size) & _ALL_ONES
     except BaseException as error:
         vcpu.fail(error)
         return 0
+
+
+@_called
+def software_on_write(handle: Any, gpa: int, size: int, value: int) -> None:
+    vcpu: SoftwareVcpu = ffi.from_handle(handle)
+    try:
+        vcpu.write(gpa, size, value)
+    except BaseException as error:
+        vcpu.fail(error)
 
 
 @_called

@@ -25,26 +25,28 @@ from vmm.bus import Bus
 from vmm.hypervisor.software._engine import ffi, lib
 from vmm.hypervisor.software.cpuid import TIMER_HZ
 from vmm.hypervisor.software.engine import Engine
-from vmm.hypervisor.software.vcpu import SoftwareVcpu
+from vmm.hypervisor.software.vcpu import Bells, SoftwareVcpu
 from vmm.interrupts.pc import PcInterrupts
 
 # Of the guest's physical addresses all that is no RAM answers as a bus does, up to here. A
 # translation of the whole of the architecture's 52 bits takes the engine long to set up.
 _ADDRESSES = 1 << 40
 
-# The IOAPIC and the local APIC (vmm.memory_map), and what lies between them.
-_CHIPS, _CHIPS_END = 0xFEC0_0000, 0xFEE0_1000
-
 
 class SoftwareVm:
     """One VM (hypervisor.base.Vm); made by Software.create_vm."""
+
+    # The IOAPIC and the local APIC (vmm.memory_map), and what lies between them.
+    _CHIPS = range(0xFEC0_0000, 0xFEE0_1000)
 
     def __init__(self, *, irqchip: bool) -> None:
         self.vcpus: list[SoftwareVcpu] = []
         self._engine = self._new_engine()
         self._memory: dict[int, tuple[int, memoryview, Any]] = {}
         self._is_mapped = False
-        self._doorbells: dict[tuple[str, int, int, int | None], Callable[[], object]] = {}
+        # By address. One that is taken out leaves an empty place.
+        self.port_bells: dict[int, Bells] = {}
+        self.mmio_bells: dict[int, Bells] = {}
         self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
         self._lock = threading.Lock()
         self._wake = doorbell.create()
@@ -60,6 +62,7 @@ class SoftwareVm:
         self.chip_bus = Bus()
         self.chips = self._new_chips() if irqchip else None
         self.chip_ports = self.chip_bus.ports()
+        self.chip_addresses = self._CHIPS if irqchip else range(0)
 
     # What a machine of another architecture has of its own.
 
@@ -117,10 +120,6 @@ class SoftwareVm:
                 self._engine.map_mmio(end, gpa - end)
             end = gpa + size
 
-    def is_chip(self, gpa: int) -> bool:
-        """Whether ``gpa`` is an interrupt controller's."""
-        return _CHIPS <= gpa < _CHIPS_END and self.chips is not None
-
     def create_vcpu(self, index: int) -> SoftwareVcpu:
         """The one vCPU; its number is 0."""
         if index != 0 or self.vcpus:
@@ -135,31 +134,18 @@ class SoftwareVm:
         self, fd: int, address: int, size: int, value: int | None = None, *, pio: bool = False
     ) -> None:
         """Signal ``fd`` instead of an exit (hypervisor.base.Vm.add_ioeventfd)."""
-        ring = partial(doorbell.ring, fd)
-        self._doorbells["port" if pio else "mmio", address, size, value] = ring
+        bells = self.port_bells if pio else self.mmio_bells
+        bells.setdefault(address, {})[size, value] = partial(doorbell.ring, fd)
 
     def on_write(self, address: int, size: int, value: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` instead of an exit (hypervisor.base.MediatedVm.on_write)."""
-        self._doorbells["mmio", address, size, value] = callback
+        self.mmio_bells.setdefault(address, {})[size, value] = callback
 
     def remove_ioeventfd(
         self, fd: int, address: int, size: int, value: int | None = None, *, pio: bool = False
     ) -> None:
         """Undo add_ioeventfd, called with the same arguments."""
-        del self._doorbells["port" if pio else "mmio", address, size, value]
-
-    def ring(self, space: str, address: int, size: int, value: int) -> bool:
-        """Whether that write is a doorbell's; if so it has been rung. On the vCPU's thread."""
-        bells = self._doorbells
-        for key in (
-            (space, address, size, value),
-            (space, address, size, None),
-            (space, address, 0, None),
-        ):
-            if (bell := bells.get(key)) is not None:
-                bell()
-                return True
-        return False
+        del (self.port_bells if pio else self.mmio_bells)[address][size, value]
 
     def add_irqfd(self, fd: int, gsi: int, resample_fd: int | None = None) -> None:
         """Raise ``gsi`` whenever ``fd`` is signalled (hypervisor.base.Vm.add_irqfd)."""

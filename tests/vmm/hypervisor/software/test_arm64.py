@@ -190,6 +190,22 @@ def test_a_kick_stops_it_whatever_it_does(machine_of: MachineOf, binary: bytes) 
     assert machine.run() is Stop.KICKED
 
 
+def test_instruction_that_the_engine_lacks_is_named_once_with_its_address(
+    machine_of: MachineOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    # ldadd x0, x2, [x1]; its handler, at 0x200, is UDF for ever.
+    machine = machine_of(code(0xF820_0022))
+    stopper = threading.Timer(0.2, machine.vcpu.kick)
+    stopper.start()
+
+    assert machine.run() is Stop.KICKED
+
+    stopper.join()
+    assert [record.getMessage()[:73] for record in caplog.records] == [
+        "the guest met an atomic instruction of Armv8.1 (LSE) at 0x10000 that the "
+    ]
+
+
 def test_an_access_beyond_all_addresses_is_the_end_and_says_where(machine_of: MachineOf) -> None:
     machine = machine_of(code(STORE_X0, BRANCH_TO_ITSELF))
     machine.write_x1(1 << 41)
@@ -207,7 +223,7 @@ def test_an_access_beyond_all_addresses_is_the_end_and_says_where(machine_of: Ma
 BRANCH_TO_X2 = 0xD61F_0040
 TTBR0, TTBR1 = SystemRegister(3, 0, 2, 0, 0), SystemRegister(3, 0, 2, 0, 1)
 TCR, MAIR = SystemRegister(3, 0, 2, 0, 2), SystemRegister(3, 0, 10, 2, 0)
-SCTLR = SystemRegister(3, 0, 1, 0, 0)
+SCTLR, VBAR = SystemRegister(3, 0, 1, 0, 0), SystemRegister(3, 0, 12, 0, 0)
 
 # Descriptors: valid, and a table or page (else a block); accessed before.
 BLOCK, TABLE, PAGE, ACCESSED = 0b01, 0b11, 0b11, 1 << 10
@@ -323,6 +339,20 @@ def test_the_guests_tables_are_walked(machine_of: MachineOf, name: str) -> None:
     assert machine.translate(0x9000_0004) == 0x9000_0004
     assert machine.translate(paging.va + 0x1_0000) is None
     assert machine.translate(0x30 << 30) is None
+
+
+def test_a_kick_stops_a_guest_whose_handlers_are_in_no_memory(machine_of: MachineOf) -> None:
+    machine, paging = machine_of(code(BRANCH_TO_ITSELF)), PAGINGS["4K"]
+    turn_on(machine, paging)
+    machine.write_system(VBAR, paging.va + 0x1_0000)
+    machine.memory.write(CODE, code(0))  # udf
+    machine.vcpu.start_at(Arm64State(pc=paging.va))
+    stopper = threading.Timer(0.2, machine.vcpu.kick)
+    stopper.start()
+
+    assert machine.run() is Stop.KICKED
+
+    stopper.join()
 
 
 def test_a_guest_that_dies_in_mapped_memory_shows_its_code(machine_of: MachineOf) -> None:

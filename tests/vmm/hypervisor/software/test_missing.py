@@ -23,3 +23,18 @@ from vmm.hypervisor.software import missing
 )
 def test_name_of_an_instruction(code: str, name: str | None) -> None:
     assert missing.name(bytes.fromhex(code)) == name
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        (0xF820_0022, "an atomic instruction of Armv8.1 (LSE)"),  # ldadd x0, x2, [x1]
+        (0xC8A0_7C22, "an atomic instruction of Armv8.1 (LSE)"),  # cas x0, x2, [x1]
+        (0x2518_E3E0, "an SVE instruction"),  # ptrue p0.b
+        (0x4E28_4800, "an instruction"),  # aese v0.16b, v0.16b
+        (0x0000_0000, None),  # udf
+        (0xD538_0700, None),  # mrs x0, ID_AA64MMFR0_EL1
+    ],
+)
+def test_name_of_an_arm64_instruction(word: int, name: str | None) -> None:
+    assert missing.name_arm64(word.to_bytes(4, "little")) == name

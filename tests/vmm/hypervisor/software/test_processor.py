@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from vmm.hypervisor.software._engine import ffi, lib
 
 from protocol import doorbell
 from protocol.errors import GuestDied, HostError
-from tests.support.bare import BACKEND, CODE, DEVICE, HANDLER, PAGE_TABLES, bare_machine
+from tests.support.bare import (
+    BACKEND,
+    CODE,
+    DEVICE,
+    GDT,
+    HANDLER,
+    IDT,
+    PAGE_TABLES,
+    STACK,
+    BareMachine,
+    bare_machine,
+)
 from vmm.hypervisor.base import Stop
 from vmm.hypervisor.software import Software, unicorn
+from vmm.hypervisor.state import Table
 
 DIVIDE, BREAKPOINT, INVALID, PROTECTION, PAGE_FAULT = 0, 3, 6, 13, 14
 
@@ -127,12 +141,98 @@ def test_fault_without_a_handler_is_the_end_with_a_dump() -> None:
     assert "code at rip: 0f 0b" in str(died.value)
 
 
+def test_a_kick_stops_a_guest_whose_handler_is_in_no_memory() -> None:
+    # ud2: its handler is not mapped, nor is the one of the page fault that comes of it. Both begin
+    # on the same stack, so the faults never end.
+    gate = struct.pack("<HHBBHII", 0, 0x08, 1, 0x8E, 0, 0xF0, 0)
+    with bare_machine("0f 0b") as machine:
+        machine.handle_interrupt(INVALID, b"")
+        for vector in (INVALID, PAGE_FAULT):
+            machine.load(IDT + 16 * vector, gate)
+        machine.load(0x8000 + 36, struct.pack("<Q", STACK))  # the first of the table of stacks
+        sregs = machine.vcpu.get_sregs()
+        sregs.tr = replace(sregs.tr, base=0x8000, limit=0x67)
+        machine.vcpu.set_sregs(sregs)
+        stopper = threading.Timer(0.2, machine.vcpu.kick)
+        stopper.start()
+
+        assert machine.vcpu.run(machine.bus) is Stop.KICKED
+
+        stopper.join()
+        assert machine.vcpu.get_regs().rip == 0xF0_0000_0000
+
+
+@pytest.mark.parametrize(("iopl", "done"), [(0, []), (3, [("out", 0x80, 1, 0x5A)])])
+def test_a_program_reaches_ports_only_where_its_kernel_lets_it(
+    iopl: int, done: list[tuple[str, int, int, int]]
+) -> None:
+    # mov al, 0x5a; out 0x80, al; int3, whose handler halts: in ring 3, which is returned to.
+    with bare_machine("48 cf" + "90" * 14 + "b0 5a e6 80 cc") as machine:
+        machine.handle_interrupt(BREAKPOINT, b"\xf4")
+        machine.load(IDT + 16 * BREAKPOINT + 5, b"\xee")  # a gate for programs
+        # Code and data of ring 3 behind the kernel's; pages are everybody's.
+        machine.load(GDT + 24, struct.pack("<2Q", 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF))
+        for table, entries in ((PAGE_TABLES, 1), (PAGE_TABLES + 0x1000, 4)):
+            for at in range(table, table + 8 * entries, 8):
+                machine.ram[at] |= 4
+        machine.ram[PAGE_TABLES + 0x2000] |= 4
+        frame = (CODE + 16, 0x18 | 3, 2 | iopl << 12, STACK, 0x20 | 3)
+        machine.load(STACK - 40, struct.pack("<5Q", *frame))
+        machine.load(0x8000 + 4, struct.pack("<Q", STACK - 0x1000))  # the kernel's stack
+        machine.start_at(CODE, rsp=STACK - 40)
+        sregs = machine.vcpu.get_sregs()
+        sregs.gdt, sregs.idt = Table(GDT, 5 * 8 - 1), Table(IDT, 16 * 256 - 1)
+        sregs.tr = replace(sregs.tr, base=0x8000, limit=0x67)
+        machine.vcpu.set_sregs(sregs)
+
+        assert machine.run() is Stop.HALTED
+
+        assert machine.bus.accesses == done
+
+
 def test_running_into_mmio_is_the_end_and_says_where() -> None:
     with bare_machine("ff e3") as machine:  # jmp rbx
         machine.start_at(CODE, rbx=DEVICE)
 
         with pytest.raises(GuestDied, match="executes code at 0x90000000, where there is none"):
             machine.run()
+
+
+# mov [rdi], rax; mov byte [rsi], 0x55; mov [rsi], cx; hlt
+ACROSS = "488907 c60655 66890e f4"
+# The address of the second write is the first of a page, as the rest of the first one's would be.
+THREE_BYTES = ("write", DEVICE + 0x1FFFFD, 3, 0x332211)
+AFTERWARDS = [("write", DEVICE, 1, 0x55), ("write", DEVICE, 2, 0x9999)]
+
+
+@contextlib.contextmanager
+def across_pages(second: int) -> Iterator[BareMachine]:
+    """ACROSS: its first write has three bytes on a page of MMIO and five on the next, which has
+    the page-table entry ``second``."""
+    with bare_machine(ACROSS) as machine:
+        machine.load(PAGE_TABLES + 0x3000, struct.pack("<2Q", DEVICE | 3 | 1 << 7, second))
+        registers = {"rax": 0x8877665544332211, "rcx": 0x9999, "rbx": PAGE_TABLES + 0x3008}
+        machine.start_at(CODE, rdi=0x4020_0000 - 3, rsi=DEVICE, **registers)
+        yield machine
+        assert machine.ram[:5] == bytes.fromhex("4455667788")
+
+
+def test_a_write_that_ends_in_ram_hides_none_after_it() -> None:
+    with across_pages(3 | 1 << 7) as machine:  # address 0, present, writable, large
+        machine.run()
+
+        assert machine.bus.accesses == [THREE_BYTES, *AFTERWARDS]
+
+
+def test_a_write_that_faults_on_its_second_page_is_done_once_and_hides_none_after_it() -> None:
+    with across_pages(0) as machine:
+        # mov qword [rbx], 0x83; add rsp, 8; iretq
+        handler = bytes.fromhex("48c70383000000 4883c408 48cf")
+        machine.handle_interrupt(PAGE_FAULT, handler)
+
+        machine.run()
+
+        assert machine.bus.accesses == [THREE_BYTES, *AFTERWARDS]
 
 
 def test_interrupt_wakes_a_halted_guest_and_is_taken_once() -> None:

@@ -1,0 +1,325 @@
+"""Keeps devices served: a process that died gets a successor, one that works can be swapped.
+
+A successor goes through the same steps whatever it is wanted for::
+
+    taken from the spares ─► the VMM listens ─► handed its spec ─► sealed, offers ─► attached
+                                                                       │
+                                   a swap: fits? Switch, else Drop ◄───┘
+
+Where something fails, a restart is tried again later, and later still, without end; a swap is
+given up, and the process that serves goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from launcher.nursery import Spares
+from launcher.plan import PlannedDevice
+from launcher.policy import BackOff, OnDeath
+from launcher.spawn import Child
+from launcher.wiring import Generation, Wiring
+from protocol.messages import (
+    DeviceAttached,
+    DeviceBound,
+    DeviceFailed,
+    DeviceOffers,
+    Drop,
+    Failed,
+    Switch,
+)
+
+# Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
+_DEADLINE = 10.0
+
+EventKind = Literal["died", "hung", "recovered", "swapped", "failed"]
+
+Done = Callable[[str | None], None]
+"""Told how a swap or a restart went: None, or why not."""
+
+
+class Machine(Protocol):
+    """What the supervisor needs of whoever runs the machine (launcher.session)."""
+
+    def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
+        """Send it to a device process, with a trace if there is one."""
+
+    def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
+        """Send it to the VMM."""
+
+    def request(self, message: object, then: Callable[[object], None] | None = None) -> None:
+        """Ask the VMM; ``then`` gets its reply."""
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call back later."""
+
+    def stop_for(self, child: Child) -> None:
+        """End the machine, because ``child`` died."""
+
+    def pause_for(self, child: Child) -> None:
+        """Pause the guest, because ``child`` died."""
+
+    def emit(
+        self, kind: EventKind, device: str, *, generation: int, took: int | None, detail: str
+    ) -> None:
+        """Tell whoever follows; ``took`` is in nanoseconds."""
+
+
+@dataclass(slots=True, eq=False)
+class _Successor:
+    # A process on its way to a seat. Its child comes a moment after it was asked for.
+    device: PlannedDevice
+    number: int
+    done: Done | None  # of a swap; None: a restart that nobody asked for
+    is_swap: bool
+    failing: bool = False
+    child: Child | None = None
+    generation: Generation | None = None
+    offers: DeviceOffers | None = None
+
+
+@dataclass(slots=True)
+class _Ward:
+    # One device.
+    device: PlannedDevice
+    child: Child | None
+    offers: DeviceOffers | None = None
+    number: int = 1
+    last_number: int = 1
+    restarts: int = 0
+    back_off: BackOff = field(default_factory=BackOff)
+    successor: _Successor | None = None
+
+
+class Supervisor:
+    """Of the devices in ``children``, which serve now."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        wiring: Wiring,
+        spares: Spares,
+        devices: Mapping[str, tuple[PlannedDevice, Child]],
+    ) -> None:
+        self._machine = machine
+        self._wiring = wiring
+        self._spares = spares
+        self._wards = {name: _Ward(device, child) for name, (device, child) in devices.items()}
+        self._is_ended = False
+
+    def end(self) -> None:
+        """Start nothing any more."""
+        self._is_ended = True
+        for ward in self._wards.values():
+            self._fail(ward, "the machine ends")
+
+    # ── what there is ─────────────────────────────────────────────────────────────────
+
+    def child(self, name: str) -> Child | None:
+        """The process that serves device ``name``; None while there is none. KeyError: no such."""
+        return self._wards[name].child
+
+    def generation(self, name: str) -> int:
+        """Of the process that serves, or served last."""
+        return self._wards[name].number
+
+    def restarts(self, name: str) -> int:
+        """How often a process of the device has died and was followed by another."""
+        return self._wards[name].restarts
+
+    def device(self, name: str) -> PlannedDevice:
+        """What serves, or is to serve."""
+        return self._wards[name].device
+
+    # ── deaths ────────────────────────────────────────────────────────────────────────
+
+    def died(self, child: Child) -> None:
+        """A device process is dead and reaped, whichever it was."""
+        for ward in self._wards.values():
+            if ward.successor is not None and ward.successor.child is child:
+                self._fail(ward, f"{ward.device.name} {child.how_it_ended()}")
+                return
+            if ward.child is child:
+                self._bereaved(ward, child)
+                return
+
+    def _bereaved(self, ward: _Ward, child: Child) -> None:
+        device = ward.device
+        ward.child = None
+        if ward.successor is not None and ward.successor.is_swap and child.status == 0:
+            return  # told to quit by the VMM, which will say that it has switched
+        self._emit("died", device.name, ward.number, detail=child.how_it_ended())
+        if self._is_ended or ward.successor is not None:
+            return  # whoever is on the way takes over
+        match device.on_death:
+            case OnDeath.STOP_VM:
+                self._machine.stop_for(child)
+            case OnDeath.PAUSE_VM:
+                self._machine.pause_for(child)
+            case OnDeath.RESTART | OnDeath.FAIL_IO:
+                self._restart_later(ward)
+
+    def _restart_later(self, ward: _Ward) -> None:
+        delay = ward.back_off.delay()
+        if delay:
+            self._machine.after(delay, lambda: self._restart(ward))
+        else:
+            self._restart(ward)
+
+    def _restart(self, ward: _Ward) -> None:
+        if ward.child is None and ward.successor is None and not self._is_ended:
+            failing = ward.device.on_death is OnDeath.FAIL_IO
+            self._begin(ward, ward.device, done=None, is_swap=False, failing=failing)
+
+    # ── what somebody wants ───────────────────────────────────────────────────────────
+
+    def restart(self, name: str, done: Done) -> None:
+        """Put a fresh process of the same device in the place of the one that serves."""
+        ward = self._wards[name]
+        self._replace(ward, ward.device, done)
+
+    def swap(self, name: str, device: PlannedDevice, done: Done) -> None:
+        """Put ``device`` in the place of what serves as ``name``; its descriptors stay the
+        caller's until ``done`` says that it serves."""
+        self._replace(self._wards[name], device, done)
+
+    def _replace(self, ward: _Ward, device: PlannedDevice, done: Done) -> None:
+        if ward.successor is not None:
+            done("another successor is on its way")
+            return
+        self._begin(ward, device, done=done, is_swap=ward.child is not None)
+
+    # ── the steps of a successor ──────────────────────────────────────────────────────
+
+    def _begin(
+        self,
+        ward: _Ward,
+        device: PlannedDevice,
+        *,
+        done: Done | None,
+        is_swap: bool,
+        failing: bool = False,
+    ) -> None:
+        ward.last_number += 1
+        successor = _Successor(device, ward.last_number, done, is_swap, failing)
+        ward.successor = successor
+        self._machine.after(_DEADLINE, lambda: self._late(ward, successor))
+        self._spares.take(lambda child: self._arrived(ward, successor, child))
+
+    def _arrived(self, ward: _Ward, successor: _Successor, child: Child) -> None:
+        if ward.successor is not successor:
+            child.kill()  # it came too late
+            return
+        child.name = successor.device.name
+        successor.child = child
+        successor.generation, payload, descriptors = self._wiring.successor(
+            successor.device, successor.number, child.pidfd
+        )
+        self._machine.hand_vmm(payload, descriptors)
+
+    def bound(self, event: DeviceBound) -> None:
+        """The VMM listens for a successor: tell it where."""
+        _, successor = self._find(event.name, event.generation)
+        if successor is None or successor.child is None or successor.generation is None:
+            return
+        payload, descriptors = self._wiring.for_device(
+            successor.device, successor.generation, failing=successor.failing
+        )
+        self._machine.hand_over(successor.child, payload, descriptors)
+        successor.generation.close()
+
+    def offers(self, event: DeviceOffers) -> None:
+        """A successor is sealed. In an empty seat the VMM attaches it by itself."""
+        ward, successor = self._find(event.name, event.generation)
+        if ward is None or successor is None:
+            return
+        successor.offers = event
+        if ward.child is None:
+            return
+        if (why := self._why_unfit(ward, successor)) is not None:
+            self._machine.request(Drop(event.name, event.generation))
+            self._fail(ward, why)
+            return
+        self._machine.request(
+            Switch(event.name, event.generation),
+            lambda reply: self._switched(ward, successor, reply),
+        )
+
+    def _why_unfit(self, ward: _Ward, successor: _Successor) -> str | None:
+        ours, theirs = ward.offers, successor.offers
+        if ours is None or theirs is None:
+            return None
+        return ward.device.device.why_unfit(ours.config, theirs.config)
+
+    def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
+        if isinstance(reply, Failed) and ward.successor is successor:
+            self._fail(ward, reply.reason)
+
+    def attached(self, event: DeviceAttached) -> None:
+        """A successor serves."""
+        ward, successor = self._find(event.name, event.generation)
+        if ward is None or successor is None:
+            return
+        ward.successor, ward.child = None, successor.child
+        ward.device, ward.offers, ward.number = successor.device, successor.offers, successor.number
+        ward.back_off.served()
+        if not successor.is_swap:
+            ward.restarts += 1
+        kind: EventKind = "swapped" if successor.is_swap else "recovered"
+        # Of a swap only the time in which nobody served: before that the old process did.
+        took, what = event.microseconds * 1000, implementation(successor.device)
+        self._emit(kind, event.name, event.generation, took=took, detail=what)
+        if successor.done is not None:
+            successor.done(None)
+        self._spares.prepare()
+
+    def failed(self, event: DeviceFailed) -> None:
+        """The VMM killed a process. If it served, its death is told by itself."""
+        if event.hung:
+            self._emit("hung", event.name, event.generation, detail=event.reason)
+        ward, successor = self._find(event.name, event.generation)
+        if ward is not None and successor is not None:
+            self._fail(ward, event.reason)
+
+    def _late(self, ward: _Ward, successor: _Successor) -> None:
+        if ward.successor is successor:
+            self._fail(ward, f"it was not ready within {_DEADLINE:g} s")
+
+    def _fail(self, ward: _Ward, why: str) -> None:
+        successor, ward.successor = ward.successor, None
+        if successor is None:
+            return
+        if successor.child is not None:
+            successor.child.kill()
+        if successor.generation is not None:
+            successor.generation.close()
+        if successor.done is not None:
+            successor.done(why)
+        if not self._is_ended:
+            self._emit("failed", ward.device.name, successor.number, detail=why)
+            if ward.child is None and ward.device.on_death in (OnDeath.RESTART, OnDeath.FAIL_IO):
+                self._restart_later(ward)
+
+    def _emit(
+        self,
+        kind: EventKind,
+        name: str,
+        generation: int,
+        *,
+        took: int | None = None,
+        detail: str = "",
+    ) -> None:
+        self._machine.emit(kind, name, generation=generation, took=took, detail=detail)
+
+    def _find(self, name: str, number: int) -> tuple[_Ward | None, _Successor | None]:
+        ward = self._wards.get(name)
+        if ward is not None and ward.successor is not None and ward.successor.number == number:
+            return ward, ward.successor
+        return ward, None
+
+
+def implementation(device: PlannedDevice) -> str:
+    """The implementation of ``device``, as --impl names it."""
+    return f"{device.device.__module__}:{device.device.__qualname__}"

@@ -1,0 +1,232 @@
+"""A device's place in the machine, which stays while its processes come and go.
+
+The transport speaks to a seat as to a device that is always there. What the driver has asked for
+is remembered here, so that a successor can be told of it; while nobody sits here, configuration
+and status are answered all the same, the vCPUs run, and the guest's requests wait in their ring::
+
+               attach                    lost (its pidfd says so)
+    empty ──────────────► occupied ──────────────────────────────────► empty
+                             │  ▲
+                             └──┘ switch: the old one is quiet before the new one starts,
+                                  and goes on if the new one does not
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from protocol.errors import DeviceGone
+from protocol.journal import Journal
+from protocol.messages import QueueSetup, Quit
+from protocol.specs import DeviceSlot
+from vmm.remote import RemoteDevice
+
+log = logging.getLogger(__name__)
+
+# Writes to the configuration that are kept for a successor while the seat is empty (arbitrary:
+# drivers hardly write there at all).
+_MAX_WRITES = 64
+
+
+class Wires(Protocol):
+    """What leads from the doorbells of a process to the guest."""
+
+    def connect(self, bells: Mapping[str, int]) -> None:
+        """Lead these (``kick0`` …, ``call``) to the guest, and those from before no more. What
+        ``call`` has been rung for before arrives."""
+        ...
+
+
+class Seat:
+    """The place of the device in ``slot`` (transport.mmio.Backend). ``journal`` is its own.
+
+    Calls come from vCPUs, through the transport, and from the main thread, which brings successors.
+    """
+
+    def __init__(self, slot: DeviceSlot, journal: Journal) -> None:
+        self.slot = slot
+        self.name = slot.name
+        self.device_id = slot.device_id
+        self.features = 0
+        self.queue_sizes: Sequence[int] = ()
+        self.config = b""
+        self.remote: RemoteDevice | None = None
+        self.on_config: Callable[[bytes], None] = lambda config: None
+        self.on_broken: Callable[[str], None] = lambda reason: None
+        self.empty_since = 0.0
+        self._wires: Wires | None = None
+        self._journal = journal
+        self._lock = threading.RLock()
+        self._features = 0
+        self._queues: tuple[QueueSetup, ...] | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
+
+    # ── transport.mmio.Backend ────────────────────────────────────────────────────────
+
+    def start(self, features: int, queues: tuple[QueueSetup, ...]) -> str | None:
+        """Serve ``queues``, now or when there is a process; the reason, if one will not."""
+        with self._lock:
+            self._features, self._queues = features, queues
+            reason = self._resume(b"")
+            if reason is not None:
+                self._queues = None
+            return reason
+
+    def stop(self) -> None:
+        """Return when nobody touches guest memory; what was in flight is forgotten."""
+        with self._lock:
+            self._queues = None
+            if self.remote is not None:
+                self._or_gone(self.remote.stop)
+            self._journal.clear()
+
+    def stop_queue(self, index: int) -> None:
+        """The same for one queue."""
+        with self._lock:
+            if self._queues is not None:
+                self._queues = tuple(queue for queue in self._queues if queue.index != index)
+            if self.remote is not None:
+                remote = self.remote
+                self._or_gone(lambda: remote.stop_queue(index))
+            self._journal.queue(index).clear()
+
+    def write_config(self, offset: int, data: bytes) -> bytes:
+        """Change the configuration, now or when there is a process; what it is now."""
+        with self._lock:
+            if self.remote is not None:
+                try:
+                    self.config = self.remote.write_config(offset, data)
+                    return self.config
+                except DeviceGone as error:
+                    log.warning("%s", error)
+            if len(self._unwritten) < _MAX_WRITES:
+                self._unwritten.append((offset, data))
+            return self.config
+
+    def _or_gone(self, action: Callable[[], None]) -> None:
+        # One that did not answer has been killed: it is as quiet as can be.
+        try:
+            action()
+        except DeviceGone as error:
+            log.warning("%s", error)
+
+    # ── who sits here ─────────────────────────────────────────────────────────────────
+
+    @property
+    def running(self) -> tuple[QueueSetup, ...]:
+        """The queues that the driver wants served; none while it has not said so."""
+        return self._queues or ()
+
+    def take(self, remote: RemoteDevice) -> None:
+        """``remote`` is the first, before the machine runs."""
+        self._seat(remote)
+
+    def connect(self, wires: Wires) -> None:
+        """From now on ``wires`` lead the doorbells of whoever sits here to the guest."""
+        self._wires = wires
+        if self.remote is not None:
+            wires.connect(self.remote.bells)
+
+    def attach(self, remote: RemoteDevice) -> str | None:
+        """Let ``remote`` serve in the empty seat; the reason, if it cannot."""
+        with self._lock:
+            if (reason := self.why_unfit(remote)) is not None:
+                return reason
+            self._seat(remote)
+            if (reason := self._resume(b"")) is not None:
+                # It read what is in guest memory, and in the journal: nobody can go on there.
+                self._queues = None
+                self.on_broken(reason)
+            return None
+
+    def switch(self, successor: RemoteDevice) -> str | None:
+        """Put ``successor`` into the place of whoever serves; the reason, if that one goes on."""
+        with self._lock:
+            if (reason := self.why_unfit(successor)) is not None:
+                return reason
+            self.empty_since = time.monotonic()
+            old, state = self.remote, b""
+            if old is not None:
+                try:
+                    state = old.quiesce()
+                except DeviceGone as error:
+                    # It could not say what it leaves behind: a crash, which costs nothing either.
+                    log.warning("%s", error)
+                    old = None
+            self._seat(successor)
+            reason = self._resume(state)
+            if reason is None and self.remote is None:
+                reason = f"{successor.name} did not start in time"
+            if reason is None:
+                if old is not None:
+                    old.ask(Quit())
+                return None
+            successor.fence(reason)
+            if old is not None:
+                self._seat(old)
+                if (worse := self._resume(state)) is not None:
+                    self._queues = None
+                    self.on_broken(worse)
+            return reason
+
+    def lost(self, remote: RemoteDevice) -> bool:
+        """``remote`` is dead: the seat is empty if it sat here. Whether it did."""
+        with self._lock:
+            if self.remote is not remote:
+                return False
+            self.remote = None
+            self.empty_since = time.monotonic()
+            return True
+
+    def why_unfit(self, remote: RemoteDevice) -> str | None:
+        """Why ``remote`` could not take over what the driver has agreed to, if so."""
+        if lacking := self._features & ~remote.features if self._queues is not None else 0:
+            return f"it lacks negotiated features: {lacking:#x}"
+        for queue in self.running:
+            if queue.size > remote.queue_sizes[queue.index]:
+                return f"queue {queue.index} has {queue.size} entries, and it takes fewer"
+        return None
+
+    def _seat(self, remote: RemoteDevice) -> None:
+        self.remote = remote
+        self.features = remote.features
+        self.queue_sizes = remote.queue_sizes
+        remote.on_config = self._config_changed
+        remote.on_broken = self._broken
+        if self._wires is not None:
+            self._wires.connect(remote.bells)
+        self._config_changed(remote.config)
+
+    def _resume(self, state: bytes) -> str | None:
+        # What the driver wants, to who sits here now.
+        if self.remote is None:
+            return None
+        try:
+            for offset, data in self._unwritten:
+                self._config_changed(self.remote.write_config(offset, data))
+            self._unwritten.clear()
+            if self._queues is not None:
+                return self.remote.start(self._features, self._queues, state)
+        except DeviceGone as error:
+            log.warning("%s", error)
+            self.remote = None
+        return None
+
+    def _config_changed(self, config: bytes) -> None:
+        self.config = config
+        self.on_config(config)
+
+    def _broken(self, reason: str) -> None:
+        self._queues = None
+        self.on_broken(reason)
+
+    def condemn(self, why: str) -> None:
+        """Whoever sits here broke the rings for those who come after, too: it is killed, and the
+        driver has to reset the device."""
+        if (remote := self.remote) is not None:
+            remote.fence(why)
+        self._broken(why)

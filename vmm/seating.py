@@ -1,0 +1,202 @@
+"""Who sits where: the first processes of a machine's devices, and those that come after them.
+
+Everything here happens on the main thread. The launcher announces a successor (specs.Successor);
+once that is sealed it takes its seat if the seat is empty, or waits to be switched to::
+
+    expect ──► bound ──► offers ──┬── the seat is empty ──► attached
+                                  └── switch ─────────────► attached, and the one before quits
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+
+from protocol import fds
+from protocol.errors import DeviceGone, HostError
+from protocol.journal import Journal
+from protocol.messages import (
+    DeviceAttached,
+    DeviceBound,
+    DeviceFailed,
+    DeviceOffers,
+    Done,
+    Drop,
+    Failed,
+    Quit,
+    Switch,
+)
+from protocol.specs import DeviceSlot, MachineSpec, Successor
+from vmm.control import Control
+from vmm.remote import DEADLINE, RemoteDevice
+from vmm.seat import Seat
+
+
+class Seating:
+    """Of the machine in ``spec``. ``descriptors`` came with it; ``tell`` is for the launcher.
+
+    ``watch`` and ``forget`` are the main loop's; ``on_change`` makes it call :meth:`consider`,
+    from any thread.
+    """
+
+    watch: Callable[[int, Callable[[], None]], None]
+    forget: Callable[[int], None]
+    on_change: Callable[[], None]
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        descriptors: Mapping[str, int],
+        control: Control,
+        tell: Callable[[object], None],
+    ) -> None:
+        self._control = control
+        self._tell = tell
+        self._seats = {
+            slot.name: Seat(slot, Journal(descriptors[f"{slot.name}.journal"], slot.queues))
+            for slot in spec.devices
+        }
+        self._firsts = [
+            RemoteDevice(
+                slot, descriptors[f"{slot.name}.pidfd"], _bells(slot, descriptors), control
+            )
+            for slot in spec.devices
+        ]
+        self._has_begun = False
+        # Processes that have come for a seat and do not sit there yet, and whether we have said so.
+        self._candidates: dict[RemoteDevice, bool] = {}
+        # Doorbells of the dead, by device.
+        self._spent: dict[str, list[Mapping[str, int]]] = {}
+
+    # ── the first ─────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Hear of the first processes."""
+        for remote in self._firsts:
+            self._follow(remote)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether each of the first is sealed, or dead."""
+        return all(remote.ready.done() for remote in self._firsts)
+
+    def take(self) -> Iterator[Seat]:
+        """Seat the first processes; HostError if one of them did not come so far."""
+        self._has_begun = True
+        for remote in self._firsts:
+            try:
+                remote.ready.result()
+            except DeviceGone as error:
+                raise HostError(str(error)) from error
+            seat = self._seats[remote.name]
+            seat.take(remote)
+            yield seat
+
+    # ── and those that come after ─────────────────────────────────────────────────────
+
+    def expect(self, successor: Successor, descriptors: Mapping[str, int]) -> DeviceBound:
+        """Listen for ``successor``; ``descriptors`` came with it, and are ours from now on."""
+        bells = dict(descriptors)
+        pidfd = bells.pop("pidfd")
+        slot = replace(
+            self._seats[successor.name].slot,
+            generation=successor.generation,
+            endpoint=successor.endpoint,
+        )
+        remote = RemoteDevice(slot, pidfd, bells, self._control)
+        self._candidates[remote] = False
+        self._follow(remote)
+        return DeviceBound(successor.name, successor.generation)
+
+    def consider(self) -> None:
+        """Tell of those that are sealed by now, and give them the seats that are empty."""
+        for remote, is_told in list(self._candidates.items()):
+            if not remote.is_ready:
+                continue
+            if not is_told:
+                self._candidates[remote] = True
+                sizes, config = tuple(remote.queue_sizes), remote.config
+                self._say(DeviceOffers, remote, remote.features, sizes, config)
+            seat = self._seats[remote.name]
+            if seat.remote is None:
+                self._seated(remote, seat.attach(remote))
+
+    def switch(self, request: Switch) -> Done | Failed:
+        """Put a candidate into the place of whoever sits there."""
+        remote = self._candidate(request.name, request.generation)
+        if remote is None or not remote.is_ready:
+            return Failed(f"{request.name} has no successor {request.generation} that is ready")
+        reason = self._seats[remote.name].switch(remote)
+        self._seated(remote, reason)
+        return Done() if reason is None else Failed(reason)
+
+    def drop(self, request: Drop) -> Done:
+        """Kill a candidate."""
+        if (remote := self._candidate(request.name, request.generation)) is not None:
+            remote.fence("it is not wanted")
+        return Done()
+
+    def quit(self) -> None:
+        """The machine ends: ask every process to quit, and see to it."""
+        seated = {seat.remote for seat in self._seats.values() if seat.remote is not None}
+        remotes = seated | set(self._firsts) | set(self._candidates)
+        # One that is not through its seal, or was refused, does not listen.
+        listening = [remote for remote in remotes if remote.is_ready]
+        replies = [remote.ask(Quit()) for remote in listening]
+        until = time.monotonic() + DEADLINE
+        for remote, reply in zip(listening, replies, strict=True):
+            remote.quit(reply, until)
+        for remote in remotes.difference(listening):
+            remote.fence("the VM ends before it was ready")
+
+    def _follow(self, remote: RemoteDevice) -> None:
+        remote.ready.add_done_callback(self._changed)
+        self.watch(remote.pidfd, partial(self._reap, remote))
+
+    def _changed(self, _: Future[None]) -> None:
+        self.on_change()
+
+    def _candidate(self, name: str, generation: int) -> RemoteDevice | None:
+        for remote in self._candidates:
+            if (remote.name, remote.slot.generation) == (name, generation):
+                return remote
+        return None
+
+    def _seated(self, remote: RemoteDevice, reason: str | None) -> None:
+        # It was tried whether ``remote`` can serve; ``reason`` is why not.
+        self._candidates.pop(remote, None)
+        if reason is not None:
+            remote.fence(reason)  # and then it is told of
+            return
+        microseconds = int((time.monotonic() - self._seats[remote.name].empty_since) * 1e6)
+        self._say(DeviceAttached, remote, microseconds)
+        # Those that were connected last may be in a vCPU's hands at this very moment.
+        spent = self._spent.get(remote.name, [])
+        while len(spent) > 1:
+            fds.close_all(spent.pop(0).values())
+
+    def _reap(self, remote: RemoteDevice) -> None:
+        self.forget(remote.pidfd)
+        remote.gone()
+        if not self._has_begun:
+            return  # which ends the start
+        self._candidates.pop(remote, None)
+        self._seats[remote.name].lost(remote)
+        if remote.fenced_because:
+            self._say(DeviceFailed, remote, remote.fenced_because, remote.is_hung)
+        remote.close()
+        if remote not in self._firsts:  # theirs are the spec's
+            os.close(remote.pidfd)
+            self._spent.setdefault(remote.name, []).append(remote.bells)
+
+    def _say(self, event: Callable[..., object], remote: RemoteDevice, *what: object) -> None:
+        self._tell(event(remote.name, remote.slot.generation, *what))
+
+
+def _bells(slot: DeviceSlot, descriptors: Mapping[str, int]) -> dict[str, int]:
+    names = ["call", *(f"kick{index}" for index in range(len(slot.queues)))]
+    return {name: descriptors[f"{slot.name}.{name}"] for name in names}

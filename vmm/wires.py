@@ -1,0 +1,59 @@
+"""What leads from the doorbells of a device process to the guest, and can be moved to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from protocol import doorbell
+from protocol.virtio import Mmio
+from vmm.hypervisor.base import MediatedVm, Vm
+from vmm.mediation.device import MediatedDevice
+
+
+class DirectWires:
+    """Between device and guest: KVM. ``gpa`` is where the registers are."""
+
+    def __init__(self, vm: Vm, gpa: int, gsi: int, queues: int) -> None:
+        self._vm = vm
+        self._notify = gpa + Mmio.QUEUE_NOTIFY
+        self._gsi = gsi
+        self._queues = queues
+        self._bells: Mapping[str, int] | None = None
+
+    def connect(self, bells: Mapping[str, int]) -> None:
+        """Lead ``bells`` to the guest (vmm.seat.Wires)."""
+        # A notification of the guest's between the two is an exit, and is dropped: whoever
+        # comes looks at its rings when it starts, which is later.
+        if (old := self._bells) is not None:
+            for queue in range(self._queues):
+                self._vm.remove_ioeventfd(old[f"kick{queue}"], self._notify, 4, queue)
+            self._vm.remove_irqfd(old["call"], self._gsi)
+        self._bells = bells
+        for queue in range(self._queues):
+            self._vm.add_ioeventfd(bells[f"kick{queue}"], self._notify, 4, queue)
+        self._vm.add_irqfd(bells["call"], self._gsi)
+        if old is not None:
+            # For what the one before published and did not live to tell.
+            doorbell.ring(bells["call"])
+
+
+class MediatedWires:
+    """Between device and guest: ``device``'s mediators, on the vCPU's thread."""
+
+    def __init__(self, vm: MediatedVm, gpa: int, device: MediatedDevice, queues: int) -> None:
+        self._vm = vm
+        self._device = device
+        self._call: int | None = None
+        for queue in range(queues):
+            vm.on_write(gpa + Mmio.QUEUE_NOTIFY, 4, queue, partial(device.kick, queue))
+
+    def connect(self, bells: Mapping[str, int]) -> None:
+        """Lead ``bells`` to the guest (vmm.seat.Wires)."""
+        old, self._call = self._call, bells["call"]
+        if old is not None:
+            self._vm.forget(old)
+        self._device.bells = bells
+        self._vm.watch(bells["call"], self._device.complete)
+        if old is not None:
+            doorbell.ring(bells["call"])
