@@ -40,10 +40,10 @@ from tests.support.bare import (
 from vmm.hypervisor.base import MediatedVm
 from vmm.mediation import NativeHook
 from vmm.mediation.device import MediatedDevice
-from vmm.remote import RemoteDevice
+from vmm.seat import Seat
 
 HERE = Path(__file__).parent
-ENGINE = HERE.parents[2] / "protocol" / "ring" / "ring.c"
+ENGINE = HERE.parents[2] / "protocol" / "ring"
 
 # Addresses and bits of barriers.c.
 QUEUE = QueueSetup(0, 4, 0x20000, 0x20100, 0x20200)
@@ -107,7 +107,7 @@ def test_who_works_on_the_ring_while_the_guest_runs_loses_notifications(
     """What mediation is for. A device on the guest's own ring would, and so would a mediator on
     another thread than the vCPU's: both are the ring engine at work while the guest runs."""
     library = tmp_path / "device.so"
-    sources = [HERE / "barriers.c", ENGINE]
+    sources = [HERE / "barriers.c", ENGINE / "ring.c", ENGINE / "journal.c"]
     options = ["-O2", "-shared", "-fPIC"]
     subprocess.run(["cc", *options, *sources, "-o", library], check=True, timeout=60)
     race = ctypes.CDLL(str(library)).race
@@ -144,7 +144,7 @@ def neither(guest_found: bytes, device_found: bytes, bargains: int) -> int:
 
 @dataclass
 class Process:
-    """A device process, as far as a MediatedDevice knows it (RemoteDevice): it answers at once."""
+    """A device process, as far as a MediatedDevice knows it (Seat): it answers at once."""
 
     memory: GuestMemory
     kick: int
@@ -207,14 +207,13 @@ def test_mediated_queue_loses_none_of_them(guest: bytes) -> None:
 
         vm = cast(MediatedVm, machine.vm)
         device = MediatedDevice(
-            cast(RemoteDevice, remote),
+            cast(Seat, remote),
             machine.memory,
             shadow,
-            {0: remote.kick},
-            remote.call,
             interrupt,
             NativeHook(*vm.written_hook()),
         )
+        device.bells = {"kick0": remote.kick, "call": remote.call}
         vm.on_write(DEVICE, 4, 0, partial(device.kick, 0))
         vm.watch(remote.call, device.complete)
         # The guest waits for nobody: the other side has come to every meeting.
