@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -30,16 +28,6 @@ def test_the_quick_start_prints_hello_and_says_what_it_runs_on() -> None:
     assert done.stderr.splitlines() == [
         "vibevmm: a CPU in software: the guest is arm64, and KVM runs x86-64 guests here"
     ]
-
-
-def test_a_key_that_is_typed_arrives_by_interrupt(tmp_path: Path) -> None:
-    stats = tmp_path / "stats.json"
-
-    done = vibevmm(*options("arm64_machine"), "--stats", str(stats), typed="k")
-
-    assert (done.returncode, done.stdout) == (0, "1SUUUVsGTT?k\n")
-    exits = json.loads(stats.read_text())["exits"]
-    assert {row["device"] for row in exits} == {"mmio-console"}
 
 
 @pytest.mark.slow

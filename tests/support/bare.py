@@ -14,7 +14,6 @@ Guest addresses::
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import struct
 import threading
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from protocol.memory import GuestMemory, Region, create_memfd
 from vmm.hypervisor.base import Hypervisor, Stop, Vcpu, Vm
 from vmm.hypervisor.kvm.system import Kvm
 from vmm.hypervisor.software import Software
@@ -111,8 +111,11 @@ class BareMachine:
 
     def __init__(self, vm: Vm, code: bytes, cpus: int) -> None:
         self.vm = vm
-        self.ram = mmap.mmap(-1, RAM_SIZE)
-        vm.map_ram(0, 0, memoryview(self.ram))
+        fd = create_memfd("bare", RAM_SIZE)
+        self.memory = GuestMemory(fd, [Region(0, RAM_SIZE, 0)])
+        os.close(fd)
+        self.ram = self.memory.whole
+        vm.map_ram(0, 0, self.ram)
         self.bus = FakeBus()
         self.runners: list[Runner] = []
         self.vcpus = [vm.create_vcpu(index) for index in range(cpus)]
@@ -233,6 +236,7 @@ def bare_machine(code: str, *, irqchip: bool = False, cpus: int = 1) -> Iterator
                 machine.stop()
         finally:
             vm.close()
+            machine.memory.close()
     finally:
         hypervisor.close()
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor leaked"

@@ -72,6 +72,26 @@ static void try_loads(void)
         say("pop: %x", get(DIVISOR));
 }
 
+#define STORE(instruction, offset, value)                                                       \
+        do {                                                                                    \
+                asm volatile(instruction : : "r"(console + offset), "d"(value) : "memory");     \
+                say("%s at %u: %x %x %x", instruction, offset, get(DIVISOR), get(DIVISOR_HIGH), \
+                    get(SCRATCH));                                                              \
+        } while (0)
+
+static void try_stores_that_are_not_aligned(void)
+{
+        STORE("movw %w1, (%0)", 1, 0x1211);
+        STORE("movl %k1, (%0)", 1, 0x24232221);
+        STORE("movq %1, (%0)", 1, 0x3837363534333231);
+        STORE("movw %w1, (%0)", 7, 0x4241);
+        STORE("movl %k1, (%0)", 7, 0x54535251);
+        // On two pages, which makes two accesses of it; nobody answers on the second.
+        STORE("movl %k1, (%0)", 0xFFF, 0x64636261);
+        STORE("movq %1, (%0)", 0xFFA, 0x7877767574737271);
+        tell_value("32 bits on two pages", LOAD("mov 0xFFE(%1), %%eax"));
+}
+
 // The instruction on the divisor, 0xC3, with 0x5A in RAX: what both are after it.
 #define MODIFY(instruction)                                                                     \
         do {                                                                                    \
@@ -120,6 +140,7 @@ void main(void)
         try_stores();
         put(LINE_CONTROL, DIVISOR_ACCESS | EIGHT_BITS);
         try_loads();
+        try_stores_that_are_not_aligned();
         try_read_modify_write();
         put(LINE_CONTROL, EIGHT_BITS);
         say("line status %x", get(LINE_STATUS));

@@ -149,7 +149,7 @@ def test_string_input_stores_every_item_in_order(code: str, size: int) -> None:
 
         machine.run()
 
-        stored = machine.ram[0x40000 : 0x40000 + count * size]
+        stored = machine.memory.read(0x40000, count * size)
         assert stored == b"".join(value.to_bytes(size, "little") for value in answers)
         assert len(machine.bus.accesses) == count
 
