@@ -1,12 +1,13 @@
-"""What a device's ``open`` gets from the launcher: streams to the terminal, tidying, a voice."""
+"""What a device's ``open`` gets from the launcher: streams, which lead somewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from launcher.streams import Bridge, LogEnd, listen, open_pty
 from protocol.errors import BadInput
 
 
@@ -14,18 +15,27 @@ from protocol.errors import BadInput
 class Streams:
     """What devices asked for while they were opened.
 
-    ``terminal`` has our ends of their streams by name, ``cleanup`` the files to remove in the
-    end, ``announcements`` what the user is told once everything is known to be right.
+    ``terminal`` has our ends of streams that lead to the terminal, ``bridges`` those of others;
+    ``cleanup`` the files to remove in the end, ``announcements`` what the user is told once
+    everything is known to be right.
     """
 
-    terminal: dict[str, socket.socket] = field(default_factory=dict)
+    terminal: list[LogEnd] = field(default_factory=list)
+    bridges: list[Bridge] = field(default_factory=list)
     cleanup: list[str] = field(default_factory=list)
     announcements: list[str] = field(default_factory=list)
 
+    def ends(self) -> Iterator[LogEnd]:
+        """Our ends of all of them."""
+        yield from self.terminal
+        yield from (bridge.end for bridge in self.bridges)
+
     def close(self) -> None:
         """Close our ends and remove the files."""
-        for stream in self.terminal.values():
-            stream.close()
+        for bridge in self.bridges:
+            bridge.close()
+        for end in self.ends():
+            end.close()
         self.remove_files()
 
     def remove_files(self) -> None:
@@ -43,20 +53,29 @@ class Host:
         self._name = name
         self._streams = streams
 
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self._name
+    def stream(self, backend: str, path: str = "") -> dict[str, int]:
+        """The descriptors of a stream that leads to the ``terminal``, a new ``pty``, or clients of
+        a ``socket`` at ``path``; the caller's to close. BadInput."""
+        if backend == "terminal":
+            self._streams.terminal.append(LogEnd(self._name))
+            return self._streams.terminal[-1].fds
+        if backend == "pty":
+            master, name = open_pty()
+            bridge = Bridge(LogEnd(self._name), pty=master)
+            self._streams.announcements.append(f"{self._name}: pty {name}")
+        else:
+            listener = listen(path)
+            try:
+                self._clean_up(path)
+            except BadInput:
+                listener.close()
+                raise
+            bridge = Bridge(LogEnd(self._name), listener=listener)
+        self._streams.bridges.append(bridge)
+        return bridge.end.fds
 
-    def terminal(self, name: str) -> int:
-        """A stream socket to the terminal, shown there as ``name``; the caller's to close."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._streams.terminal[name] = ours
-        return theirs.detach()
-
-    def cleanup(self, path: str) -> None:
-        """Remove ``path`` when the machine ends; BadInput if it has no name in UTF-8."""
+    def _clean_up(self, path: str) -> None:
+        # Removes it when the machine ends.
         try:
             found = os.path.abspath(path)
             found.encode()  # the VMM, which is told of it, is not told bytes
@@ -64,7 +83,3 @@ class Host:
             self._streams.cleanup.append(path)
             raise BadInput("path", f"{path}: the directory that it is in is not UTF-8") from None
         self._streams.cleanup.append(found)
-
-    def announce(self, text: str) -> None:
-        """Tell the user."""
-        self._streams.announcements.append(f"{self._name}: {text}")

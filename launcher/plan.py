@@ -41,8 +41,8 @@ _RESERVED = frozenset({"vmm", "launcher", "serial", "zygote"})
 
 
 # Descriptors of a launcher at its fullest, beyond those that it is started with, and of each
-# device: 22 and 6 to 9 were counted, by number of queues.
-_DESCRIPTORS, _DEVICE_DESCRIPTORS = 32, 10
+# device: 22 and 6 to 14 were counted, the most for a console on a socket, with a client.
+_DESCRIPTORS, _DEVICE_DESCRIPTORS = 32, 14
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from devices.runtime.device import QueueDeclaration
 from devices.runtime.loop import Loop
 from devices.runtime.stats import QueueStats
 from protocol import doorbell, trace
+from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
 from protocol.ring import Chain, Ring, RingBroken
@@ -31,7 +32,8 @@ Handler = Callable[[Chain], int | None]
 
 class Queue:
     """Serves one queue of a device through ``handler``. ``kick`` and ``call`` are its doorbells,
-    the caller's; ``broken`` is told when the driver has broken the ring.
+    the caller's; ``broken`` is told when the driver has broken the ring, ``published`` of the
+    stream position up to which everything is published.
 
     ::
 
@@ -47,22 +49,35 @@ class Queue:
         handler: Handler,
         loop: Loop,
         broken: Callable[[str], None],
+        published: Callable[[int], None],
     ) -> None:
         self.declaration = declaration
         self.stats = QueueStats()
+        self.position = 0
+        """Where the queue's stream stands, behind all chains completed so far."""
         self._kick, self._call = doorbells
         self._handler = handler
         self._loop = loop
         self._broken = broken
+        self._published = published
         self._ring: Ring | None = None
         # Chains that the handler kept, oldest first, and completions not yet published.
         self._kept: dict[int, Chain] = {}
         self._done: list[tuple[int, int]] = []
         # Popped in a turn that ended before they were handled.
         self._waiting: deque[Chain] = deque()
+        self._has_moved = False
 
-    def attach(self, memory: GuestMemory, setup: QueueSetup, features: int) -> None:
-        """Map the ring that ``setup`` describes; RingBroken if it is misplaced."""
+    def attach(
+        self,
+        memory: GuestMemory,
+        setup: QueueSetup,
+        features: int,
+        journal: QueueJournal | None = None,
+        position: int = 0,
+    ) -> None:
+        """Map the ring that ``setup`` describes, and go on as ``journal`` says; its stream begins
+        at ``position`` if that is fresh. RingBroken if one of them is impossible."""
         self._ring = Ring(
             memory,
             setup.size,
@@ -71,10 +86,15 @@ class Queue:
             setup.used,
             event_idx=bool(features & bit(Feature.EVENT_IDX)),
             indirect=bool(features & bit(Feature.INDIRECT_DESC)),
+            journal=journal,
+            position=position,
         )
+        self.position = self._ring.position
+        self._has_moved = False
 
     def start(self) -> None:
         """Serve. What was made available before is noticed, for its kick may be long gone."""
+        self._published(self.position)
         self._loop.add(self._kick, self._kicked)
         self._loop.soon(self._serve)
 
@@ -99,6 +119,11 @@ class Queue:
             del self._kept[chain.head]
             self._finish(chain, written)
             self._loop.soon(self._publish)
+
+    def advance(self, count: int) -> None:
+        """Move :attr:`position`, for the chain that is completed next."""
+        self.position += count
+        self._has_moved = True
 
     def _kicked(self) -> None:
         doorbell.drain(self._kick)
@@ -152,8 +177,11 @@ class Queue:
     def _publish(self) -> None:
         if self._ring is not None and self._done:
             done, self._done = self._done, []
-            if self._ring.push(done):
+            if self._ring.push(done, self.position):
                 self._interrupt()
+            if self._has_moved:
+                self._has_moved = False
+                self._published(self.position)
 
     def _interrupt(self) -> None:
         self.stats.interrupts += 1

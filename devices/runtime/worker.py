@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from devices.runtime.device import AnyDevice
@@ -11,6 +12,7 @@ from devices.runtime.loop import Loop
 from devices.runtime.queue import Queue, TracedQueue
 from devices.runtime.stats import flat
 from protocol.errors import ProtocolError
+from protocol.journal import Journal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
 from protocol.ring import Chain
@@ -21,8 +23,9 @@ from protocol.virtio import RING_FEATURES, Feature, bit
 class Worker:
     """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
 
-    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened. ``broken`` is
-    told of a ring that its driver broke, ``config_changed`` of a new configuration space.
+    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened, and ``journal``
+    if a successor is to go on where this process may be killed. ``broken`` is told of a ring that
+    its driver broke, ``changed`` of a new configuration space.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Worker:
         self._loop = loop
         self._watched: set[int] = set()
         self._running = False
+        sizes = [queue.size for queue in kind.queues]
+        self._journal = Journal(fds["journal"], sizes) if "journal" in fds else None
         self.device = kind(config, fds, self)
         self._queues = [
             (Queue if trace is None else TracedQueue)(
@@ -48,6 +53,7 @@ class Worker:
                 getattr(self.device, declaration.name),
                 loop,
                 self._ring_broken,
+                partial(self.device.published, declaration.index),
             )
             for declaration in kind.queues
         ]
@@ -72,14 +78,16 @@ class Worker:
             raise ProtocolError("a queue is set up twice")
         try:
             for queue, setup in zip(queues, setups, strict=True):
-                queue.attach(self._memory, setup, features)
+                journal = self._journal.queue(setup.index) if self._journal else None
+                position = self.device.initial_position(setup.index)
+                queue.attach(self._memory, setup, features, journal, position)
+            self._running = True
+            self.device.start(features)
+            for queue in queues:
+                queue.start()
         except BaseException:
-            self._stop_queues()
+            self.stop()
             raise
-        self._running = True
-        self.device.start(features)
-        for queue in queues:
-            queue.start()
 
     def _queue(self, setup: QueueSetup) -> Queue:
         if setup.index >= len(self._queues):
@@ -121,7 +129,7 @@ class Worker:
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """See :meth:`Device.watch`."""
-        self._loop.add(fd, callback, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._loop.add(fd, callback, select.EPOLLIN | select.EPOLLET)
         self._watched.add(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -140,6 +148,14 @@ class Worker:
     def oldest(self, index: int) -> Chain | None:
         """See :meth:`Device.oldest`."""
         return self._queues[index].oldest()
+
+    def position(self, index: int) -> int:
+        """See :meth:`Device.position`."""
+        return self._queues[index].position
+
+    def advance(self, index: int, count: int) -> None:
+        """See :meth:`Device.advance`."""
+        self._queues[index].advance(count)
 
     def config_changed(self) -> None:
         """See :meth:`Device.config_changed`."""
