@@ -1,28 +1,28 @@
 """virtio-console: one port, with its size (virtio 1.2, section 5.3).
 
-What the guest writes goes to one byte stream, and what comes from there goes to the guest: the
-launcher's terminal, a pty, or whoever connects to a Unix socket. Nothing is buffered here: a
-reader that is slow holds the guest's chains up, a guest that does not read holds the stream up.
-Output for which there is no reader at all, because nobody has the pty open or is connected, is
-dropped.
+What the guest writes goes to one stream of bytes, and what comes from there goes to the guest. The
+stream is shared with the launcher, which knows where it leads: to its terminal, a pty, or whoever
+connects to a Unix socket. A chain of output is completed when all of its bytes are in the stream,
+at the places that are its own; input is taken out of the stream when the chains that it filled are
+published. So a successor of this process goes on at the byte at which it was killed.
+
+::
+
+    transmitq   chain ──► output, at position + what of it is there already ──► launcher
+    receiveq    chain ◄── input, from position on ◄───────────────────────────── launcher
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import socket
 import struct
-import tty
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
-from devices.runtime import files
-from devices.runtime.device import Device, Host, Jail, Runtime, virtqueue
-from protocol.errors import BadInput
+from devices.runtime.device import Device, Host, Runtime, virtqueue
+from protocol import stream
 from protocol.ring import Chain
 from protocol.virtio import DeviceId, bit
 
@@ -41,9 +41,6 @@ _RECEIVEQ, _TRANSMITQ = 0, 1
 
 # What a terminal is if nothing says otherwise.
 _USUAL_SIZE = os.terminal_size((80, 24))
-
-# Connections that may wait for the one that is served to end (arbitrary).
-_BACKLOG = 1
 
 
 def _terminal_size() -> os.terminal_size:
@@ -81,26 +78,18 @@ class Console(Device[Config]):
     """Moves bytes between two queues and one stream, both ways, whenever something changes."""
 
     device_id = DeviceId.CONSOLE
-    jail = Jail(frozenset({"readv", "writev", "accept4"}))
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
-        """The ``stream``, or the ``listener`` from which one will come."""
-        if config.backend == "terminal":
-            stream = host.terminal(host.name)
-            os.set_blocking(stream, False)
-            return {"stream": stream}
-        if config.backend == "pty":
-            return {"stream": _open_pty(host)}
-        return {"listener": _listen(config.path, host)}
+        """The stream."""
+        return host.stream(config.backend, config.path)
 
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
-        self._stream = fds.get("stream")
-        self._listener = fds.get("listener")
-        self._hangup = select.poll()
-        if config.backend == "pty":
-            self._hangup.register(fds["stream"], 0)
+        logs = stream.Stream(fds["stream"])
+        self._output = stream.Producer(logs.output)
+        self._input = stream.Consumer(logs.input)
+        self._wake = fds["wake"]
 
     @property
     def features(self) -> int:
@@ -112,11 +101,20 @@ class Console(Device[Config]):
         return _CONFIG.pack(self.config.cols, self.config.rows, 1, 0)
 
     def start(self, features: int) -> None:
-        """Listen to the stream, and to who may become one."""
-        if self._listener is not None:
-            self.watch(self._listener, self._pump)
-        if self._stream is not None:
-            self.watch(self._stream, self._pump)
+        """Listen to the launcher, and have it look: who was here before may have died before it
+        could."""
+        self.watch(self._wake, self._pump)
+        stream.wake(self._wake)
+
+    def initial_position(self, index: int) -> int:
+        """Behind what was ever printed; before what nobody has taken."""
+        return self._output.head if index == _TRANSMITQ else self._input.tail
+
+    def published(self, index: int, position: int) -> None:
+        """The guest has what it has read: give its room back."""
+        if index == _RECEIVEQ and position != self._input.tail:
+            self._input.consume(position)
+            stream.wake(self._wake)
 
     @virtqueue(_RECEIVEQ, size=64)
     def receiveq(self, chain: Chain) -> None:
@@ -125,112 +123,41 @@ class Console(Device[Config]):
 
     @virtqueue(_TRANSMITQ, size=64)
     def transmitq(self, chain: Chain) -> None:
-        """Output; kept until it is written."""
+        """Output; kept until it is in the stream."""
         self.soon(self._pump)
 
     def _pump(self) -> None:
-        # Called for whatever may have changed: chains, the stream, a client. It goes on until
-        # nothing can be moved, and so misses no edge.
-        if self._stream is None and self._listener is not None:
-            self._accept(self._listener)
+        # Called for whatever may have changed: chains, or a cursor of the launcher's. It goes on
+        # until nothing can be moved, and so misses no edge.
+        stream.drain(self._wake)
+        before = self._output.head
         while (chain := self.oldest(_TRANSMITQ)) is not None and self._transmit(chain):
             self.complete(_TRANSMITQ, chain, 0)
+        if self._output.head != before:
+            stream.wake(self._wake)
         while (chain := self.oldest(_RECEIVEQ)) is not None and self._receive(chain):
             self.complete(_RECEIVEQ, chain, chain.writable.written)
 
     def _transmit(self, chain: Chain) -> bool:
-        # True when there is nothing left to write, or nobody to write it to. A pty that nobody
-        # has open takes output until it is full; only its hang-up tells, hence the poll.
-        while chain.readable.left and self._stream is not None and not self._hangup.poll(0):
-            try:
-                count = os.writev(self._stream, chain.readable.buffers())
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                self._broken(error)
-                break
-            self.counters["output_bytes"] += count
-            chain.readable.advance(count)
-        self.counters["dropped_bytes"] += chain.readable.left
+        # True when all of the chain is in the stream. What a predecessor has put there is counted,
+        # and not written again.
+        data = chain.readable
+        at = self.position(_TRANSMITQ) + data.size - data.left
+        count = self._output.write(at, data.buffers())
+        data.advance(count)
+        self.counters["output_bytes"] += count
+        if data.left:
+            return False
+        self.advance(_TRANSMITQ, data.size)
         return True
 
     def _receive(self, chain: Chain) -> bool:
         # True when the chain has taken something, or has no room for anything.
         if not chain.writable.left:
             return True
-        if self._stream is None:
-            return False
-        try:
-            count = os.readv(self._stream, chain.writable.buffers())
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._broken(error)
-            return False
-        if count == 0:
-            self._disconnect()
-            return False
-        self.counters["input_bytes"] += count
-        chain.writable.advance(count)
-        return True
-
-    def _accept(self, listener: int) -> None:
-        try:
-            self._stream = files.accept(listener)
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        self.counters["clients"] += 1
-        self.watch(self._stream, self._pump)
-
-    def _broken(self, error: OSError) -> None:
-        # A pty that nobody has open says EIO to who reads it, until somebody does: it stays.
-        if error.errno == errno.EIO and self.config.backend == "pty":
-            return
-        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-            raise error
-        self._disconnect()
-
-    def _disconnect(self) -> None:
-        # The next client may be waiting already, and its edge gone: look at once.
-        if self._stream is not None:
-            self.unwatch(self._stream)
-            os.close(self._stream)
-            self._stream = None
-            self.soon(self._pump)
-
-
-def _open_pty(host: Host) -> int:
-    try:
-        master, slave = os.openpty()
-    except OSError as error:
-        raise BadInput("backend", f"no pty: {error.strerror}") from error
-    try:
-        # Echo and line editing are the guest's business. The setting stays when we close the
-        # slave, which we do so that the kernel tells whether anybody has it open.
-        tty.setraw(slave)
-        host.announce(f"pty {os.ttyname(slave)}")
-    finally:
-        os.close(slave)
-    os.set_blocking(master, False)
-    return master
-
-
-def _listen(path: str, host: Host) -> int:
-    if "\0" in path:  # the kernel would take it for another name, or for one without a file
-        raise BadInput("path", f"{path!r} has a null byte in it")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
-        host.cleanup(path)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise BadInput("path", f"{path}: {_why(error)}") from error
-    listener.setblocking(False)
-    return listener.detach()
-
-
-def _why(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "exists already; a socket is made, never replaced"
-    return error.strerror or str(error)  # too long a path has no text of the kernel's
+        for view in self._input.peek(self.position(_RECEIVEQ)):
+            chain.writable.write(view)
+        if count := chain.writable.written:
+            self.advance(_RECEIVEQ, count)
+            self.counters["input_bytes"] += count
+        return count > 0

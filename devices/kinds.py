@@ -9,7 +9,7 @@ from protocol.errors import BadInput
 
 KINDS = {
     "blk": "devices.blk:Blk",
-    "blk-mapped": "devices.blk_mapped:MappedBlk",
+    "blk-mapped": "devices.blk:MappedBlk",
     "console": "devices.console:Console",
     "null": "devices.null:Null",
     "rng": "devices.rng:Rng",

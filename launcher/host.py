@@ -1,13 +1,15 @@
-"""What a device's ``open`` gets from the launcher: streams to the terminal, tidying, a voice."""
+"""What a device's ``open`` gets from the launcher: streams, which lead somewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from launcher.locks import Locks
+from launcher.streams import Bridge, LogEnd, listen, open_pty
+from protocol import fds
 from protocol.errors import BadInput
 
 
@@ -15,18 +17,32 @@ from protocol.errors import BadInput
 class Streams:
     """What devices asked for while they were opened.
 
-    ``terminal`` has our ends of their streams by name, ``cleanup`` the files to remove in the
-    end, ``announcements`` what the user is told once everything is known to be right.
+    ``terminal`` has our ends of streams that lead to the terminal, ``bridges`` those of others;
+    ``cleanup`` the files to remove in the end, ``announcements`` what the user is told once
+    everything is known to be right.
     """
 
-    terminal: dict[str, socket.socket] = field(default_factory=dict)
+    terminal: list[LogEnd] = field(default_factory=list)
+    bridges: list[Bridge] = field(default_factory=list)
     cleanup: list[str] = field(default_factory=list)
     announcements: list[str] = field(default_factory=list)
+    led_to: dict[str, tuple[tuple[str, str], dict[str, int]]] = field(default_factory=dict)
+    """Of each device that has one: backend and path, and the descriptors that it was given."""
+
+    def ends(self) -> Iterator[LogEnd]:
+        """Our ends of all of them."""
+        yield from self.terminal
+        yield from (bridge.end for bridge in self.bridges)
 
     def close(self) -> None:
         """Close our ends and remove the files."""
-        for stream in self.terminal.values():
-            stream.close()
+        for bridge in self.bridges:
+            bridge.close()
+        for end in self.ends():
+            end.close()
+        for _, kept in self.led_to.values():
+            fds.close_all(kept.values())
+        self.led_to.clear()
         self.remove_files()
 
     def remove_files(self) -> None:
@@ -45,20 +61,40 @@ class Host:
         self._locks = locks
         self._streams = streams
 
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self._name
+    def stream(self, backend: str, path: str = "") -> dict[str, int]:
+        """The descriptors of a stream that leads to the ``terminal``, a new ``pty``, or clients of
+        a ``socket`` at ``path``; the caller's to close. BadInput."""
+        known = self._streams.led_to.get(self._name)
+        if known is not None:
+            # Another implementation, or other options, of a device that has one already.
+            if known[0] != (backend, path):
+                raise BadInput("backend", "a console that runs stays where it is")
+            return _duplicates(known[1])
+        end = self._open_stream(backend, path)
+        self._streams.led_to[self._name] = ((backend, path), _duplicates(end.fds))
+        return end.fds
 
-    def terminal(self, name: str) -> int:
-        """A stream socket to the terminal, shown there as ``name``; the caller's to close."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._streams.terminal[name] = ours
-        return theirs.detach()
+    def _open_stream(self, backend: str, path: str) -> LogEnd:
+        if backend == "terminal":
+            self._streams.terminal.append(LogEnd(self._name))
+            return self._streams.terminal[-1]
+        if backend == "pty":
+            master, name = open_pty()
+            bridge = Bridge(LogEnd(self._name), pty=master)
+            self._streams.announcements.append(f"{self._name}: pty {name}")
+        else:
+            listener = listen(path)
+            try:
+                self._clean_up(path)
+            except BadInput:
+                listener.close()
+                raise
+            bridge = Bridge(LogEnd(self._name), listener=listener)
+        self._streams.bridges.append(bridge)
+        return bridge.end
 
-    def cleanup(self, path: str) -> None:
-        """Remove ``path`` when the machine ends; BadInput if it has no name in UTF-8."""
+    def _clean_up(self, path: str) -> None:
+        # Removes it when the machine ends.
         try:
             found = os.path.abspath(path)
             found.encode()  # the VMM, which is told of it, is not told bytes
@@ -71,6 +107,6 @@ class Host:
         """Lock ``fd``; see devices.runtime.device.Host."""
         return self._locks.take(self._name, fd, shared=shared)
 
-    def announce(self, text: str) -> None:
-        """Tell the user."""
-        self._streams.announcements.append(f"{self._name}: {text}")
+
+def _duplicates(descriptors: dict[str, int]) -> dict[str, int]:
+    return {name: os.dup(fd) for name, fd in descriptors.items()}

@@ -30,6 +30,7 @@ from launcher.run import VMM, Outputs
 from launcher.rundir import RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
+from launcher.streams import SocketEnd
 from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 from launcher.trace import Traces
@@ -128,6 +129,8 @@ class Session:
         finally:
             self._reap()
             self._terminal.finish()
+            for bridge in self._plan.streams.bridges:
+                bridge.finish()
         assert self._outcome is not None
         return self._report(self._outcome)
 
@@ -164,11 +167,19 @@ class Session:
         say = partial(self._say, fresh_line=True)
         terminal = Terminal(self._loop, _KEYBOARD, commands, say)
         typed = self._plan.options.serial == "terminal"
-        terminal.add("serial", self._wiring.serial, self._outputs.serial, typed)
-        for name, stream in self._plan.streams.terminal.items():
-            terminal.add(name, stream, self._outputs.screen, True)
+        terminal.add("serial", SocketEnd(self._wiring.serial), self._outputs.serial, typed)
+        streams = self._plan.streams
+        for end in streams.terminal:
+            terminal.add(end.name, end, self._outputs.screen, True)
+        for bridge in streams.bridges:
+            bridge.connect(self._loop)
+        for end in streams.ends():
+            end.on_broken = partial(self._stream_broken, end.name)
         self._outputs.screen.on_gone = lambda: self._stop_wanted("the end of its output")
         return terminal
+
+    def _stream_broken(self, name: str, why: str) -> None:
+        self._logs.note(Level.WARN, f"{name} broke its stream: {why}")
 
     def _start(self) -> None:
         for child in self._children:
@@ -334,7 +345,7 @@ class Session:
                 self._send(self._vmm, FAREWELL, {})
                 self._loop.after(_EXIT_DEADLINE, self._kill_all)
             case MachineStats():
-                self._say(stats.as_text(message))
+                self._say(stats.as_text(self._counted(message)))
                 self._logs.note(Level.DEBUG, "statistics were asked for")
             case Failed():
                 self._say(f"the VMM refused: {message.reason}")
@@ -502,13 +513,21 @@ class Session:
             self._logs.note(Level.WARN, f"{skipped} lines of the trace made no sense")
 
     def _write_stats(self, ended: Outcome) -> None:
-        if self._last_stats and self._outputs.stats is not None:
+        if self._last_stats is None or self._plan.options.stats is None:
+            return
+        counted = self._counted(self._last_stats)
+        if self._outputs.stats is not None:
             phases = self._startup.phases
-            text = stats.as_json(self._last_stats, self._name, ended.reason, phases, self._tree())
+            text = stats.as_json(counted, self._name, ended.reason, phases, self._tree())
             with open(os.dup(self._outputs.stats), "w", encoding="utf-8") as file:
                 file.write(text)
-        elif self._last_stats and self._plan.options.stats is not None:
-            self._say(stats.as_text(self._last_stats, self._tree()))
+        else:
+            self._say(stats.as_text(counted, self._tree()))
+
+    def _counted(self, message: MachineStats) -> MachineStats:
+        # What a device's stream came to is for us to count.
+        counters = {bridge.end.name: bridge.counters for bridge in self._plan.streams.bridges}
+        return stats.add_counters(message, counters)
 
     def _pids(self) -> dict[str, int]:
         children = {name: child.pid for name, child in self._named.items()}

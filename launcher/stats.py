@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from launcher.logs import printable
@@ -37,6 +37,15 @@ def processes(pids: Mapping[str, int], usages: Mapping[str, struct_rusage]) -> l
         Process(name, pids[name], usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
         for name, usage in usages.items()
     ]
+
+
+def add_counters(stats: MachineStats, counters: Mapping[str, Mapping[str, int]]) -> MachineStats:
+    """``stats`` with more counters of devices, by the devices' names."""
+    devices = tuple(
+        replace(device, counters=device.counters | dict(counters.get(device.name, {})))
+        for device in stats.devices
+    )
+    return replace(stats, devices=devices)
 
 
 def as_text(stats: MachineStats, tree: Sequence[Process] = ()) -> str:

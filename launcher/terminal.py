@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from functools import partial
 
 from launcher.loop import Loop
 from launcher.output import Output
+from launcher.streams import End
 from protocol import terminal as modes
 
 ESCAPE = 0x01
@@ -38,7 +38,7 @@ _MOST_INPUT = 64 * 1024
 @dataclass(slots=True)
 class _Stream:
     name: str
-    socket: socket.socket
+    end: End
     output: Output | None  # None: what it prints is dropped
     waiting: bytearray = field(default_factory=bytearray)
     open: bool = True
@@ -73,16 +73,16 @@ class Terminal:
         self.saved = b""
         """What the terminal was like before :meth:`start` makes it raw; empty if it will not."""
 
-    def add(self, name: str, stream: socket.socket, output: Output | None, typed: bool) -> None:
-        """Show what comes from ``stream``, which stays the caller's and does not block; ``typed``
-        is whether it can be typed to."""
-        added = _Stream(name, stream, output)
+    def add(self, name: str, end: End, output: Output | None, typed: bool) -> None:
+        """Show what comes from ``end``, which stays the caller's; ``typed`` is whether it can be
+        typed to."""
+        added = _Stream(name, end, output)
         self._streams.append(added)
         if typed:
             self._inputs.append(added)
         if output is not None:
             output.on_room = self._room
-        self._loop.on_readable(stream.fileno(), partial(self._show, added))
+        end.listen(self._loop, partial(self._show, added), partial(self._send, added))
 
     def save(self) -> None:
         """Note what the keyboard is like, if it is a terminal that is ours to use now."""
@@ -107,11 +107,10 @@ class Terminal:
         """Show what is still in the streams, and put the terminal back. May be called twice."""
         self._listen(False)
         for stream in self._streams:
-            self._loop.on_readable(stream.socket.fileno(), None)
-            self._loop.on_writable(stream.socket.fileno(), None)
+            stream.end.unlisten()
             # No more than a socket holds: its other end may still be in a process that lives.
             for _ in range(64):
-                if not (data := _receive(stream.socket)):
+                if not (data := stream.end.receive()):
                     break
                 if stream.output is not None:
                     stream.output.write(data)
@@ -128,20 +127,20 @@ class Terminal:
     def _show(self, stream: _Stream) -> None:
         if stream.output is not None and stream.output.full:
             # The guest waits until the reader of our output has caught up.
-            self._loop.on_readable(stream.socket.fileno(), None)
+            stream.end.pause(True)
             return
-        data = _receive(stream.socket)
+        data = stream.end.receive()
         if data == b"":
             stream.open = False
-            self._loop.on_readable(stream.socket.fileno(), None)
-            self._loop.on_writable(stream.socket.fileno(), None)
+            stream.end.unlisten()
         elif data and stream.output is not None:
             stream.output.write(data)
 
     def _room(self) -> None:
         for stream in self._streams:
             if stream.open:
-                self._loop.on_readable(stream.socket.fileno(), partial(self._show, stream))
+                stream.end.pause(False)
+                self._show(stream)
 
     # ── from the user ─────────────────────────────────────────────────────────────────
 
@@ -188,19 +187,14 @@ class Terminal:
             self._send(stream)
 
     def _send(self, stream: _Stream) -> None:
-        try:
-            while stream.waiting:
-                del stream.waiting[: stream.socket.send(stream.waiting)]
-        except BlockingIOError:
-            self._loop.on_writable(stream.socket.fileno(), lambda: self._send(stream))
+        if not stream.waiting:
+            return
+        del stream.waiting[: stream.end.send(stream.waiting)]
+        if stream.waiting:
             if not self.saved and self._listening and len(stream.waiting) >= _MOST_INPUT:
                 self._paused = True
                 self._listen(False)
-            return
-        except OSError:
-            stream.waiting.clear()  # its process is gone, which is noticed elsewhere
-        self._loop.on_writable(stream.socket.fileno(), None)
-        if self._paused and stream.open:
+        elif self._paused and stream.open:
             self._paused = False
             self._listen(True)
 
@@ -213,16 +207,6 @@ class Terminal:
             "Ctrl-A and: x stop, p power button, c type to the next of "
             f"{', '.join(stream.name for stream in self._inputs)}, Ctrl-A send it, h this"
         )
-
-
-def _receive(stream: socket.socket) -> bytes | None:
-    # None: nothing now. Empty: the other end is closed.
-    try:
-        return stream.recv(_READ)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
 
 
 def _is_ours(fd: int) -> bool:

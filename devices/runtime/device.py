@@ -23,18 +23,10 @@ H = TypeVar("H", bound=Callable[..., int | None])
 class Host(Protocol):
     """What the launcher does for ``Device.open``; made for one device."""
 
-    @property
-    def name(self) -> str:
-        """The device's name, such as ``console0``."""
-
-    def terminal(self, name: str) -> int:
-        """A stream socket to the launcher's terminal, where ``name`` is what it is shown as."""
-
-    def cleanup(self, path: str) -> None:
-        """Remove the file ``path`` when the machine ends."""
-
-    def announce(self, text: str) -> None:
-        """Tell the user ``text``; the launcher puts the device's name before it."""
+    def stream(self, backend: str, path: str = "") -> dict[str, int]:
+        """A stream (:mod:`protocol.stream`) to the launcher, which moves its bytes: to its
+        ``terminal``, a new ``pty``, or who connects to the ``socket`` that it makes at ``path``.
+        Its descriptors are ``stream``, the file, and ``wake``; the caller's to close. BadInput."""
 
     def lock(self, fd: int, *, shared: bool) -> bool:
         """Lock the file ``fd`` (flock(2)) until the machine ends, or this device is replaced by
@@ -54,6 +46,10 @@ class Runtime(Protocol):
     def complete(self, index: int, chain: Chain, written: int) -> None: ...
 
     def oldest(self, index: int) -> Chain | None: ...
+
+    def position(self, index: int) -> int: ...
+
+    def advance(self, index: int, count: int) -> None: ...
 
     def config_changed(self) -> None: ...
 
@@ -177,11 +173,20 @@ class Device(Generic[C]):
         device, whose space is ``ours``, while the driver goes on; None if it can."""
         return None
 
+    def initial_position(self, index: int) -> int:
+        """Where in its stream queue ``index`` begins, for a driver whose device starts afresh."""
+        return 0
+
+    def published(self, index: int, position: int) -> None:
+        """Queue ``index`` has published every chain before ``position`` of its stream: what they
+        took is the driver's, and nobody asks for it again. Called when that has moved, and once
+        after ``start``: a predecessor may have died between publishing and this."""
+
     # What a device calls, in its own process.
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when something changed at ``fd``, which does not block: once now, if
-        it is ready, and then at every edge, so read and write until it would block. Ends with
+        """Call ``callback`` when something came to ``fd``, which does not block: once now, if
+        something is there, and then at every edge, so read until it would block. Ends with
         ``stop``."""
         self._runtime.watch(fd, callback)
 
@@ -201,6 +206,16 @@ class Device(Generic[C]):
     def oldest(self, index: int) -> Chain | None:
         """The chain that queue ``index`` has kept the longest."""
         return self._runtime.oldest(index)
+
+    def position(self, index: int) -> int:
+        """Where the stream of queue ``index`` stands behind the chains completed so far. It
+        outlives this process, in step with what is published."""
+        return self._runtime.position(index)
+
+    def advance(self, index: int, count: int) -> None:
+        """Move that by ``count``, for the chain that is completed next; the two are published
+        together, or neither."""
+        self._runtime.advance(index, count)
 
     def config_changed(self) -> None:
         """Tell the driver that ``config_space`` has changed."""

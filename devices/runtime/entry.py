@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -80,9 +81,7 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     memory = GuestMemory(handed["memory"], spec.regions)
     journal = Journal(handed["journal"], spec.journal)
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
-    # Python's mmap keeps a duplicate of what it maps.
-    held = {*handed.values(), *_same_file(handed["memory"]), *_same_file(handed["journal"])}
-    seal.audit(held, channel=False)
+    seal.audit(_held(handed), channel=False)
     loop = Loop()
     worker = Worker(kind, config, handed, memory, journal, loop, trace, failing=spec.failing)
 
@@ -91,7 +90,7 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     channel.connect(spec.endpoint)
     session = Session(channel, worker, loop, trace)
     session.greet(spec.kind)
-    seal.audit(held, channel=True)
+    seal.audit(_held(handed), channel=True)
     session.sealed(seal.seal(kind.jail.syscalls), tuple(handed))
     _logger.info("sealed, with %s", ", ".join(handed))
 
@@ -115,9 +114,15 @@ def _check_names(kind: type[AnyDevice], handed: dict[str, int]) -> None:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")
 
 
-def _same_file(fd: int) -> list[int]:
-    wanted = os.fstat(fd)
-    return [other for other in fds.open_descriptors() if os.path.samestat(os.fstat(other), wanted)]
+def _held(handed: Mapping[str, int]) -> set[int]:
+    # Python's mmap keeps a duplicate of what it maps.
+    files = [found for fd in handed.values() if stat.S_ISREG((found := os.fstat(fd)).st_mode)]
+    same = {
+        fd
+        for fd in fds.open_descriptors()
+        if any(os.path.samestat(os.fstat(fd), file) for file in files)
+    }
+    return {*handed.values(), *same}
 
 
 def _peer(channel: socket.socket) -> int:

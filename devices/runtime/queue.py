@@ -32,7 +32,8 @@ Handler = Callable[[Chain], int | None]
 
 class Queue:
     """Serves one queue of a device through ``handler``. ``kick`` and ``call`` are its doorbells,
-    the caller's; ``broken`` is told when the driver has broken the ring.
+    the caller's; ``broken`` is told when the driver has broken the ring, ``published`` of the
+    stream position up to which everything is published.
 
     ::
 
@@ -48,25 +49,35 @@ class Queue:
         handler: Handler,
         loop: Loop,
         broken: Callable[[str], None],
+        published: Callable[[int], None],
     ) -> None:
         self.declaration = declaration
         self.stats = QueueStats()
+        self.position = 0
+        """Where the queue's stream stands, behind all chains completed so far."""
         self._kick, self._call = doorbells
         self._handler = handler
         self._loop = loop
         self._broken = broken
+        self._published = published
         self._ring: Ring | None = None
         # Chains that the handler kept, oldest first, and completions not yet published.
         self._kept: dict[int, Chain] = {}
         self._done: list[tuple[int, int]] = []
         # Popped in a turn that ended before they were handled.
         self._waiting: deque[Chain] = deque()
+        self._has_moved = False
 
     def attach(
-        self, memory: GuestMemory, setup: QueueSetup, features: int, journal: QueueJournal | None
+        self,
+        memory: GuestMemory,
+        setup: QueueSetup,
+        features: int,
+        journal: QueueJournal | None = None,
+        position: int = 0,
     ) -> None:
-        """Map the ring that ``setup`` describes, and go on where ``journal`` says; RingBroken if
-        the ring is misplaced, or the journal makes no sense with it."""
+        """Map the ring that ``setup`` describes, and go on as ``journal`` says; its stream begins
+        at ``position`` if that is fresh. RingBroken if one of them is impossible."""
         self._ring = Ring(
             memory,
             setup.size,
@@ -76,12 +87,20 @@ class Queue:
             event_idx=bool(features & bit(Feature.EVENT_IDX)),
             indirect=bool(features & bit(Feature.INDIRECT_DESC)),
             journal=journal,
+            position=position,
         )
+        self.position = self._ring.position
+        self._has_moved = False
 
     def start(self) -> None:
         """Serve. What was made available before is noticed, for its kick may be long gone."""
+        self._published(self.position)
         self._loop.add(self._kick, self._kicked)
         self._loop.soon(self._serve)
+
+    def settle(self) -> None:
+        """Publish what is done. What is popped, and not done, is the journal's to tell."""
+        self._publish()
 
     def stop(self) -> None:
         """Touch guest memory no more: chains in flight are forgotten, not completed."""
@@ -104,6 +123,11 @@ class Queue:
             del self._kept[chain.head]
             self._finish(chain, written)
             self._loop.soon(self._publish)
+
+    def advance(self, count: int) -> None:
+        """Move :attr:`position`, for the chain that is completed next."""
+        self.position += count
+        self._has_moved = True
 
     def _kicked(self) -> None:
         doorbell.drain(self._kick)
@@ -157,8 +181,11 @@ class Queue:
     def _publish(self) -> None:
         if self._ring is not None and self._done:
             done, self._done = self._done, []
-            if self._ring.push(done):
+            if self._ring.push(done, self.position):
                 self._interrupt()
+            if self._has_moved:
+                self._has_moved = False
+                self._published(self.position)
 
     def _interrupt(self) -> None:
         self.stats.interrupts += 1

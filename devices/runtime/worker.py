@@ -23,8 +23,9 @@ from protocol.virtio import RING_FEATURES, Feature, bit
 class Worker:
     """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
 
-    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened. ``broken`` is
-    told of a ring that its driver broke, ``config_changed`` of a new configuration space.
+    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened, and ``journal``
+    if a successor is to go on where this process may be killed. ``broken`` is told of a ring that
+    its driver broke, ``changed`` of a new configuration space.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Worker:
                 self._handler(declaration, failing=failing),
                 loop,
                 self._ring_broken,
+                partial(self.device.published, declaration.index),
             )
             for declaration in kind.queues
         ]
@@ -86,16 +88,18 @@ class Worker:
             raise ProtocolError("a queue is set up twice")
         try:
             for queue, setup in zip(queues, setups, strict=True):
-                queue.attach(self._memory, setup, features, self._journal.queue(setup.index))
+                journal = self._journal.queue(setup.index)
+                position = self.device.initial_position(setup.index)
+                queue.attach(self._memory, setup, features, journal, position)
             if state:
                 self._restore(state)
+            self._running = True
+            self.device.start(features)
+            for queue in queues:
+                queue.start()
         except BaseException:
-            self._stop_queues()
+            self.stop()
             raise
-        self._running = True
-        self.device.start(features)
-        for queue in queues:
-            queue.start()
 
     def _queue(self, setup: QueueSetup) -> Queue:
         if setup.index >= len(self._queues):
@@ -114,6 +118,8 @@ class Worker:
     def quiesce(self) -> bytes:
         """Be quiet, for a successor, to whom the journal tells what is in flight; the device's
         own state."""
+        for queue in self._queues:
+            queue.settle()
         state = self.device.save() if self._running else b""
         self.stop()
         return state
@@ -150,7 +156,7 @@ class Worker:
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """See :meth:`Device.watch`."""
-        self._loop.add(fd, callback, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._loop.add(fd, callback, select.EPOLLIN | select.EPOLLET)
         self._watched.add(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -169,6 +175,14 @@ class Worker:
     def oldest(self, index: int) -> Chain | None:
         """See :meth:`Device.oldest`."""
         return self._queues[index].oldest()
+
+    def position(self, index: int) -> int:
+        """See :meth:`Device.position`."""
+        return self._queues[index].position
+
+    def advance(self, index: int, count: int) -> None:
+        """See :meth:`Device.advance`."""
+        self._queues[index].advance(count)
 
     def config_changed(self) -> None:
         """See :meth:`Device.config_changed`."""

@@ -1,4 +1,4 @@
-"""Atomic 32-bit accesses to shared memory, which Python itself cannot promise.
+"""Atomic accesses to words of shared memory, which Python itself cannot promise.
 
 A store is a release and a load an acquire: whoever loads a value sees everything that was
 written before it was stored. On the hosts we run on this is x86 TSO or arm64 ldar/stlr.
@@ -19,17 +19,30 @@ def store32(view: memoryview | mmap.mmap, offset: int, value: int) -> None:
     the value does not fit.
     """
     with ffi.from_buffer(view, require_writable=True) as start:
-        lib.ring_store32(_word(start, view, offset), value)
+        lib.ring_store32(_word(start, view, offset, 32), value)
 
 
 def load32(view: memoryview | mmap.mmap, offset: int) -> int:
     """The unsigned 32-bit number at ``offset``; ValueError as in :func:`store32`."""
     with ffi.from_buffer(view) as start:
-        return int(lib.ring_load32(_word(start, view, offset)))
+        return int(lib.ring_load32(_word(start, view, offset, 32)))
 
 
-def _word(start: Any, view: memoryview | mmap.mmap, offset: int) -> Any:
+def store64(view: memoryview | mmap.mmap, offset: int, value: int) -> None:
+    """The same as :func:`store32` with 64 bits, aligned to 8 bytes."""
+    with ffi.from_buffer(view, require_writable=True) as start:
+        lib.ring_store64(_word(start, view, offset, 64), value)
+
+
+def load64(view: memoryview | mmap.mmap, offset: int) -> int:
+    """The unsigned 64-bit number at ``offset``; ValueError as in :func:`store64`."""
+    with ffi.from_buffer(view) as start:
+        return int(lib.ring_load64(_word(start, view, offset, 64)))
+
+
+def _word(start: Any, view: memoryview | mmap.mmap, offset: int, bits: int) -> Any:
     address = int(ffi.cast("uintptr_t", start)) + offset
-    if address % 4 or not 0 <= offset <= len(view) - 4:
-        raise ValueError(f"no aligned 32-bit word at {offset} of {len(view)} bytes")
-    return ffi.cast("uint32_t *", start + offset)
+    size = bits // 8
+    if address % size or not 0 <= offset <= len(view) - size:
+        raise ValueError(f"no aligned {bits}-bit word at {offset} of {len(view)} bytes")
+    return ffi.cast(f"uint{bits}_t *", start + offset)

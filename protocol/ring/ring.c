@@ -445,3 +445,13 @@ uint32_t ring_load32(const uint32_t *where)
 {
     return __atomic_load_n(where, __ATOMIC_ACQUIRE);
 }
+
+void ring_store64(uint64_t *where, uint64_t value)
+{
+    __atomic_store_n(where, value, __ATOMIC_RELEASE);
+}
+
+uint64_t ring_load64(const uint64_t *where)
+{
+    return __atomic_load_n(where, __ATOMIC_ACQUIRE);
+}

@@ -156,9 +156,11 @@ uint32_t ring_in_flight(const struct ring *ring); /* those to be resubmitted inc
 uint64_t ring_position(const struct ring *ring);  /* as of the last batch */
 struct ring_counters ring_counters(const struct ring *ring);
 
-/* One aligned 32-bit access to memory that another process or the guest reads or writes. */
+/* One aligned access to memory that another process or the guest reads or writes. */
 void ring_store32(uint32_t *where, uint32_t value); /* release */
 uint32_t ring_load32(const uint32_t *where);        /* acquire */
+void ring_store64(uint64_t *where, uint64_t value); /* release */
+uint64_t ring_load64(const uint64_t *where);        /* acquire */
 
 /* cdef end */
 

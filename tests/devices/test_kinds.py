@@ -19,7 +19,11 @@ def test_a_kind_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "hint"),
-    [("block", "did you mean blk?"), ("usb", "there are blk, console"), ("", "there are blk")],
+    [
+        ("block", "did you mean blk?"),
+        ("usb", "there are blk, blk-mapped, console"),
+        ("", "there are blk"),
+    ],
 )
 def test_an_unknown_kind_is_bad_input_with_a_hint(kind: str, hint: str) -> None:
     with pytest.raises(BadInput) as caught:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.bare import require_kvm
-from tests.support.guest import DEMO, STREAM, build, demo
-from tests.support.vibevmm import run
+from tests.support.guest import DEMO, ECHO, STREAM, build, demo
+from tests.support.vibevmm import raw, run, started
 
 pytestmark = pytest.mark.kvm
 
@@ -50,3 +56,60 @@ def test_a_thousand_requests_more_return_from_kvm_run_not_once_more(
     chains = [run["devices"][0]["counters"]["requestq.chains"] for run in (few, many)]
     assert chains[1] - chains[0] == 1000
     assert returns_but_for_the_serial_port(many) == returns_but_for_the_serial_port(few)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def read(fd: int, size: int) -> bytes:
+    """Exactly ``size`` bytes."""
+    data = b""
+    while len(data) < size:
+        assert select.select([fd], [], [], 60)[0], f"only {len(data)} bytes came"
+        data += os.read(fd, size - len(data))
+    return data
+
+
+def echoed(user: int) -> None:
+    """Have the guest, which echoes until q, echo more than its stream holds."""
+    typed = os.urandom(100_000).replace(b"q", b"Q")
+    done = 0
+    while done < len(typed):  # no more at once than comes back
+        os.write(user, typed[done : done + 4000])
+        assert read(user, len(typed[done : done + 4000])) == typed[done : done + 4000]
+        done += 4000
+    os.write(user, b"q")
+    assert read(user, 1) == b"q"
+
+
+def test_a_guest_echoes_what_is_typed_on_a_pty(tmp_path: Path) -> None:
+    with started(*raw(tmp_path, demo(ECHO, sleep=True)), "--console", "pty") as running:
+        running.wait_for("\n")
+        path = re.search(r"console0: pty (/dev/pts/\d+)", running.screen)
+        assert path is not None
+        user = os.open(path[1], os.O_RDWR | os.O_NOCTTY)
+        try:
+            echoed(user)
+        finally:
+            os.close(user)
+
+        assert running.process.wait(60) == 0
+
+
+def test_a_guest_echoes_what_a_client_sends_and_its_stream_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "console.sock"
+    options = ["--console", f"socket,path={path}", "--stats"]
+    with started(*raw(tmp_path, demo(ECHO, sleep=True)), *options) as running:
+        client = socket.socket(socket.AF_UNIX)
+        with client:
+            until(lambda: client.connect_ex(str(path)) == 0)
+            echoed(client.fileno())
+            running.wait_for("clients 1")
+
+    assert "input_bytes 100001, output_bytes 100001" in running.screen
+    assert not path.exists()

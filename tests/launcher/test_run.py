@@ -251,11 +251,15 @@ def test_too_few_descriptors_are_said_before_anything_is_started(
 
 
 @pytest.mark.parametrize("devices", [0, 15])
+@pytest.mark.parametrize("backend", ["terminal", "pty", "socket"])
 def test_as_many_descriptors_as_are_asked_for_are_enough(
-    devices: int, binary: str, runtime: Path, tmp_path: Path
+    devices: int, backend: str, binary: str, runtime: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
-    options = ["--entry", "0x10000", "--name", "poweroff", *["--console"] * devices]
+    options = ["--entry", "0x10000", "--name", "poweroff"]
+    for number in range(devices):
+        path = f",path={runtime}/{number}" if backend == "socket" else ""
+        options += ["--console", backend + path]
     outputs = [f"{option}={tmp_path / option}" for option in ("--log-file", "--stats", "--trace")]
 
     def start(limit: str) -> subprocess.CompletedProcess[str]:
@@ -271,7 +275,9 @@ def test_as_many_descriptors_as_are_asked_for_are_enough(
 
     done = start(needed)
 
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    # Nothing but the names of ptys.
+    assert all(": pty /dev/pts/" in line for line in done.stderr.splitlines())
 
 
 def test_signal_while_nobody_reads_the_last_output_ends_the_launcher(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from launcher.stats import Process, as_json, as_text
+from launcher.stats import Process, add_counters, as_json, as_text
 from protocol.messages import DeviceReport, ExitCount, MachineStats
 
 STATS = MachineStats(
@@ -76,6 +76,14 @@ def test_many_addresses_are_summed_up() -> None:
     rows = tuple(ExitCount("mmio read", address, "nobody", 2, 10) for address in range(50))
 
     assert as_text(MachineStats(100, 1, rows, ())).endswith("  and 76 at 38 other places")
+
+
+def test_what_the_launcher_counted_stands_with_its_device() -> None:
+    reports = tuple(DeviceReport(name, "ready", {"own": 1}) for name in ("console0", "console1"))
+
+    found = add_counters(MachineStats(0, 0, (), reports), {"console1": {"clients": 2}})
+
+    assert [report.counters for report in found.devices] == [{"own": 1}, {"own": 1, "clients": 2}]
 
 
 def test_file_has_all_of_it() -> None:

@@ -7,7 +7,6 @@ channel, and plays the driver with the driver half of ``tests/support/driver.py`
 from __future__ import annotations
 
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import zmq
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher.locks import Locks
+from launcher.streams import LogEnd
 from protocol import codec, doorbell, fds, journal
 from protocol.channel import Channel
 from protocol.memory import GuestMemory, Region, create_memfd
@@ -62,31 +62,21 @@ class FakeHost:
 
     def __init__(self, name: str = "device0") -> None:
         self.name = name
-        self.announced: list[str] = []
-        self.to_remove: list[str] = []
-        self.terminals: list[socket.socket] = []
         self._locks = Locks()
+        self.streams: list[LogEnd] = []
+        """The launcher's ends of streams, wherever they were to lead."""
 
-    def terminal(self, name: str) -> int:
-        ours, theirs = socket.socketpair()
-        self.terminals.append(ours)
-        return theirs.detach()
-
-    def cleanup(self, path: str) -> None:
-        self.to_remove.append(path)
-
-    def announce(self, text: str) -> None:
-        self.announced.append(text)
+    def stream(self, backend: str, path: str = "") -> dict[str, int]:
+        self.streams.append(LogEnd(self.name))
+        return self.streams[-1].fds
 
     def lock(self, fd: int, *, shared: bool) -> bool:
         return self._locks.take(self.name, fd, shared=shared)
 
     def close(self) -> None:
         self._locks.close()
-        for terminal in self.terminals:
-            terminal.close()
-        for path in self.to_remove:
-            Path(path).unlink(missing_ok=True)
+        for stream in self.streams:
+            stream.close()
 
 
 class DeviceHost:

@@ -36,18 +36,18 @@ class Marksman(Device[Config]):
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
         """The stream."""
-        return {"stream": host.terminal(host.name)}
+        return host.stream("terminal")
 
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
-        self._stream = socket.socket(fileno=fds["stream"])
+        self._wake = socket.socket(fileno=fds["wake"])
 
     @virtqueue(0, size=16)
     def requestq(self, chain: Chain) -> int:
         """Aim."""
         if self.config.deed == "address":
-            return self._stream.sendto(b"hit", self.config.target)
-        fcntl.fcntl(self._stream, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(self._stream, fcntl.F_SETOWN, int(self.config.target))
-        fcntl.fcntl(self._stream, fcntl.F_SETFL, os.O_ASYNC)
+            return self._wake.sendto(b"hit", self.config.target)
+        fcntl.fcntl(self._wake, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(self._wake, fcntl.F_SETOWN, int(self.config.target))
+        fcntl.fcntl(self._wake, fcntl.F_SETFL, os.O_ASYNC)
         return 0

@@ -1,4 +1,4 @@
-"""Builds ``devices.runtime.files._files``: two calls, their flags as the host has them."""
+"""Builds ``devices.runtime.files._files``: fallocate, its flags as the host has them."""
 
 from cffi import FFI
 
@@ -9,12 +9,9 @@ ffi.cdef("""
     #define FALLOC_FL_ZERO_RANGE ...
     typedef int... off_t;
     int fallocate(int fd, int mode, off_t offset, off_t len);
-    #define SOCK_CLOEXEC ...
-    #define SOCK_NONBLOCK ...
-    int accept4(int sockfd, void *addr, void *addrlen, int flags);
 """)
 ffi.set_source(
     "devices.runtime.files._files",
-    "#include <fcntl.h>\n#include <sys/socket.h>",
+    "#include <fcntl.h>",
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

@@ -18,7 +18,7 @@ from protocol.virtio import Feature, bit
 from tests.support.driver import Driver
 from tests.support.ring_pair import guest_memory
 
-Serve = Callable[[Callable[[Chain], int | None]], tuple[Driver, Loop]]
+Serve = Callable[..., tuple[Driver, Loop, Queue]]
 
 
 @pytest.fixture
@@ -28,16 +28,21 @@ def serve() -> Iterator[Serve]:
     queues, loops = [], []
     with guest_memory() as memory:
 
-        def make(handler: Callable[[Chain], int | None]) -> tuple[Driver, Loop]:
+        def make(
+            handler: Callable[[Chain], int | None],
+            published: Callable[[int], None] = lambda position: None,
+            position: int = 0,
+        ) -> tuple[Driver, Loop, Queue]:
             loop = Loop()
             driver = Driver(memory, 64)
-            queue = Queue(QueueDeclaration(0, 64, "q"), doorbells, handler, loop, pytest.fail)
+            declaration = QueueDeclaration(0, 64, "q")
+            queue = Queue(declaration, doorbells, handler, loop, pytest.fail, published)
             setup = QueueSetup(0, 64, driver.desc, driver.avail, driver.used)
-            queue.attach(memory, setup, bit(Feature.VERSION_1), None)
+            queue.attach(memory, setup, bit(Feature.VERSION_1), position=position)
             queue.start()
             queues.append(queue)
             loops.append(loop)
-            return driver, loop
+            return driver, loop, queue
 
         yield make
         for queue in queues:
@@ -54,7 +59,7 @@ def test_slow_chains_share_the_loop_one_by_one(
     clock = itertools.count()
     monkeypatch.setattr(queue_module, "monotonic", lambda: next(clock))
     monkeypatch.setattr(queue_module, "_TURN_SECONDS", 2)
-    driver, loop = serve(lambda chain: 0)
+    driver, loop, _ = serve(lambda chain: 0)
     seen = []
 
     def other() -> None:
@@ -84,7 +89,7 @@ def test_what_is_offered_while_kicks_are_off_is_found_without_one(serve: Serve) 
         return 0
 
     handled: list[int] = []
-    driver, loop = serve(handler)
+    driver, loop, _ = serve(handler)
     driver.add([b"first"])
     driver.publish()
 
@@ -92,3 +97,29 @@ def test_what_is_offered_while_kicks_are_off_is_found_without_one(serve: Serve) 
 
     assert len(handled) == 6
     assert driver.used_idx == 6
+
+
+def test_a_position_is_published_with_its_chains_and_told_then(serve: Serve) -> None:
+    # At the start, for a predecessor may have published and died; then when it has moved.
+    def handler(chain: Chain) -> int:
+        if chain.readable.left > 1:
+            queue.advance(chain.readable.left)
+        return 0
+
+    def tell(position: int) -> None:
+        told.append(position)
+        if len(told) == 2:
+            assert driver.used_idx == 3
+            loop.stop()
+
+    told: list[int] = []
+    driver, loop, queue = serve(handler, tell, 100)
+    assert told == [100]
+    for size in (3, 5, 1):
+        driver.add([bytes(size)])
+    driver.publish()
+
+    loop.run()
+
+    assert told == [100, 108]
+    assert queue.position == 108
