@@ -224,6 +224,16 @@ class PressPowerButton:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Take every vCPU out of the guest, and hold it there. Reply: Done when all are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the vCPUs go on. Reply: Done."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopMachine:
     """Stop the vCPUs and the devices, and reply with the last MachineStats."""
 
@@ -231,4 +241,4 @@ class StopMachine:
 FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsReset)
 TO_DEVICE = (Welcome, Refused, Start, Stop, StopQueue, WriteConfig, GetStats, Ping, Quit)
 FROM_VMM = (MachineReady, Ended, MachineStats, Done, Failed)
-TO_VMM = (Attach, GetMachineStats, PressPowerButton, StopMachine)
+TO_VMM = (Attach, GetMachineStats, PressPowerButton, Pause, Resume, StopMachine)

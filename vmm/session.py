@@ -27,8 +27,10 @@ from protocol.messages import (
     GetMachineStats,
     MachineReady,
     MachineStats,
+    Pause,
     PressPowerButton,
     Quit,
+    Resume,
     StopMachine,
 )
 from protocol.specs import FAREWELL, MachineSpec
@@ -297,6 +299,13 @@ class Session:
                     return Failed("there is no machine")
                 if not self._machine.board.press_power_button():
                     return Failed("this machine has no power button")
+                return Done()
+            case Pause():
+                late = self._machine.pause() if self._machine else "no machine"
+                return Failed(f"{late} does not leave the guest") if late else Done()
+            case Resume():
+                if self._machine:
+                    self._machine.resume()
                 return Done()
             case StopMachine():
                 return self._stop()
