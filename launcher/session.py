@@ -21,20 +21,22 @@ from typing import TYPE_CHECKING
 from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
+from launcher.events import Events
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
 from launcher.nursery import ZYGOTE, Nursery
 from launcher.outcome import Outcome
 from launcher.plan import Plan
+from launcher.relay import Relay, Stream
 from launcher.run import VMM, Outputs
-from launcher.rundir import RunDirectory
+from launcher.rundir import CONTROL, RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.terminal import Terminal
 from launcher.trace import Traces
-from launcher.wiring import Wiring
+from launcher.wiring import GENERATION, Wiring
 from protocol import fds
-from protocol.errors import ProtocolError
+from protocol.errors import HostError, ProtocolError
 from protocol.log import Level
 from protocol.messages import (
     FROM_VMM,
@@ -90,16 +92,19 @@ class Session:
         if nursery is not None:
             self._children[ZYGOTE] = nursery.zygote
         self._resources = resources
-        self._logs = Logs(outputs.log, plan.options.log.of("launcher"))
+        self._logs = Logs(outputs.log, plan.options.log.of("launcher"), directory.path)
+        self._events = Events()
         self._traces = Traces(outputs.trace, plan.options.trace or "")
         resources.callback(self._traces.close)
         self._wiring = Wiring(plan, directory.name, directory.path)
         resources.callback(self._wiring.close)
+        self._relays: dict[str, Relay] = {}
         self._terminal = self._connect_terminal()
         self._outcome: Outcome | None = None
         self._channel: Channel | None = None
         self._sequence = 0
         self._stop_sequence = 0
+        self._answers: dict[int, Callable[[object], None]] = {}
         self._last_stats: MachineStats | None = None
 
     def run(self) -> int:
@@ -132,12 +137,18 @@ class Session:
         }
         say = partial(self._say, fresh_line=True)
         terminal = Terminal(self._loop, _KEYBOARD, commands, say)
-        typed = self._plan.options.serial == "terminal"
-        terminal.add("serial", self._wiring.serial, self._outputs.serial, typed)
+        typed, serial = self._plan.options.serial == "terminal", self._outputs.serial
+        terminal.add("serial", self._share("serial", self._wiring.serial), serial, typed)
         for name, stream in self._plan.streams.terminal.items():
-            terminal.add(name, stream, self._outputs.screen, True)
+            terminal.add(name, self._share(name, stream), self._outputs.screen, True)
         self._outputs.screen.on_gone = lambda: self._stop_wanted("the end of its output")
         return terminal
+
+    def _share(self, name: str, stream: Stream) -> Relay:
+        path = os.path.join(self._directory.path, f"{name}.stream")
+        self._relays[name] = relay = Relay(self._loop, stream, path)
+        self._resources.callback(relay.close)
+        return relay
 
     def _start(self) -> None:
         for child in self._children.values():
@@ -166,6 +177,29 @@ class Session:
         self._context = channel.new_context()
         self._resources.callback(self._context.destroy, linger=0)
 
+    def _serve_control(self) -> None:
+        # Imported when the guest runs: its start does not wait for this.
+        from launcher import control, handlers
+
+        machine = handlers.Machine(
+            name=self._name,
+            plan=self._plan,
+            loop=self._loop,
+            events=self._events,
+            children=self._children,
+            relays=self._relays,
+            ask=self._ask,
+            stop=self._stop_wanted,
+        )
+        path = os.path.join(self._directory.path, CONTROL)
+        table = handlers.Verbs(machine).table
+        try:
+            server = control.ControlServer(self._loop, self._context, path, table, self._events)
+        except HostError as error:
+            self._logs.note(Level.WARN, f"this machine cannot be controlled: {error}")
+        else:
+            self._resources.callback(server.close)
+
     def _announcements(self) -> list[str]:
         backend, is_asked = self._plan.backend, self._plan.options.hypervisor != AUTO
         found = list(self._plan.streams.announcements)
@@ -178,6 +212,8 @@ class Session:
         self._loop.on_readable(child.pidfd, partial(self._died, child))
         self._loop.on_readable(child.log, partial(self._read_log, child))
         self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
+        if child.name != ZYGOTE:
+            self._events.emit("started", child.name, generation=GENERATION, pid=child.pid)
 
     def _forked(self) -> None:
         assert self._nursery is not None
@@ -248,6 +284,14 @@ class Session:
         # The notification of an answer may have come with an earlier one, so look at once.
         self._receive()
 
+    def _ask(self, request: object, answered: Callable[[object], None]) -> None:
+        # As _request, for one who waits for the answer. At the machine's end there may be none.
+        if self._outcome:
+            answered(Failed("the machine is ending"))
+            return
+        self._answers[self._sequence + 1] = answered
+        self._request(request)
+
     def _receive(self) -> None:
         assert self._channel is not None
         try:
@@ -262,9 +306,14 @@ class Session:
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 
     def _take(self, message: object, sequence: int) -> None:
+        if answered := self._answers.pop(sequence, None):
+            answered(message)
+            return
         match message:
             case MachineReady():
                 self._startup.ready(message.phases)
+                self._events.emit("ready", took=int(self._startup.phases["ready"] * 1_000_000))
+                self._serve_control()
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
             case Ended():
                 self._decide(outcome.from_vmm(message))
@@ -306,11 +355,16 @@ class Session:
         if child.name == VMM and self._channel:
             self._receive()  # what it said last
         if not self._outcome and not self._is_done(child):
-            self._decide(outcome.process_died(child.name, child.how_it_ended()))
+            self._decide(self._death(child, child.how_it_ended()))
         if child.name == VMM:
             self._kill_all()
         if all(child.status is not None for child in self._children.values()):
             self._loop.end()
+
+    def _death(self, child: Child, how: str) -> Outcome:
+        # Of a process, while nobody wanted it: told once, by whoever notices first.
+        self._events.emit("died", child.name, generation=GENERATION, pid=child.pid, detail=how)
+        return outcome.process_died(child.name, how)
 
     def _is_done(self, child: Child) -> bool:
         # The zygote is told to end when it has made all devices.
@@ -323,6 +377,7 @@ class Session:
         if self._outcome:
             return
         self._outcome = self._explained(found)
+        self._events.emit("ended", detail=self._outcome.reason)
         self._logs.note(Level.DEBUG, f"ending: {found.reason}")
         if self._channel is None:
             self._kill_all()
@@ -336,7 +391,7 @@ class Session:
         if found.culprit == VMM:
             for name, child in self._children.items():
                 if name != VMM and child.reap() and not self._is_done(child):
-                    return outcome.process_died(name, f"{child.how_it_ended()}: {found.message}")
+                    return self._death(child, f"{child.how_it_ended()}: {found.message}")
         return found
 
     def _kill_all(self) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from functools import partial
 
 from launcher.loop import Loop
 from launcher.output import Output
+from launcher.relay import Stream
 from protocol import terminal as modes
 
 ESCAPE = 0x01
@@ -38,7 +38,7 @@ _MOST_INPUT = 64 * 1024
 @dataclass(slots=True)
 class _Stream:
     name: str
-    socket: socket.socket
+    socket: Stream
     output: Output | None  # None: what it prints is dropped
     waiting: bytearray = field(default_factory=bytearray)
     open: bool = True
@@ -73,7 +73,7 @@ class Terminal:
         self.saved = b""
         """What the terminal was like before :meth:`start` makes it raw; empty if it will not."""
 
-    def add(self, name: str, stream: socket.socket, output: Output | None, typed: bool) -> None:
+    def add(self, name: str, stream: Stream, output: Output | None, typed: bool) -> None:
         """Show what comes from ``stream``, which stays the caller's and does not block; ``typed``
         is whether it can be typed to."""
         added = _Stream(name, stream, output)
@@ -215,7 +215,7 @@ class Terminal:
         )
 
 
-def _receive(stream: socket.socket) -> bytes | None:
+def _receive(stream: Stream) -> bytes | None:
     # None: nothing now. Empty: the other end is closed.
     try:
         return stream.recv(_READ)

@@ -14,8 +14,8 @@ from protocol.memory import Region, create_memfd
 from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec
 from vmm import memory_map
 
-# Of every device: none of ours is started twice in a run.
-_GENERATION = 1
+GENERATION = 1
+"""Of every device: none of ours is started twice in a run."""
 
 
 class Wiring:
@@ -82,7 +82,7 @@ class Wiring:
             name=device.name,
             kind=device.kind,
             config=codec.pack(codec.to_plain(device.config)),
-            generation=_GENERATION,
+            generation=GENERATION,
             endpoint=self._device_endpoint(device),
             regions=self._regions(device),
             log=options.log.of(device.name),
@@ -104,7 +104,7 @@ class Wiring:
         return fd
 
     def _device_endpoint(self, device: PlannedDevice) -> str:
-        return os.path.join(self._directory, f"{device.name}.{_GENERATION}")
+        return os.path.join(self._directory, f"{device.name}.{GENERATION}")
 
     def _slot(self, device: PlannedDevice) -> DeviceSlot:
         return DeviceSlot(
@@ -114,6 +114,6 @@ class Wiring:
             slot=device.slot,
             gsi=device.gsi,
             queues=device.queues,
-            generation=_GENERATION,
+            generation=GENERATION,
             endpoint=self._device_endpoint(device),
         )
