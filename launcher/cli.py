@@ -13,10 +13,16 @@ from protocol.errors import BadInput, HostError, VibeError
 
 _USAGE = """\
 usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
+       vibevmm ps [VM]                         machines that run, and their processes
+       vibevmm pause|resume|stop [VM]          hold a guest, let it go on, end it
+       vibevmm attach VM/STREAM                its console, in this terminal
+       vibevmm stats|events [VM]               what it counted, and what happened to it
+       vibevmm kill VM/DEV                     kill the process of a device
        vibevmm doctor [--json]                 what this host can do, and what to do about it
        vibevmm completion bash|zsh|fish        print a completion script for a shell
        vibevmm --version | --help
 
+VM may be left out where one runs. More: vibevmm VERB --help, docs/control.md.
 `run` may be left out: vibevmm --kernel FILE …"""
 
 _RUN_NOTES = """\
@@ -60,30 +66,34 @@ def _command(argv: list[str]) -> int:
         return 2
     word, rest = argv[0], argv[1:]
     if word in ("--help", "-h", "help"):
-        return _print(f"{_USAGE}\n\n{_run_help()}")
+        return print_text(f"{_USAGE}\n\n{_run_help()}")
     if word in ("--version", "-V"):
-        return _print(f"vibevmm {_version()}")
+        return print_text(f"vibevmm {_version()}")
     if word == "run":
         return _run(rest)
     if word == "doctor":
         from launcher import doctor
 
-        return _print(doctor.text(rest))  # a host that lacks something is no error
+        return print_text(doctor.text(rest))  # a host that lacks something is no error
     if word == "completion":
         from launcher import completion
 
-        return _print(completion.text(rest))
+        return print_text(completion.text(rest))
     if word.startswith("-"):
         return _run(argv)
+    from launcher import verbs
+
+    if word in verbs.VERBS:
+        return verbs.run(word, rest)
     from launcher.options import suggestion
 
-    hint = suggestion(word, ("run", "doctor", "completion"))
+    hint = suggestion(word, ("run", "doctor", "completion", *verbs.VERBS))
     raise BadInput(repr(word), f"no such command{hint}")
 
 
 def _run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
-        return _print(_run_help())
+        return print_text(_run_help())
     from launcher import config
 
     options = config.read(argv)
@@ -92,7 +102,7 @@ def _run(argv: list[str]) -> int:
         from launcher.device_help import describe
 
         device = kinds.find(options.help_device, "--help-device")
-        return _print(describe(options.help_device, device.config_type))
+        return print_text(describe(options.help_device, device.config_type))
     from launcher import plan, signals
     from launcher.loop import Loop
 
@@ -111,7 +121,7 @@ def _run(argv: list[str]) -> int:
             return interrupted.exit_status
         finally:
             planned.close()
-    return _print(text)
+    return print_text(text)
 
 
 def _run_help() -> str:
@@ -133,7 +143,8 @@ def _version() -> str:
             return str(tomllib.load(file)["project"]["version"])
 
 
-def _print(text: str) -> int:
+def print_text(text: str) -> int:
+    """Print ``text``, for which the exit status is 0; HostError if it cannot be."""
     if sys.stdout is None:
         raise HostError("standard output is closed")
     try:

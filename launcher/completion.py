@@ -1,21 +1,52 @@
-"""``vibevmm completion bash|zsh|fish``: a script for the shell, made from the options' table."""
+"""``vibevmm completion bash|zsh|fish``: a script for the shell, made from the options' tables.
+
+The script asks ``vibevmm completion targets VERB`` for the machines, devices or streams that there
+are when the key is pressed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from devices.kinds import KINDS
+from launcher import rundir
 from launcher.options import RUN_OPTIONS, Option
-from protocol.errors import BadInput
+from launcher.verbs import VERBS, Verb
+from protocol.errors import BadInput, VibeError
 
-COMMANDS = ("run", "doctor", "completion")
+COMMANDS = ("run", *VERBS, "doctor", "completion")
+
+# Seconds that a machine may take to say what it has (arbitrary: somebody waits for it).
+_DEADLINE = 0.5
 
 
 def text(argv: Sequence[str]) -> str:
-    """The script for the shell that ``argv`` names."""
+    """The script for the shell that ``argv`` names, or the targets of the verb that it does."""
+    if len(argv) == 2 and argv[0] == "targets" and argv[1] in VERBS:
+        return "\n".join(targets(VERBS[argv[1]]))
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise BadInput("completion", f"which shell? One of {', '.join(SHELLS)}")
     return SHELLS[argv[0]]()
+
+
+def targets(verb: Verb) -> list[str]:
+    """What may stand behind ``verb`` now."""
+    names, what = rundir.running(), verb.target.strip("[]")
+    if what == "VM":
+        return names
+    from launcher.client import Client
+    from protocol.control import Describe
+
+    found: list[str] = []
+    for name in names:
+        # Nobody wants to read of one that does not answer.
+        with contextlib.suppress(VibeError), Client(name, _DEADLINE) as machine:
+            told = machine.ask(Describe(), _DEADLINE)
+            devices = (process.name for process in told.processes if process.kind != "vmm")
+            parts = told.streams if what == "VM/STREAM" else devices
+            found += [f"{name}/{part}" for part in parts]
+    return found
 
 
 def words(option: Option) -> str:
@@ -32,10 +63,22 @@ def bash() -> str:
         for option in RUN_OPTIONS
         if option.completes or words(option)
     )
-    names = " ".join(option.name for option in RUN_OPTIONS)
+    names = _names(RUN_OPTIONS)
+    verbs = "\n".join(
+        f'        {verb.name}) options="{_names(verb.options)} --help";;' for verb in VERBS.values()
+    )
     return f"""\
 _vibevmm() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options=
+    case ${{COMP_WORDS[1]}} in
+{verbs}
+    esac
+    if [[ $options && $COMP_CWORD -gt 1 ]]; then
+        [[ $word == -* ]] ||
+            options=$("${{COMP_WORDS[0]}}" completion targets "${{COMP_WORDS[1]}}" 2>/dev/null)
+        COMPREPLY=($(compgen -W "$options" -- "$word"))
+        return
+    fi
     case $before in
 {cases}
         doctor) COMPREPLY=($(compgen -W "--json" -- "$word")); return;;
@@ -63,6 +106,13 @@ def fish() -> str:
         "complete -c vibevmm -n '__fish_seen_subcommand_from doctor' -l json",
         f"complete -c vibevmm -n '__fish_seen_subcommand_from completion' -a '{' '.join(SHELLS)}'",
     ]
+    for verb in VERBS.values():
+        seen = f"complete -c vibevmm -n '__fish_seen_subcommand_from {verb.name}'"
+        lines.append(f"{seen} -a '(vibevmm completion targets {verb.name} 2>/dev/null)'")
+        for option in verb.options:
+            lines.append(
+                f"{seen} -l {option.key}{' -r' if option.value else ''} -d '{option.help}'"
+            )
     for option in RUN_OPTIONS:
         value = ""
         if option.value is not None and not option.optional:
@@ -74,6 +124,10 @@ def fish() -> str:
         text = option.help.replace("'", "\\'")
         lines.append(f"complete -c vibevmm -l {option.key}{value} -d '{text}'")
     return "\n".join(lines)
+
+
+def _names(options: Sequence[Option]) -> str:
+    return " ".join(option.name for option in options)
 
 
 def _bash_value(option: Option) -> str:

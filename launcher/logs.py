@@ -6,6 +6,8 @@ characters are shown and not sent, long lines are cut, floods are held back.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -37,11 +39,19 @@ class _Source:
     held_back: int = 0
 
 
-class Logs:
-    """Collects the lines of all processes and writes them to ``output``."""
+# Bytes of a process's own log, of which one older part is kept beside it (arbitrary).
+_PART = 256 * 1024
 
-    def __init__(self, output: Output, launcher_level: Level = Level.WARN) -> None:
+
+class Logs:
+    """Collects the lines of all processes and writes them to ``output``; and those of each process
+    to ``NAME.log`` in ``directory``, of which no more than the last half megabyte is kept."""
+
+    def __init__(
+        self, output: Output, launcher_level: Level = Level.WARN, directory: str | None = None
+    ) -> None:
         self._output = output
+        self._directory = directory
         self._level = launcher_level
         self._sources: dict[str, _Source] = {}
 
@@ -101,6 +111,21 @@ class Logs:
         clock = time.strftime("%H:%M:%S", time.localtime(now))
         line = f"{clock}.{int(now * 1000) % 1000:03} {name} {level} {text}\n"
         self._output.offer(line.encode())
+        if self._directory is not None:
+            # Without it, when the machine ends, or on a full disk, there is none.
+            with contextlib.suppress(OSError):
+                _append(os.path.join(self._directory, f"{name}.log"), line.encode())
+
+
+def _append(path: str, line: bytes) -> None:
+    # Opened for each line, of which there are few: no descriptor has to be had for each process.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, line)
+        if os.fstat(fd).st_size >= _PART:
+            os.rename(path, f"{path}.old")
+    finally:
+        os.close(fd)
 
 
 def printable(data: bytes) -> str:

@@ -203,12 +203,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def help_text() -> str:
-    """The options of ``run``, for people."""
+def help_text(options: Sequence[Option] = RUN_OPTIONS) -> str:
+    """``options``, for people."""
     lines: list[str] = []
-    for group in dict.fromkeys(option.group for option in RUN_OPTIONS):
+    for group in dict.fromkeys(option.group for option in options):
         lines += ["", f"{group}:"]
-        for option in (option for option in RUN_OPTIONS if option.group == group):
+        for option in (option for option in options if option.group == group):
             head = f"  {option.name} {option.value or ''}".rstrip()
             # 30 columns of names and 62 of text fit a terminal of 92, and fold in one of 80.
             texts = textwrap.wrap(option.help, 62)

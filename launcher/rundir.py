@@ -10,9 +10,11 @@ behind by launcher and VMM both being killed; the next start removes it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 
 from protocol.errors import BadInput, HostError
@@ -20,6 +22,10 @@ from protocol.errors import BadInput, HostError
 # A Unix socket's path has 108 bytes with the NUL (unix(7)); a device's socket is named after it,
 # 31 characters at most, and its generation.
 _LONGEST = 107 - len("/" + "d" * 31 + ".4294967295")
+
+
+CONTROL = "control"
+"""The socket, in a run directory, of the machine's control interface."""
 
 
 class RunDirectory:
@@ -32,7 +38,7 @@ class RunDirectory:
         self._is_removed = False
         base = base or base_directory()
         _own_directory(base)
-        base_lock = _lock(base, wait=True)
+        base_lock = _lock(base, fcntl.LOCK_EX)
         try:
             _remove_stale(base)
             self.name = name or f"vm-{os.urandom(3).hex()}"
@@ -108,10 +114,57 @@ def _own_directory(path: str) -> None:
         )
 
 
-def _lock(path: str, wait: bool = False) -> int:
+def running() -> list[str]:
+    """The names of this user's machines, starting ones among them, in order."""
+    base = base_directory()
+    with _shared(base) as is_there:
+        if not is_there:
+            return []
+        names = [entry.name for entry in os.scandir(base)]
+        return sorted(name for name in names if _is_locked(os.path.join(base, name)))
+
+
+def lives(name: str) -> bool:
+    """Whether there is a machine ``name``."""
+    base = base_directory()
+    with _shared(base) as is_there:
+        return is_there and _is_locked(os.path.join(base, name))
+
+
+def path_of(name: str) -> str:
+    """The run directory of machine ``name``, if it has one."""
+    return os.path.join(base_directory(), name)
+
+
+@contextlib.contextmanager
+def _shared(base: str) -> Iterator[bool]:
+    # A start locks the base: nobody has made a directory and not locked it yet, nor will anybody
+    # take our look at a lock for somebody's. False: there is no base, and so no machine.
+    try:
+        fd = _lock(base, fcntl.LOCK_SH)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        os.close(_lock(path, fcntl.LOCK_SH | fcntl.LOCK_NB))
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # gone meanwhile, or no directory of ours
+    return False
+
+
+def _lock(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(fd, how)
     except OSError:
         os.close(fd)
         raise

@@ -21,22 +21,25 @@ from typing import TYPE_CHECKING
 from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
+from launcher.events import Events
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
-from launcher.nursery import ZYGOTE, Nursery, Spares
+from launcher.nursery import SPARE, ZYGOTE, Nursery, Spares
 from launcher.outcome import Outcome
 from launcher.plan import Plan
+from launcher.relay import Relay
 from launcher.run import VMM, Outputs
-from launcher.rundir import RunDirectory
+from launcher.rundir import CONTROL, RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
-from launcher.streams import SocketEnd
+from launcher.streams import End, SocketEnd
 from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 from launcher.trace import Traces
 from launcher.wiring import Wiring
 from protocol import fds
-from protocol.errors import ProtocolError
+from protocol.control import EventKind
+from protocol.errors import HostError, ProtocolError
 from protocol.log import Level
 from protocol.messages import (
     FROM_VMM,
@@ -107,11 +110,13 @@ class Session:
             self._spares = Spares(nursery, self._new_spare)
         self._resources = resources
         resources.callback(self._close_children)
-        self._logs = Logs(outputs.log, plan.options.log.of("launcher"))
+        self._logs = Logs(outputs.log, plan.options.log.of("launcher"), directory.path)
+        self._events = Events()
         self._traces = Traces(outputs.trace, plan.options.trace or "")
         resources.callback(self._traces.close)
         self._wiring = Wiring(plan, directory.name, directory.path)
         resources.callback(self._wiring.close)
+        self._relays: dict[str, Relay] = {}
         self._terminal = self._connect_terminal()
         self._outcome: Outcome | None = None
         self._channel: Channel | None = None
@@ -166,17 +171,23 @@ class Session:
         }
         say = partial(self._say, fresh_line=True)
         terminal = Terminal(self._loop, _KEYBOARD, commands, say)
-        typed = self._plan.options.serial == "terminal"
-        terminal.add("serial", SocketEnd(self._wiring.serial), self._outputs.serial, typed)
+        typed, serial = self._plan.options.serial == "terminal", self._outputs.serial
+        terminal.add("serial", self._share("serial", SocketEnd(self._wiring.serial)), serial, typed)
         streams = self._plan.streams
         for end in streams.terminal:
-            terminal.add(end.name, end, self._outputs.screen, True)
+            terminal.add(end.name, self._share(end.name, end), self._outputs.screen, True)
         for bridge in streams.bridges:
             bridge.connect(self._loop)
         for end in streams.ends():
             end.on_broken = partial(self._stream_broken, end.name)
         self._outputs.screen.on_gone = lambda: self._stop_wanted("the end of its output")
         return terminal
+
+    def _share(self, name: str, end: End) -> Relay:
+        path = os.path.join(self._directory.path, f"{name}.stream")
+        self._relays[name] = relay = Relay(self._loop, end, path)
+        self._resources.callback(relay.close)
+        return relay
 
     def _stream_broken(self, name: str, why: str) -> None:
         self._logs.note(Level.WARN, f"{name} broke its stream: {why}")
@@ -212,6 +223,29 @@ class Session:
         assert self._nursery is not None
         self._loop.on_readable(self._nursery.zygote.handover.fileno(), self._forked)
 
+    def _serve_control(self) -> None:
+        # Imported when the guest runs: its start does not wait for this.
+        from launcher import control, handlers
+
+        machine = handlers.Machine(
+            name=self._name,
+            plan=self._plan,
+            loop=self._loop,
+            events=self._events,
+            supervisor=self._supervisor,
+            relays=self._relays,
+            ask=self._ask,
+            stop=self._stop_wanted,
+        )
+        path = os.path.join(self._directory.path, CONTROL)
+        table = handlers.Verbs(machine).table
+        try:
+            server = control.ControlServer(self._loop, self._context, path, table, self._events)
+        except HostError as error:
+            self._logs.note(Level.WARN, f"this machine cannot be controlled: {error}")
+        else:
+            self._resources.callback(server.close)
+
     def _announcements(self) -> list[str]:
         backend, is_asked = self._plan.backend, self._plan.options.hypervisor != AUTO
         found = list(self._plan.streams.announcements)
@@ -226,6 +260,8 @@ class Session:
         self._loop.on_readable(child.pidfd, partial(self._died, child))
         self._loop.on_readable(child.log, partial(self._read_log, child))
         self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
+        if child.name not in (ZYGOTE, SPARE):
+            self._events.emit("started", child.name, generation=1, pid=child.pid)
 
     def _forked(self) -> None:
         assert self._nursery is not None
@@ -309,6 +345,13 @@ class Session:
         # The notification of an answer may have come with an earlier one, so look at once.
         self._receive()
 
+    def _ask(self, request: object, answered: Callable[[object], None]) -> None:
+        # For one who waits for the answer. At the machine's end there may be none.
+        if self._outcome:
+            answered(Failed("the machine is ending"))
+        else:
+            self.request(request, answered)
+
     def _receive(self) -> None:
         assert self._channel is not None
         try:
@@ -331,6 +374,8 @@ class Session:
                 self._supervise(message)
             case MachineReady():
                 self._startup.ready(message.phases)
+                self._events.emit("ready", took=int(self._startup.phases["ready"] * 1_000_000))
+                self._serve_control()
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
                 if self._spares is not None:
                     self._spares.prepare()
@@ -434,9 +479,17 @@ class Session:
         self._say(f"{child.name} {child.how_it_ended()}; the guest is paused", fresh_line=True)
 
     def emit(
-        self, kind: str, device: str, *, generation: int, took: int | None, detail: str
+        self,
+        kind: EventKind,
+        device: str,
+        *,
+        generation: int,
+        pid: int,
+        took: int | None,
+        detail: str,
     ) -> None:
         """Tell whoever wants to know."""
+        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
         text = f"{device} {generation} {kind}" + (f" in {took / 1e6:.1f} ms" if took else "")
         self._logs.note(Level.WARN, f"{text}: {detail}" if detail else text)
 
@@ -446,6 +499,7 @@ class Session:
         if self._outcome:
             return
         self._outcome = self._explained(found)
+        self._events.emit("ended", detail=self._outcome.reason)
         self._logs.note(Level.DEBUG, f"ending: {found.reason}")
         if self._supervisor is not None:
             self._supervisor.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.logs import printable
 from protocol.messages import DeviceReport, ExitCount, MachineStats
@@ -98,6 +98,23 @@ def as_json(
         "machine": machine,
         "ended": reason,
         "startup_ms": startup,
+        **as_plain(stats),
+        "processes": [
+            {
+                "name": process.name,
+                "pid": process.pid,
+                "cpu_seconds": process.cpu,
+                "peak_bytes": process.peak,
+            }
+            for process in tree
+        ],
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def as_plain(stats: MachineStats) -> dict[str, Any]:
+    """What the VMM reported, as what JSON knows."""
+    return {
         "seconds": stats.nanoseconds / 1e9,
         "run_returns": stats.run_returns,
         "exits": [
@@ -114,17 +131,7 @@ def as_json(
             {"name": device.name, "state": device.state, "counters": device.counters}
             for device in stats.devices
         ],
-        "processes": [
-            {
-                "name": process.name,
-                "pid": process.pid,
-                "cpu_seconds": process.cpu,
-                "peak_bytes": process.peak,
-            }
-            for process in tree
-        ],
     }
-    return json.dumps(found, indent=2) + "\n"
 
 
 def _device_lines(device: DeviceReport) -> list[str]:

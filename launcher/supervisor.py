@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
 from launcher.policy import BackOff, OnDeath
 from launcher.spawn import Child
 from launcher.wiring import Generation, Wiring
+from protocol.control import EventKind
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,
@@ -33,8 +34,6 @@ from protocol.messages import (
 
 # Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
 _DEADLINE = 10.0
-
-EventKind = Literal["died", "hung", "recovered", "swapped", "failed"]
 
 Done = Callable[[str | None], None]
 """Told how a swap or a restart went: None, or why not."""
@@ -62,7 +61,14 @@ class Machine(Protocol):
         """Pause the guest, because ``child`` died."""
 
     def emit(
-        self, kind: EventKind, device: str, *, generation: int, took: int | None, detail: str
+        self,
+        kind: EventKind,
+        device: str,
+        *,
+        generation: int,
+        pid: int,
+        took: int | None,
+        detail: str,
     ) -> None:
         """Tell whoever follows; ``took`` is in nanoseconds."""
 
@@ -150,7 +156,7 @@ class Supervisor:
         ward.child = None
         if ward.successor is not None and ward.successor.is_swap and child.status == 0:
             return  # told to quit by the VMM, which will say that it has switched
-        self._emit("died", device.name, ward.number, detail=child.how_it_ended())
+        self._emit("died", device.name, ward.number, pid=child.pid, detail=child.how_it_ended())
         if self._is_ended or ward.successor is not None:
             return  # whoever is on the way takes over
         match device.on_death:
@@ -270,7 +276,8 @@ class Supervisor:
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
         took, what = event.microseconds * 1000, implementation(successor.device)
-        self._emit(kind, event.name, event.generation, took=took, detail=what)
+        pid = successor.child.pid if successor.child is not None else 0
+        self._emit(kind, event.name, event.generation, pid=pid, took=took, detail=what)
         if successor.done is not None:
             successor.done(None)
         self._spares.prepare()
@@ -308,10 +315,11 @@ class Supervisor:
         name: str,
         generation: int,
         *,
+        pid: int = 0,
         took: int | None = None,
         detail: str = "",
     ) -> None:
-        self._machine.emit(kind, name, generation=generation, took=took, detail=detail)
+        self._machine.emit(kind, name, generation=generation, pid=pid, took=took, detail=detail)
 
     def _find(self, name: str, number: int) -> tuple[_Ward | None, _Successor | None]:
         ward = self._wards.get(name)

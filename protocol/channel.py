@@ -1,4 +1,4 @@
-"""The only place that speaks ZeroMQ: one pair of sockets, one conversation.
+"""Where two processes of a machine speak ZeroMQ: one pair of sockets, one conversation.
 
 A channel is one ``ipc://`` endpoint for one peer and one generation. PAIR sockets talk to
 exactly one peer; reconnection is off, so nothing stale can arrive and a dead peer stays

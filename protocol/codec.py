@@ -49,21 +49,27 @@ def encode(message: object, sequence: int = 0, generation: int = 0) -> bytes:
 
 def decode(frame: bytes, allowed: Iterable[type]) -> Envelope:
     """The message in ``frame``, which must be one of the classes in ``allowed``."""
+    name, sequence, generation, body = parts(frame)
+    for found in allowed:
+        if found.__name__ == name:
+            return Envelope(from_plain(found, body), sequence, generation)
+    raise ProtocolError(f"message {name[:40]!r} is not allowed here")
+
+
+def parts(frame: bytes) -> tuple[str, int, int, Any]:
+    """Name, sequence, generation and fields in ``frame``, of whatever message it is."""
     if len(frame) > MAX_MESSAGE:
         raise ProtocolError(f"message of {len(frame)} bytes is over {MAX_MESSAGE}")
     plain = unpack(frame)
     if not isinstance(plain, list) or len(plain) != 4:
         raise ProtocolError("a message is an array of four")
     name, sequence, generation, body = plain
-    _typed(str, name, "name")
-    for found in allowed:
-        if found.__name__ == name:
-            return Envelope(
-                from_plain(found, body),
-                _unsigned(sequence, "sequence"),
-                _unsigned(generation, "generation"),
-            )
-    raise ProtocolError(f"message {name[:40]!r} is not allowed here")
+    return (
+        _typed(str, name, "name"),
+        _unsigned(sequence, "sequence"),
+        _unsigned(generation, "generation"),
+        body,
+    )
 
 
 def pack(plain: object) -> bytes:

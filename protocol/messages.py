@@ -296,6 +296,16 @@ class PressPowerButton:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Take every vCPU out of the guest, and hold it there. Reply: Done when all are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let the vCPUs go on. Reply: Done."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopMachine:
     """Stop the vCPUs and the devices, and reply with the last MachineStats."""
 
@@ -313,4 +323,13 @@ FROM_VMM = (
     Done,
     Failed,
 )
-TO_VMM = (Attach, GetMachineStats, Switch, Drop, PressPowerButton, StopMachine)
+TO_VMM = (
+    Attach,
+    GetMachineStats,
+    Switch,
+    Drop,
+    PressPowerButton,
+    Pause,
+    Resume,
+    StopMachine,
+)

@@ -26,7 +26,7 @@ PAGES = sorted(
 COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
-OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing"}
+OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing", "--force", "--follow"}
 
 
 def text(page: Path) -> str:

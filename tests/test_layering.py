@@ -83,7 +83,7 @@ def test_a_device_does_not_know_other_devices() -> None:
 @pytest.mark.parametrize(
     ("what", "only"),
     [
-        ("zmq", {"protocol/channel.py", "devices/runtime/entry.py"}),
+        ("zmq", {"protocol/channel.py", "protocol/service.py", "devices/runtime/entry.py"}),
         ("protocol.ring._ring", {"protocol/ring"}),
         ("devices.runtime.seal._seal", {"devices/runtime/seal"}),
         ("vmm.hypervisor.kvm._kvm", {"vmm/hypervisor/kvm"}),

@@ -109,7 +109,10 @@ class Machine:
         self._hypervisor = hypervisor
         self._trace = trace
         self._on_end = on_end
-        self._lock = threading.Lock()
+        # Of what ends and what holds the vCPUs; they wait on it while they are held.
+        self._lock = threading.Condition()
+        self._paused = False
+        self._held: set[str] = set()
         self.end: End | None = None
         self.stopping = False
         self.vm = hypervisor.create_vm(spec.cpus)
@@ -219,6 +222,7 @@ class Machine:
     def _run(self, vcpu: Vcpu, handler: ExitHandler) -> None:
         try:
             while not self.stopping:
+                self._hold()
                 stop = vcpu.run(handler)
                 if stop in _STOPS:
                     self.finish(_STOPS[stop], f"the guest {stop.value}")
@@ -239,9 +243,43 @@ class Machine:
             if self.end is None:
                 self.end = End(reason, detail)
             self.stopping = True
+            self._lock.notify_all()
         for vcpu in self.vm.vcpus:
             vcpu.kick()
         self._on_end()
+
+    def _hold(self) -> None:
+        # On a vCPU's thread, out of the guest: stay for as long as the machine is paused.
+        with self._lock:
+            self._held.add(threading.current_thread().name)
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: not self._paused or self.stopping)
+            self._held.discard(threading.current_thread().name)
+
+    def pause(self) -> str:
+        """Take the vCPUs out of the guest and hold them; done when it returns. If one does not
+        come in time its thread's name is the answer, and nobody is held.
+
+        Devices finish what is in their queues. The guest's clocks are the host's, and go on: a
+        timer that came due meanwhile fires when the machine is resumed.
+        """
+        with self._lock:
+            self._paused = True
+        for vcpu in self.vm.vcpus:
+            vcpu.kick()
+        wanted = {thread.name for thread in self._threads}
+        with self._lock:
+            if self._lock.wait_for(lambda: self._held >= wanted or self.stopping, _VCPU_DEADLINE):
+                return ""
+            late = min(wanted - self._held)
+        self.resume()
+        return late
+
+    def resume(self) -> None:
+        """Let the vCPUs go on."""
+        with self._lock:
+            self._paused = False
+            self._lock.notify_all()
 
     def stop(self) -> None:
         """Take the vCPUs out of the guest, and wait for their threads."""

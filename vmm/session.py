@@ -28,7 +28,9 @@ from protocol.messages import (
     GetMachineStats,
     MachineReady,
     MachineStats,
+    Pause,
     PressPowerButton,
+    Resume,
     StopMachine,
     Switch,
 )
@@ -317,6 +319,13 @@ class Session:
                     return Failed("there is no machine")
                 if not self._machine.board.press_power_button():
                     return Failed("this machine has no power button")
+                return Done()
+            case Pause():
+                late = self._machine.pause() if self._machine else "no machine"
+                return Failed(f"{late} does not leave the guest") if late else Done()
+            case Resume():
+                if self._machine:
+                    self._machine.resume()
                 return Done()
             case StopMachine():
                 return self._stop()

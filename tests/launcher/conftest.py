@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from launcher import api
+from launcher.api import VM
 from tests.support.leaks import none_left
+from tests.support.machines import Start
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +27,31 @@ def binary(tmp_path: Path) -> str:
     path = tmp_path / "guest.raw"
     path.write_bytes(b"\xf4" * 4096)
     return str(path)
+
+
+@pytest.fixture
+def start(begin: Start) -> Start:
+    """Machines that pretend and are ready, for as long as a test runs."""
+
+    def started(behaviour: str, *devices: str) -> VM:
+        machine = begin(behaviour, *devices)
+        machine.wait_ready()
+        return machine
+
+    return started
+
+
+@pytest.fixture
+def begin(binary: str, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """The same, that may not be ready yet."""
+    monkeypatch.setattr(api, "_MODULE", "tests.support.fake_launcher")
+    with ExitStack() as machines:
+
+        def begun(behaviour: str, *devices: str) -> VM:
+            made = VM(name=behaviour, binary=binary, entry=0x10000, devices=devices)
+            return machines.enter_context(made)
+
+        yield begun
 
 
 @pytest.fixture

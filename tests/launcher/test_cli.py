@@ -114,7 +114,7 @@ def test_completion_script_is_one_that_the_shell_understands(
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("vibevmm r", ["run"]),
+        ("vibevmm ru", ["run"]),
         ("vibevmm run --dev", ["--device"]),
         ("vibevmm run --device r", ["rng"]),
         ("vibevmm --log de", ["debug"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,25 @@ def test_own_lines_obey_the_level(logs: tuple[Logs, Callable[[], list[str]]]) ->
     log.note(Level.INFO, "shown")
 
     assert lines() == ["launcher info shown"]
+
+
+def test_each_process_has_a_file_of_its_last_lines(tmp_path: Path) -> None:
+    fd = os.memfd_create("log", os.MFD_CLOEXEC)
+    log = Logs(Output(fd, Loop()), Level.INFO, str(tmp_path))
+    log.feed("blk0", b"W a line\n")
+    log.note(Level.INFO, "another")
+
+    assert (tmp_path / "blk0.log").read_text().endswith(" blk0 warn a line\n")
+    assert (tmp_path / "launcher.log").read_text().endswith(" launcher info another\n")
+
+    # Half a megabyte at most, whatever it says; and nothing when the directory is gone.
+    for number in range(1000):
+        log.note(Level.INFO, f"{number} " + "x" * 2000)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.glob("launcher*")}
+    assert sizes.keys() == {"launcher.log", "launcher.log.old"}
+    assert sum(sizes.values()) < 530_000
+    for path in tmp_path.iterdir():
+        path.unlink()
+    tmp_path.rmdir()
+    log.note(Level.INFO, "more")
+    os.close(fd)

@@ -26,6 +26,9 @@ from protocol.messages import (
     GetMachineStats,
     MachineReady,
     MachineStats,
+    Pause,
+    PressPowerButton,
+    Resume,
     StopMachine,
 )
 from protocol.specs import Guard as GuardSpec
@@ -85,6 +88,14 @@ class FakeVmm:
                 self.channel.send(Done(), envelope.sequence)
             case GetMachineStats():
                 self.channel.send(STATS, envelope.sequence)
+            case Pause() | Resume():
+                self.channel.send(Done(), envelope.sequence)
+            case PressPowerButton() if self.behaviour == "buttonless":
+                self.channel.send(Failed("this machine has no power button"), envelope.sequence)
+            case PressPowerButton():
+                self.channel.send(Done(), envelope.sequence)
+                if self.behaviour == "polite":
+                    self.end("power-off")
             case StopMachine() if self.behaviour == "deaf":
                 time.sleep(60)
             case StopMachine():
@@ -102,12 +113,13 @@ class FakeVmm:
 
     def echo(self) -> None:
         """Print what is typed, in brackets, until the launcher stops us."""
-        while not self.channel._socket.poll(0):
+        while not self.channel._socket.poll(0) or self.answer():
             ready, _, _ = select.select([self.serial, self.handover], [], [], 0.02)
             if self.handover in ready:
                 self.orphaned()
             if self.serial in ready and (data := self.serial.recv(4096)):
                 self.serial.sendall(b"[" + data + b"]")
+        sys.exit(0)
 
     def flood(self, blocks: int = 64) -> None:
         """Print more than a pipe holds, then power off."""
@@ -150,6 +162,8 @@ BEHAVIOURS: dict[str, Callable[[FakeVmm], None]] = {
     "spill": lambda vmm: vmm.flood(32),  # no more than pipe and launcher hold together
     "rude": FakeVmm.rude,
     "idle": lambda vmm: None,
+    "polite": lambda vmm: None,
+    "buttonless": lambda vmm: None,
 }
 
 if __name__ == "__main__":

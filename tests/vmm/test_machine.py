@@ -113,6 +113,63 @@ def test_stop_takes_a_spinning_and_waiting_vcpus_out_of_the_guest(
     assert built.machine.end.reason == "stopped"
 
 
+def returns(machine: Machine) -> list[int]:
+    return [vcpu.run_returns for vcpu in machine.vm.vcpus]
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_paused_every_vcpu_is_out_of_the_guest_until_it_is_resumed(
+    build: Callable[..., Built], cpus: int
+) -> None:
+    machine = build(PRINT_AND_SPIN, cpus).machine
+    machine.start()
+    for _ in range(20):
+        assert machine.pause() == ""
+        before = returns(machine)
+        # A kick returns from whoever is in the guest, and does nothing to who is held.
+        for vcpu in machine.vm.vcpus:
+            vcpu.kick()
+        assert machine._held == {f"vcpu{index}" for index in range(cpus)}
+        assert returns(machine) == before
+        machine.resume()
+
+    assert machine.pause() == ""
+    machine.stop()
+    assert not [t for t in threading.enumerate() if t.name.startswith("vcpu") and t.is_alive()]
+
+
+def test_machine_that_is_paused_before_it_starts_begins_when_it_is_resumed(
+    build: Callable[..., Built],
+) -> None:
+    built = build(PANIC)
+    assert built.machine.pause() == ""
+    built.machine.start()
+    assert built.machine.pause() == ""
+    assert returns(built.machine) == [0]
+
+    built.machine.resume()
+
+    assert built.ended.wait(DEADLINE)
+
+
+def test_vcpu_that_does_not_leave_the_guest_is_named_and_nobody_is_held(
+    build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.machine._VCPU_DEADLINE", 0.1)
+    built = build(PANIC)
+    entered, free = threading.Event(), threading.Event()
+    built.machine._on_end = lambda: (entered.set(), free.wait(DEADLINE))  # type: ignore[assignment, func-returns-value]
+    built.machine.stopping = False
+    built.machine.start()
+    assert entered.wait(DEADLINE)
+    built.machine.stopping = False  # as if it were in the middle of an exit
+
+    assert built.machine.pause() == "vcpu0"
+
+    built.machine.stopping = True
+    free.set()
+
+
 def test_exits_are_counted_when_asked_for(build: Callable[..., Built]) -> None:
     built = build(PANIC, stats=True)
     built.machine.start()

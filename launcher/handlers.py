@@ -1,0 +1,244 @@
+"""What each request of protocol.control does to the machine: one table, one method a verb.
+
+What there is to tell of the machine is what its events say; nothing is kept twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from launcher.control import Handler, Reply
+from launcher.events import Events
+from launcher.loop import Loop
+from launcher.plan import Plan
+from launcher.relay import Relay
+from launcher.supervisor import Supervisor
+from protocol import control as wire
+from protocol import messages
+from protocol.errors import BadInput, HostError
+
+# Requests that may wait for the VMM, which hears one at a time, and the seconds between two: it
+# cuts off a peer that sends more than 500 messages a second (arbitrary, and below that).
+_MOST_WAITING, _BETWEEN = 64, 0.005
+
+# Nanoseconds that a guest may be given to power off: a day (arbitrary).
+_LONGEST = 86_400 * 10**9
+
+Answered = Callable[[object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
+    ``supervisor`` if it has any, its ``relays`` by stream; ``ask`` the VMM, and ``stop`` in
+    somebody's name."""
+
+    name: str
+    plan: Plan
+    loop: Loop
+    events: Events
+    supervisor: Supervisor | None
+    relays: Mapping[str, Relay]
+    ask: Callable[[object, Answered], None]
+    stop: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Seen:
+    # What the events have told so far.
+    began: int = 0
+    state: wire.MachineState = "starting"
+    processes: dict[str, wire.Process] = field(default_factory=dict)
+    started: dict[str, int] = field(default_factory=dict)
+    ended: str = ""
+
+
+class Verbs:
+    """The verbs of one machine; :attr:`table` is what launcher.control serves."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._seen = _Seen()
+        self._kinds = {device.name: device.kind for device in machine.plan.devices}
+        self._stopping: list[tuple[Reply, list[str]]] = []
+        self._waiting: deque[tuple[object, Answered]] = deque()
+        self._is_asking = False
+        machine.events.listen(self._heard)
+        # restart, swap and inject are to be further rows.
+        self.table: Mapping[type, Handler] = {
+            wire.Describe: self._describe,
+            wire.Measure: self._measure,
+            wire.Pause: partial(self._hold, messages.Pause(), "paused"),
+            wire.Resume: partial(self._hold, messages.Resume(), "running"),
+            wire.Shutdown: self._shut_down,
+            wire.Kill: self._kill,
+            wire.Attach: self._attach,
+        }
+
+    # ── ps, stats ─────────────────────────────────────────────────────────────────────
+
+    def _describe(self, _: wire.Describe, reply: Reply) -> None:
+        options, seen, now = self._machine.plan.options, self._seen, time.monotonic_ns()
+        reply(
+            wire.Description(
+                name=self._machine.name,
+                state=seen.state,
+                pid=os.getpid(),
+                uptime=now - seen.began,
+                hypervisor=self._machine.plan.backend.name,
+                architecture=self._machine.plan.boot.architecture,
+                cpus=options.cpus,
+                memory=options.memory,
+                processes=tuple(
+                    replace(process, uptime=now - seen.started[name])
+                    for name, process in seen.processes.items()
+                ),
+                streams=tuple(self._machine.relays),
+            )
+        )
+
+    def _measure(self, _: wire.Measure, reply: Reply) -> None:
+        self._ask(messages.GetMachineStats(), partial(_pass_on, reply))
+
+    # ── pause, resume ─────────────────────────────────────────────────────────────────
+
+    def _hold(self, request: object, wanted: wire.MachineState, _: object, reply: Reply) -> None:
+        def answered(answer: object) -> None:
+            if isinstance(answer, messages.Done):
+                if self._seen.state != wanted and self._seen.state != "ending":
+                    self._machine.events.emit("paused" if wanted == "paused" else "resumed")
+                reply(wire.Done())
+            else:
+                _pass_on(reply, answer)
+
+        self._ask(request, answered)
+
+    # ── stop ──────────────────────────────────────────────────────────────────────────
+
+    def _shut_down(self, request: wire.Shutdown, reply: Reply) -> None:
+        if request.timeout > _LONGEST:
+            raise BadInput("--timeout", f"{_LONGEST // 10**9} seconds at most")
+        if len(self._stopping) >= _MOST_WAITING:
+            raise HostError("too many wait for this machine's end already")
+        if request.force and self._seen.state == "ending":
+            self._machine.stop("vibevmm stop")  # the second time it is meant
+        if self._seen.state == "ending":
+            reply(wire.Stopped(self._seen.ended, ""))
+            return
+        forced: list[str] = []  # why, once it is
+        self._stopping.append((reply, forced))
+        if request.force:
+            self._force(forced, "as asked for")
+            return
+        if self._seen.state == "paused":
+            self._hold(messages.Resume(), "running", None, lambda _: None)  # to hear the button
+
+        def pressed(answer: object) -> None:
+            if isinstance(answer, messages.Failed):
+                self._force(forced, answer.reason)
+                return
+            seconds = request.timeout / 1e9
+            why = f"the guest did not power off within {seconds:g} s"
+            self._machine.loop.after(seconds, partial(self._force, forced, why))
+
+        self._ask(messages.PressPowerButton(), pressed)
+
+    def _force(self, forced: list[str], why: str) -> None:
+        # On its way to the end it needs no force, and a second stop would be a kill.
+        if self._seen.state != "ending":
+            forced.append(why)
+            self._machine.stop("vibevmm stop")
+
+    # ── kill, attach ──────────────────────────────────────────────────────────────────
+
+    def _kill(self, request: wire.Kill, reply: Reply) -> None:
+        if request.device not in self._kinds:
+            raise BadInput(repr(request.device), f"no such device; {_known(self._kinds)}")
+        assert self._machine.supervisor is not None
+        child = self._machine.supervisor.child(request.device)
+        if child is None or child.status is not None:
+            raise HostError(f"{request.device} has no process now")
+        child.kill()
+        reply(wire.Killed(child.pid))
+
+    def _attach(self, request: wire.Attach, reply: Reply) -> None:
+        relay = self._machine.relays.get(request.stream)
+        if relay is None:
+            raise BadInput(
+                repr(request.stream), f"no stream to attach to; {_known(self._machine.relays)}"
+            )
+        try:
+            reply(wire.Attached(relay.open()))
+        except OSError as error:
+            raise HostError(f"the socket of {request.stream}: {error.strerror}") from error
+
+    # ── what happens ──────────────────────────────────────────────────────────────────
+
+    def _heard(self, event: wire.Event) -> None:
+        seen, name = self._seen, event.device
+        seen.began = seen.began or event.monotonic
+        match event.kind:
+            case "started":
+                kind = self._kinds.get(name, name)
+                seen.processes[name] = wire.Process(
+                    name, kind, event.pid, "running", event.generation, 0
+                )
+                seen.started[name] = event.monotonic
+            case "died" | "hung" if name in seen.processes:
+                state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
+                seen.processes[name] = replace(seen.processes[name], state=state)
+            case "recovered" | "swapped" if name in seen.processes:
+                seen.processes[name] = replace(
+                    seen.processes[name],
+                    state="running",
+                    pid=event.pid,
+                    generation=event.generation,
+                )
+                seen.started[name] = event.monotonic
+            case "ready" | "resumed":
+                seen.state = "running"
+            case "paused":
+                seen.state = "paused"
+            case "ended":
+                seen.state, seen.ended = "ending", event.detail
+                for reply, forced in self._stopping:
+                    reply(wire.Stopped(event.detail, "".join(forced)))
+                self._stopping.clear()
+
+    # ── the VMM ───────────────────────────────────────────────────────────────────────
+
+    def _ask(self, request: object, answered: Answered) -> None:
+        if len(self._waiting) >= _MOST_WAITING:
+            raise HostError("too many requests wait for the VMM")
+        self._waiting.append((request, answered))
+        if not self._is_asking:
+            self._ask_next()
+
+    def _ask_next(self) -> None:
+        self._is_asking = bool(self._waiting)
+        if not self._waiting:
+            return
+        request, answered = self._waiting.popleft()
+
+        def took(answer: object) -> None:
+            self._machine.loop.after(_BETWEEN, self._ask_next)
+            answered(answer)
+
+        self._machine.ask(request, took)
+
+
+def _pass_on(reply: Reply, answer: object) -> None:
+    # The VMM's answer, to the client.
+    if isinstance(answer, messages.Failed):
+        reply(wire.Failed(3, answer.reason))
+    else:
+        reply(answer)
+
+
+def _known(names: Mapping[str, object]) -> str:
+    return f"there are {', '.join(names)}" if names else "there is none"

@@ -1,0 +1,320 @@
+"""The command line of the control interface: ``vibevmm ps``, ``pause``, ``attach`` and the others.
+
+One table, which the command line, the help and shell completion read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher import rundir
+from launcher.options import Option, help_text, suggestion
+from protocol.errors import BadInput, HostError
+
+_OPTIONS = "Options"
+_JSON = Option("--json", None, "print JSON, for programs", _OPTIONS)
+_FORCE = Option("--force", None, "stop it at once, without asking the guest", _OPTIONS)
+_TIMEOUT = Option(
+    "--timeout", "SECONDS", "how long the guest may take to power off; default: 30", _OPTIONS
+)
+_FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
+
+# Seconds that `ps` waits for one machine, and `stop` for a machine that has ended to be gone
+# (arbitrary).
+_PS_DEADLINE, _GONE_DEADLINE = 2.0, 30.0
+_STOP_TIMEOUT = 30.0
+
+Arguments = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A command. ``target`` is what it is about, in the usage (in brackets: may be left out);
+    ``run`` gets that, or None, and the options given, by name, and returns the exit status."""
+
+    name: str
+    target: str
+    help: str
+    options: tuple[Option, ...]
+    run: Callable[[str | None, Arguments], int]
+
+    @property
+    def usage(self) -> str:
+        """One line of how it is called."""
+        words = "".join(
+            f" [{option.name}{f' {option.value}' if option.value else ''}]"
+            for option in self.options
+        )
+        return f"vibevmm {self.name} {self.target}{words}"
+
+
+def run(word: str, argv: Sequence[str]) -> int:
+    """Run verb ``word`` with its arguments; the exit status."""
+    verb = VERBS[word]
+    if "--help" in argv or "-h" in argv:
+        return _print(f"usage: {verb.usage}\n\n{verb.help}\n\n{help_text(verb.options)}")
+    return verb.run(*_parse(verb, argv))
+
+
+def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    known = {option.name: option for option in verb.options}
+    target, given, rest = None, {}, list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            if target is not None:
+                raise BadInput(repr(word), f"one target is enough: {verb.usage}")
+            target = word
+            continue
+        name, equals, value = word.partition("=")
+        if (option := known.get(name)) is None:
+            raise BadInput(name, f"no such option{suggestion(name, known)}")
+        if option.value is None and equals:
+            raise BadInput(name, "takes no value")
+        if option.value is not None and not equals:
+            if not rest:
+                raise BadInput(name, f"needs a value: {option.value}")
+            value = rest.pop(0)
+        given[name] = value
+    return target, given
+
+
+# ── ps ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ps(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    names = rundir.running() if target is None else [client.find("ps", target)]
+    found: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            with client.Client(name, _PS_DEADLINE) as machine:
+                told = machine.ask(wire.Describe(), _PS_DEADLINE)
+        except client.Gone:
+            continue
+        except client.Silent:
+            found.append({"name": name, "state": "no answer", "processes": []})
+            continue
+        plain = asdict(told)
+        plain["uptime_ms"] = plain.pop("uptime") / 1e6
+        for process in plain["processes"]:
+            process["uptime_ms"] = process.pop("uptime") / 1e6
+            process |= _memory(process["pid"]) if process["state"] != "dead" else {}
+        found.append(plain)
+    if "--json" in given:
+        return _print(json.dumps(found, indent=2))
+    if not found:
+        return _print("no machine runs")
+    from launcher import tables
+
+    tables.machines(found)
+    return 0
+
+
+def _memory(pid: int) -> dict[str, int]:
+    # Bytes, as far as the kernel tells us: a device that has dropped its privileges may not be
+    # looked at by everybody who may kill it.
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            found["rss"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            pss = next(line for line in file if line.startswith("Pss:"))
+        found["pss"] = int(pss.split()[1]) * 1024
+    return found
+
+
+# ── what a machine is asked for ───────────────────────────────────────────────────────────
+
+
+def _stats(target: str | None, given: Arguments) -> int:
+    from launcher import client, stats
+    from protocol import control as wire
+
+    with client.Client(client.find("stats", target)) as machine:
+        measured = machine.ask(wire.Measure())
+    if "--json" in given:
+        return _print(json.dumps({"vm": machine.name, **stats.as_plain(measured)}, indent=2))
+    return _print(stats.as_text(measured))
+
+
+def _pause(target: str | None, given: Arguments) -> int:
+    from protocol import control as wire
+
+    return _hold("pause", wire.Pause(), "paused", target, given)
+
+
+def _resume(target: str | None, given: Arguments) -> int:
+    from protocol import control as wire
+
+    return _hold("resume", wire.Resume(), "running", target, given)
+
+
+def _hold(verb: str, request: object, state: str, target: str | None, given: Arguments) -> int:
+    from launcher import client
+
+    with client.Client(client.find(verb, target)) as machine:
+        machine.ask(request)
+    return _say(given, f"{machine.name} is {state}", vm=machine.name, state=state)
+
+
+def _stop(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    timeout = _seconds(given["--timeout"]) if "--timeout" in given else _STOP_TIMEOUT
+    request = wire.Shutdown("--force" in given, int(timeout * 1e9))
+    reason, forced = "gone", ""
+    with client.Client(client.find("stop", target)) as machine:
+        with contextlib.suppress(client.Gone):  # that was the aim
+            stopped = machine.ask(request, None)
+            reason, forced = stopped.reason, stopped.forced
+        if not machine.wait_gone(_GONE_DEADLINE):
+            raise HostError(f"{machine.name} has ended ({reason}) and is not gone yet")
+    how = f", by force: {forced}" if forced and "--force" not in given else ""
+    return _say(
+        given,
+        f"{machine.name} has ended: {reason}{how}",
+        vm=machine.name,
+        ended=reason,
+        forced=forced,
+    )
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= 1e9:
+            return seconds
+    raise BadInput("--timeout", f"{text!r} is no number of seconds")
+
+
+def _kill(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    name, device = client.find_part("kill", target, "device")
+    with client.Client(name) as machine:
+        pid = machine.ask(wire.Kill(device)).pid
+    return _say(given, f"{name}/{device}: killed process {pid}", vm=name, device=device, pid=pid)
+
+
+def _attach(target: str | None, given: Arguments) -> int:
+    from launcher import attach, client
+    from protocol import control as wire
+
+    name, stream = client.find_part("attach", target, "stream")
+    with client.Client(name) as machine:
+        path = machine.ask(wire.Attach(stream)).path
+    if "--json" in given:
+        return _say(given, "", vm=name, stream=stream, socket=path)
+    if os.isatty(0):
+        print(f"vibevmm: {name}/{stream}; Ctrl-A d detaches, Ctrl-A h helps", file=sys.stderr)
+    return attach.attach(path)
+
+
+def _events(target: str | None, given: Arguments) -> int:
+    from launcher import client
+
+    with client.Client(client.find("events", target)) as machine:
+        for event in machine.events("--follow" in given):
+            _print(json.dumps({"vm": machine.name, **event_as_plain(event)}))
+    return 0
+
+
+def event_as_plain(event: Any) -> dict[str, Any]:
+    """An Event or Lost of protocol.control as what JSON knows: times in seconds since 1970 and of
+    CLOCK_MONOTONIC, ``took_ms`` in milliseconds; what does not apply is left out."""
+    from protocol import control as wire
+
+    if isinstance(event, wire.Lost):
+        return {"event": "lost", "count": event.count}
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(event.wall // 10**9))
+    plain: dict[str, Any] = {
+        "number": event.number,
+        "event": event.kind,
+        "time": f"{clock}.{event.wall // 1000 % 10**6:06}Z",
+        "monotonic": event.monotonic / 1e9,
+    }
+    if event.device:
+        plain |= {"device": event.device, "generation": event.generation, "pid": event.pid}
+    if event.took is not None:
+        plain["took_ms"] = event.took / 1e6
+    if event.detail:
+        plain["detail"] = event.detail
+    return plain
+
+
+def _say(given: Arguments, text: str, **facts: object) -> int:
+    return _print(json.dumps(facts) if "--json" in given else text)
+
+
+def _print(text: str) -> int:
+    from launcher.cli import print_text
+
+    return print_text(text)
+
+
+# restart, swap and inject are to be further rows.
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "ps",
+            "[VM]",
+            "Lists this user's machines, each with its processes.",
+            (_JSON,),
+            _ps,
+        ),
+        Verb(
+            "stats",
+            "[VM]",
+            "Prints exits (of a machine started with --stats) and what each device counted.",
+            (_JSON,),
+            _stats,
+        ),
+        Verb(
+            "pause",
+            "[VM]",
+            "Takes every CPU out of the guest and holds it. The guest's clocks are the host's,\n"
+            "and go on; devices finish what they were asked for.",
+            (_JSON,),
+            _pause,
+        ),
+        Verb("resume", "[VM]", "Lets a paused guest go on.", (_JSON,), _resume),
+        Verb(
+            "stop",
+            "[VM]",
+            "Presses the power button, and stops the machine by force when the guest has not\n"
+            "powered off in time; an arm64 machine, which has no button, at once. One that is\n"
+            "paused is resumed first. Returns when the machine is gone.",
+            (_FORCE, _TIMEOUT, _JSON),
+            _stop,
+        ),
+        Verb("kill", "VM/DEV", "Kills the process of a device, with SIGKILL.", (_JSON,), _kill),
+        Verb(
+            "attach",
+            "VM/STREAM",
+            "Joins a console, or the serial port (VM/serial), in this terminal. All who are\n"
+            "attached see what the guest writes, and all may type. Ctrl-A d detaches.\n"
+            "With --json: says where the stream's socket is, and attaches nothing.",
+            (_JSON,),
+            _attach,
+        ),
+        Verb(
+            "events",
+            "[VM]",
+            "Prints what happened to the machine: a line of JSON each.",
+            (_FOLLOW, _JSON),
+            _events,
+        ),
+    )
+}

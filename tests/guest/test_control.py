@@ -1,0 +1,296 @@
+"""Real machines through launcher.api: held, stopped, attached to and broken, on each backend.
+
+The guest is flat 64-bit code that answers the serial port: a letter comes back, and after a "q" it
+powers off. Its answer is how a test knows that it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.api import VM
+from protocol import control as wire
+from protocol.service import Client as Connection
+from tests.support.bare import assembled, require_kvm
+from tests.support.guest import ECHO as ECHO_MODE
+from tests.support.guest import demo
+from tests.support.leaks import none_left
+
+DEADLINE = 30.0
+PROJECT = Path(__file__).parents[2]
+
+POWER_OFF = """
+    66 ba 04 06  # mov dx, 0x604     PM1_CNT
+    66 b8 00 34  # mov ax, 0x3400    sleep type 5, sleep enable
+    66 ef        # out dx, ax
+    eb fe        # jmp .
+"""
+ECHO = (
+    """
+    66 ba f8 03  # mov dx, 0x3f8
+    b0 3e        # mov al, '>'
+    ee           # out dx, al        <-----+
+    b2 fd        # mov dl, 0xfd            |
+    ec           # in al, dx         <--+  |
+    a8 01        # test al, 1           |  |   received data?
+    74 fb        # jz ------------------+  |
+    b2 f8        # mov dl, 0xf8            |
+    ec           # in al, dx               |
+    3c 71        # cmp al, 'q'             |
+    75 f1        # jne --------------------+
+"""
+    + POWER_OFF
+)
+UNTIL_THE_POWER_BUTTON = (
+    """
+    66 ba f8 03  # mov dx, 0x3f8
+    b0 3e        # mov al, '>'
+    ee           # out dx, al
+    66 ba 00 06  # mov dx, 0x600     PM1_STS
+    66 ed        # in ax, dx         <--+
+    f6 c4 01     # test ah, 1           |  PWRBTN_STS
+    74 f9        # jz ------------------+
+"""
+    + POWER_OFF
+)
+ARM64_SPIN = bytes.fromhex("1f2003d5 ffffff17")  # nop; b . - 4
+
+BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        with none_left():
+            yield
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "kvm":
+        require_kvm()
+    else:
+        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+    return str(request.param)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., VM]]:
+    with contextlib.ExitStack() as machines:
+
+        def started(code: bytes, **options: object) -> VM:
+            image = tmp_path / "guest.raw"
+            image.write_bytes(code)
+            base = {"binary": image, "entry": "0x100000", "mem": "64M", "timeout": 90}
+            machine = machines.enter_context(VM(**{**base, **options}))  # type: ignore[arg-type]
+            machine.wait_ready()
+            return machine
+
+        yield started
+
+
+class Typist:
+    """Attached to a stream; :meth:`says` waits for what the guest says."""
+
+    def __init__(self, machine: VM, stream: str = "serial") -> None:
+        self.socket = machine.attach(stream)
+        self.socket.settimeout(DEADLINE)
+        self.got = b""
+
+    def says(self, words: bytes) -> None:
+        while words not in self.got:
+            data = self.socket.recv(4096)
+            assert data, f"the stream ended after {self.got!r}"
+            self.got += data
+
+    def type(self, keys: bytes) -> None:
+        self.socket.sendall(keys)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@pytest.fixture
+def echo(start: Callable[..., VM], backend: str) -> Iterator[tuple[VM, Typist]]:
+    machine = start(assembled(ECHO), hypervisor=backend, devices=["rng"])
+    typist = Typist(machine)
+    typist.says(b">")
+    yield machine, typist
+    typist.close()
+
+
+def test_paused_guest_does_nothing_until_it_is_resumed(echo: tuple[VM, Typist]) -> None:
+    machine, typist = echo
+    returns: list[int] = []
+    for _ in range(3):
+        machine.pause()
+        machine.pause()
+        typist.type(b"a")
+        before = machine.stats().run_returns
+        # Time for a guest that runs to spin some thousand times.
+        typist.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            typist.says(b"a")
+        returns.append(machine.stats().run_returns - before)
+
+        machine.resume()
+        machine.resume()
+        typist.socket.settimeout(DEADLINE)
+        typist.says(b"a")
+        typist.got = b""
+
+    assert returns == [0, 0, 0]
+    typist.type(b"q")
+    assert machine.wait(DEADLINE) == 0
+
+
+@pytest.mark.kvm
+def test_every_cpu_is_held_waiting_ones_too(start: Callable[..., VM]) -> None:
+    require_kvm()
+    machine = start(assembled(ECHO), hypervisor="kvm", cpus=3)
+    typist = Typist(machine)
+    typist.says(b">")
+
+    machine.pause()
+    before = machine.stats().run_returns
+    assert machine.stats().run_returns == before
+    machine.resume()
+    typist.type(b"q")
+
+    assert machine.wait(DEADLINE) == 0
+    typist.close()
+
+
+def test_stop_by_the_power_button(start: Callable[..., VM], backend: str) -> None:
+    machine = start(assembled(UNTIL_THE_POWER_BUTTON), hypervisor=backend)
+
+    assert machine.stop(timeout=60) == "power-off"
+    assert machine.wait() == 0
+
+
+def test_paused_guest_is_resumed_to_hear_the_power_button(
+    start: Callable[..., VM], backend: str
+) -> None:
+    machine = start(assembled(UNTIL_THE_POWER_BUTTON), hypervisor=backend)
+    machine.pause()
+
+    assert machine.stop(timeout=60) == "power-off"
+
+
+def test_stop_of_a_guest_that_does_not_listen_and_is_paused(echo: tuple[VM, Typist]) -> None:
+    machine, _ = echo
+    machine.pause()
+
+    assert machine.stop(force=True) == "stopped"
+    assert machine.wait() == 0
+
+
+def test_arm64_has_no_button_and_is_stopped_by_force_which_is_said(
+    start: Callable[..., VM],
+) -> None:
+    pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+    machine = start(ARM64_SPIN, entry="0x10000", arch="arm64", name="arm")
+
+    stopped = subprocess.run(
+        [sys.executable, "-m", "launcher", "stop", "arm"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert stopped.stdout == (
+        "arm has ended: stopped, by force: this machine has no power button\n"
+    )
+    assert machine.wait(DEADLINE) == 0
+
+
+def test_killed_device_is_an_event_with_its_pid(echo: tuple[VM, Typist]) -> None:
+    machine, _ = echo
+    events = machine.events()
+    started = {event.device: event for event in (next(events), next(events))}  # type: ignore[union-attr]
+    assert next(events).kind == "ready"  # type: ignore[union-attr]
+
+    pid = machine.kill("rng0")
+
+    died = next(events)
+    assert isinstance(died, wire.Event)
+    assert (died.kind, died.device, died.pid) == ("died", "rng0", pid)
+    assert pid == started["rng0"].pid  # type: ignore[union-attr]
+    assert [event.kind for event in events] == ["ended"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
+def test_virtio_console_can_be_attached_to(start: Callable[..., VM], backend: str) -> None:
+    machine = start(demo(ECHO_MODE), hypervisor=backend, console="terminal", serial="none")
+    assert set(machine.describe().streams) == {"serial", "console0"}
+    one, other = Typist(machine, "console0"), Typist(machine, "console0")
+
+    one.type(b"hello")
+    one.says(b"hello")
+    other.says(b"hello")
+    other.type(b"q")
+
+    assert machine.wait(DEADLINE) == 0
+    one.close()
+    other.close()
+
+
+def test_crowd_of_connections_and_a_flood_leave_the_machine_alone(
+    echo: tuple[VM, Typist],
+) -> None:
+    machine, typist = echo
+    path = os.path.join(os.environ["XDG_RUNTIME_DIR"], "vibevmm", machine.name, "control")
+    flooder, crowd = Connection(path), []
+    for number in range(1, 1000):
+        flooder.send(wire.encode(wire.Describe(), number))
+        flooder.send(b"garbage")
+    with contextlib.suppress(OSError):  # the door is shut in the end
+        for _ in range(500):
+            crowd.append(socket.socket(socket.AF_UNIX))
+            crowd[-1].connect(path)
+
+    typist.type(b"a")
+    typist.says(b"a")
+    for one in crowd:
+        one.close()
+    flooder.close()
+    machine.pause()
+    machine.resume()
+    typist.type(b"q")
+
+    assert machine.wait(DEADLINE) == 0
+
+
+def test_launcher_that_was_killed_is_gone_for_its_clients(echo: tuple[VM, Typist]) -> None:
+    machine, _ = echo
+    events = machine.events()
+    assert next(events).number == 1  # type: ignore[union-attr]
+    os.kill(machine.describe().pid, signal.SIGKILL)
+
+    assert machine.wait(DEADLINE) == -signal.SIGKILL
+    assert [event.kind for event in events] == ["started", "ready"]  # type: ignore[union-attr]
+    assert machine.stop() == "gone"
+
+
+def test_each_process_has_a_log_in_the_run_directory(
+    start: Callable[..., VM], backend: str
+) -> None:
+    machine = start(assembled(ECHO), hypervisor=backend, devices=["rng"], log="info")
+    directory = Path(os.environ["XDG_RUNTIME_DIR"], "vibevmm", machine.name)
+
+    assert "rng0 sealed" in (directory / "vmm.log").read_text()
+    machine.stop(force=True)
+    assert not directory.exists()
