@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 from devices.runtime.device import AnyDevice, Device
 from protocol.errors import BadInput
@@ -32,6 +33,13 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
         raise BadInput(option, f"{kind!r} is not a kind of device; {meant}")
     return _load(KINDS[kind], option)
+
+
+def find_again(kind: str, option: str) -> type[AnyDevice]:
+    """The same, of a module that may have been changed since it was imported, and is read again."""
+    sys.modules.pop(KINDS.get(kind, kind).partition(":")[0], None)
+    importlib.invalidate_caches()
+    return find(kind, option)
 
 
 def _load(path: str, option: str) -> type[AnyDevice]:

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import IO, Any, cast
 
-from launcher import rundir
+from launcher import device_options, rundir
 from launcher.client import DEADLINE, Client, Gone
 from protocol import control as wire
 from protocol.control import Description, Event, Lost
@@ -156,7 +156,7 @@ class VM:
         self.close()
 
     # ── the verbs ─────────────────────────────────────────────────────────────────────
-    # restart, swap and inject are to come here.
+    # inject is to come here.
 
     def describe(self) -> Description:
         """What it is, its processes and its streams: ``vibevmm ps``."""
@@ -177,6 +177,17 @@ class VM:
     def kill(self, device: str) -> int:
         """SIGKILL the process of ``device``; its pid."""
         return cast(int, self._connected().ask(wire.Kill(device)).pid)
+
+    def restart(self, device: str) -> wire.Serving:
+        """Put a fresh process of the same device in its place."""
+        return cast(wire.Serving, self._connected().ask(wire.Restart(device)))
+
+    def swap(self, device: str, implementation: str = "", **settings: Value) -> wire.Serving:
+        """Put another implementation in the place of ``device`` while the guest runs: a kind such
+        as ``blk-mapped``, or ``MODULE[:CLASS]``; the same with other options, if it is empty."""
+        words = [f"{name}={_as_text(value)}" for name, value in settings.items()]
+        request = wire.Swap(device, implementation, ",".join(map(device_options.quoted, words)))
+        return cast(wire.Serving, self._connected().ask(request))
 
     def attach(self, stream: str = "serial") -> socket.socket:
         """A connection to one of its streams, the caller's to close: what the guest writes is
@@ -245,6 +256,12 @@ class VM:
             where, _, why = text.partition(": ")
             return BadInput(where, why)
         return HostError(text)
+
+
+def _as_text(value: Value) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
 def _words(option: str, value: Value | Sequence[Value]) -> list[str]:

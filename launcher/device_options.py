@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Literal
 
 from launcher.options import suggestion
@@ -63,6 +63,11 @@ def parse(option: str, text: str) -> Request:
         else:
             raise BadInput(option, f"{text!r} has a comma too many")
     return Request(option, kind, tuple(settings))
+
+
+def quoted(text: str) -> str:
+    """``text`` as a part of a device string."""
+    return text.replace(",", ",,")
 
 
 def from_table(option: str, table: Mapping[str, object]) -> Request:
@@ -127,6 +132,29 @@ def configure(request: Request, config: type[Any]) -> tuple[Common, Any]:
         return Common(common.get("id"), common.get("on_death", OnDeath.RESTART)), config(**values)
     except ValueError as error:
         raise BadInput(option, str(error)) from error
+
+
+def changed(request: Request, config: type[Any], before: Any) -> Any:
+    """A ``config`` with the settings, and for the rest with what ``before``, another config, has
+    under the same names. BadInput as :func:`configure`; ``id`` and ``on-death`` stay."""
+    given = {(key or "").replace("-", "_") for key, _ in request.settings}
+    if any(key is None for key, _ in request.settings):
+        raise BadInput(request.option, "an option is KEY=VALUE here")
+    if fixed := sorted(given.intersection(COMMON)):
+        raise BadInput(request.option, f"{fixed[0].replace('_', '-')} stays what it is")
+    kept = [
+        (field.name, _as_text(getattr(before, field.name)))
+        for field in fields(before)
+        if field.name in {known.name for known in fields(config)} - given
+    ]
+    inherited = tuple((name, text) for name, text in kept if text)
+    return configure(replace(request, settings=(*inherited, *request.settings)), config)[1]
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None else str(value)
 
 
 def _name(option: str, text: str) -> str:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from launcher import swap
 from launcher.control import Handler, Reply
 from launcher.events import Events
 from launcher.loop import Loop
-from launcher.plan import Plan
+from launcher.plan import Plan, open_device
 from launcher.relay import Relay
-from launcher.supervisor import Supervisor
+from launcher.supervisor import Served, Supervisor
 from protocol import control as wire
 from protocol import messages
 from protocol.errors import BadInput, HostError
@@ -69,7 +70,7 @@ class Verbs:
         self._waiting: deque[tuple[object, Answered]] = deque()
         self._is_asking = False
         machine.events.listen(self._heard)
-        # restart, swap and inject are to be further rows.
+        # inject is to be a further row.
         self.table: Mapping[type, Handler] = {
             wire.Describe: self._describe,
             wire.Measure: self._measure,
@@ -77,6 +78,8 @@ class Verbs:
             wire.Resume: partial(self._hold, messages.Resume(), "running"),
             wire.Shutdown: self._shut_down,
             wire.Kill: self._kill,
+            wire.Restart: self._restart,
+            wire.Swap: self._swap,
             wire.Attach: self._attach,
         }
 
@@ -157,14 +160,35 @@ class Verbs:
     # ── kill, attach ──────────────────────────────────────────────────────────────────
 
     def _kill(self, request: wire.Kill, reply: Reply) -> None:
-        if request.device not in self._kinds:
-            raise BadInput(repr(request.device), f"no such device; {_known(self._kinds)}")
-        assert self._machine.supervisor is not None
-        child = self._machine.supervisor.child(request.device)
+        child = self._supervisor_of(request.device).child(request.device)
         if child is None or child.status is not None:
             raise HostError(f"{request.device} has no process now")
         child.kill()
         reply(wire.Killed(child.pid))
+
+    # ── restart, swap ─────────────────────────────────────────────────────────────────
+
+    def _supervisor_of(self, device: str) -> Supervisor:
+        if self._machine.supervisor is None or device not in self._kinds:
+            raise BadInput(repr(device), f"no such device; {_known(self._kinds)}")
+        return self._machine.supervisor
+
+    def _restart(self, request: wire.Restart, reply: Reply) -> None:
+        self._supervisor_of(request.device).restart(request.device, partial(_served, reply))
+
+    def _swap(self, request: wire.Swap, reply: Reply) -> None:
+        supervisor, plan = self._supervisor_of(request.device), self._machine.plan
+        before = supervisor.device(request.device)
+        after = swap.planned(request, before)
+        open_device(after, plan.streams, plan.locks)
+
+        def done(served: Served | str) -> None:
+            old, new = (after, before) if isinstance(served, str) else (before, after)
+            old.close()
+            plan.locks.keep_only(request.device, list(new.fds.values()))
+            _served(reply, served)
+
+        supervisor.swap(request.device, after, done)
 
     def _attach(self, request: wire.Attach, reply: Reply) -> None:
         relay = self._machine.relays.get(request.stream)
@@ -230,6 +254,13 @@ class Verbs:
             answered(answer)
 
         self._machine.ask(request, took)
+
+
+def _served(reply: Reply, served: Served | str) -> None:
+    if isinstance(served, str):
+        reply(wire.Failed(3, served))
+    else:
+        reply(wire.Serving(served.generation, served.pid, served.took))
 
 
 def _pass_on(reply: Reply, answer: object) -> None:

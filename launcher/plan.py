@@ -23,6 +23,7 @@ from launcher.host import Host, Streams
 from launcher.locks import Locks
 from launcher.options import suggestion
 from launcher.policy import OnDeath
+from protocol import fds
 from protocol.errors import BadInput, HostError
 from protocol.specs import BootSpec
 from vmm import arm64_map, memory_map
@@ -61,6 +62,11 @@ class PlannedDevice:
     slot: int
     on_death: OnDeath = OnDeath.RESTART
     fds: dict[str, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close what its kind opened."""
+        fds.close_all(self.fds.values())
+        self.fds.clear()
 
     @property
     def gsi(self) -> int:
@@ -163,8 +169,8 @@ def make(options: RunOptions) -> Plan:
         resources.callback(streams.close)
         resources.callback(locks.close)
         for device in planned:
-            for fd in open_device(device, streams, locks).values():
-                resources.callback(os.close, fd)
+            open_device(device, streams, locks)
+            resources.callback(device.close)
         backend = choose(
             options.hypervisor,
             architecture=found.name,
@@ -298,12 +304,10 @@ def _naming_files(options: RunOptions) -> Iterator[None]:
         raise BadInput(error.where, f"{path}: {error.why}") from error
 
 
-def open_device(device: PlannedDevice, streams: Streams, locks: Locks) -> dict[str, int]:
-    """Open what ``device`` names: its descriptors, which are the caller's from now on; BadInput
-    if that cannot be."""
+def open_device(device: PlannedDevice, streams: Streams, locks: Locks) -> None:
+    """Open what ``device`` names, until it is closed; BadInput if that cannot be."""
     try:
         opened = device.device.open(device.config, Host(device.name, streams, locks))
     except BadInput as error:
         raise BadInput(f"{device.option}: {error.where}", error.why) from error
     device.fds.update(opened)
-    return opened

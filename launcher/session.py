@@ -53,7 +53,9 @@ from protocol.messages import (
     GetMachineStats,
     MachineReady,
     MachineStats,
+    Pause,
     PressPowerButton,
+    Resume,
     StopMachine,
 )
 from protocol.specs import FAREWELL
@@ -121,6 +123,7 @@ class Session:
         self._outcome: Outcome | None = None
         self._channel: Channel | None = None
         self._sequence = 0
+        self._paused_for: set[str] = set()
         self._awaited: dict[int, Callable[[object], None]] = {}
         self._stop_sequence = 0
         self._last_stats: MachineStats | None = None
@@ -476,7 +479,17 @@ class Session:
 
     def pause_for(self, child: Child) -> None:
         """The guest stands still, because ``child`` died."""
-        self._say(f"{child.name} {child.how_it_ended()}; the guest is paused", fresh_line=True)
+        self._paused_for.add(child.name)
+        how = f"{child.name} {child.how_it_ended()}"
+        self._say(f"{how}; the guest is paused until {child.name} is restarted", fresh_line=True)
+        self._ask(Pause(), lambda _: self._events.emit("paused", detail=how))
+
+    def resume_for(self, device: str) -> None:
+        """It goes on, if it stood still for ``device`` alone (supervisor.Machine)."""
+        if device in self._paused_for:
+            self._paused_for.remove(device)
+            if not self._paused_for:
+                self._ask(Resume(), lambda _: self._events.emit("resumed"))
 
     def emit(
         self,

@@ -35,8 +35,18 @@ from protocol.messages import (
 # Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
 _DEADLINE = 10.0
 
-Done = Callable[[str | None], None]
-"""Told how a swap or a restart went: None, or why not."""
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How a restart or a swap ended well: who serves now, and the nanoseconds that nobody did."""
+
+    generation: int
+    pid: int
+    took: int
+
+
+Done = Callable[[Served | str], None]
+"""Told how a restart or a swap went: who serves, or why what served goes on."""
 
 
 class Machine(Protocol):
@@ -59,6 +69,9 @@ class Machine(Protocol):
 
     def pause_for(self, child: Child) -> None:
         """Pause the guest, because ``child`` died."""
+
+    def resume_for(self, device: str) -> None:
+        """Let it go on, if it was paused because ``device`` had died."""
 
     def emit(
         self,
@@ -239,6 +252,8 @@ class Supervisor:
     def offers(self, event: DeviceOffers) -> None:
         """A successor is sealed. In an empty seat the VMM attaches it by itself."""
         ward, successor = self._find(event.name, event.generation)
+        if ward is not None and event.generation == ward.number:
+            ward.offers = event  # the first of all
         if ward is None or successor is None:
             return
         successor.offers = event
@@ -279,7 +294,8 @@ class Supervisor:
         pid = successor.child.pid if successor.child is not None else 0
         self._emit(kind, event.name, event.generation, pid=pid, took=took, detail=what)
         if successor.done is not None:
-            successor.done(None)
+            successor.done(Served(event.generation, pid, took))
+        self._machine.resume_for(event.name)
         self._spares.prepare()
 
     def failed(self, event: DeviceFailed) -> None:

@@ -11,10 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher import rundir
+from launcher import device_options, rundir
 from launcher.options import Option, help_text, suggestion
 from protocol.errors import BadInput, HostError
 
@@ -24,6 +24,9 @@ _FORCE = Option("--force", None, "stop it at once, without asking the guest", _O
 _TIMEOUT = Option(
     "--timeout", "SECONDS", "how long the guest may take to power off; default: 30", _OPTIONS
 )
+_IMPL = Option(
+    "--impl", "MODULE[:CLASS]", "a kind of device, or a module with a class of your own", _OPTIONS
+)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
 # Seconds that `ps` waits for one machine, and `stop` for a machine that has ended to be gone
@@ -32,6 +35,9 @@ _PS_DEADLINE, _GONE_DEADLINE = 2.0, 30.0
 _STOP_TIMEOUT = 30.0
 
 Arguments = Mapping[str, str]
+
+_SETTINGS = "key=value"
+"""The name under which a verb that takes settings gets them, as a device string has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Verb:
     target: str
     help: str
     options: tuple[Option, ...]
+    takes_settings: bool = field(default=False, kw_only=True)
     run: Callable[[str | None, Arguments], int]
 
     @property
@@ -52,7 +59,8 @@ class Verb:
             f" [{option.name}{f' {option.value}' if option.value else ''}]"
             for option in self.options
         )
-        return f"vibevmm {self.name} {self.target}{words}"
+        settings = f" [{_SETTINGS} …]" if self.takes_settings else ""
+        return f"vibevmm {self.name} {self.target}{words}{settings}"
 
 
 def run(word: str, argv: Sequence[str]) -> int:
@@ -66,9 +74,13 @@ def run(word: str, argv: Sequence[str]) -> int:
 def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     known = {option.name: option for option in verb.options}
     target, given, rest = None, {}, list(argv)
+    settings: list[str] = []
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
+            if target is not None and verb.takes_settings and "=" in word:
+                settings.append(device_options.quoted(word))
+                continue
             if target is not None:
                 raise BadInput(repr(word), f"one target is enough: {verb.usage}")
             target = word
@@ -83,6 +95,8 @@ def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]
                 raise BadInput(name, f"needs a value: {option.value}")
             value = rest.pop(0)
         given[name] = value
+    if verb.takes_settings:
+        given[_SETTINGS] = ",".join(settings)
     return target, given
 
 
@@ -207,6 +221,42 @@ def _kill(target: str | None, given: Arguments) -> int:
     return _say(given, f"{name}/{device}: killed process {pid}", vm=name, device=device, pid=pid)
 
 
+def _restart(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    name, device = client.find_part("restart", target, "device")
+    with client.Client(name) as machine:
+        served = machine.ask(wire.Restart(device))
+    return _say_serving(given, name, device, served)
+
+
+def _swap(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    if not given.get("--impl") and not given[_SETTINGS]:
+        raise BadInput("swap", "to what? Give --impl, or options of the device as key=value")
+    name, device = client.find_part("swap", target, "device")
+    with client.Client(name) as machine:
+        served = machine.ask(wire.Swap(device, given.get("--impl", ""), given[_SETTINGS]))
+    return _say_serving(given, name, device, served)
+
+
+def _say_serving(given: Arguments, name: str, device: str, served: Any) -> int:
+    took = served.took / 1e6
+    text = f"{name}/{device}: process {served.pid} serves, after {took:.1f} ms"
+    return _say(
+        given,
+        text,
+        vm=name,
+        device=device,
+        pid=served.pid,
+        generation=served.generation,
+        took_ms=took,
+    )
+
+
 def _attach(target: str | None, given: Arguments) -> int:
     from launcher import attach, client
     from protocol import control as wire
@@ -263,7 +313,7 @@ def _print(text: str) -> int:
     return print_text(text)
 
 
-# restart, swap and inject are to be further rows.
+# inject is to be a further row.
 VERBS = {
     verb.name: verb
     for verb in (
@@ -300,6 +350,23 @@ VERBS = {
             _stop,
         ),
         Verb("kill", "VM/DEV", "Kills the process of a device, with SIGKILL.", (_JSON,), _kill),
+        Verb(
+            "restart",
+            "VM/DEV",
+            "Puts a fresh process of the same device in its place, while the guest runs.",
+            (_JSON,),
+            _restart,
+        ),
+        Verb(
+            "swap",
+            "VM/DEV",
+            "Puts another implementation in a device's place, while the guest runs: another\n"
+            "class, another version of it, or the same with other options. What is not said\n"
+            "stays as it is. Where it does not fit or does not start, what served goes on.",
+            (_IMPL, _JSON),
+            _swap,
+            takes_settings=True,
+        ),
         Verb(
             "attach",
             "VM/STREAM",

@@ -104,7 +104,7 @@ class Wiring:
         """A further generation, the caller's to close, and payload and descriptors of the VMM's
         handover for it."""
         made = Generation(device, number, self._directory)
-        spec = Successor(device.name, number, made.endpoint)
+        spec = Successor(device.name, device.kind, number, made.endpoint)
         return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
 
     def for_device(

@@ -84,6 +84,26 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Put a fresh process of the same device in the place of the one that serves ``device``, or
+    that did. Reply: Serving."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Put another implementation in the place of what serves ``device``: a kind, or
+    ``MODULE[:CLASS]``; or, if that is empty, the same one. ``settings`` are its options, written
+    as after ``--device KIND,``; what they leave out is as it is now, where the new one knows it.
+    Reply: Serving, or Failed, and then what served goes on."""
+
+    device: str
+    implementation: str
+    settings: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """I want to join ``stream``. Reply: Attached."""
 
@@ -152,6 +172,16 @@ class Killed:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """Reply to Restart and Swap: the process that serves now, and for how many nanoseconds none
+    did."""
+
+    generation: int
+    pid: int
+    took: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """Reply to Attach: a Unix stream socket at ``path`` takes the client. What the guest writes
     comes from there, and what is sent there is typed to it."""
@@ -194,13 +224,14 @@ class Lost:
     count: int
 
 
-TO_LAUNCHER = (Describe, Measure, Pause, Resume, Shutdown, Kill, Attach, Follow)
+TO_LAUNCHER = (Describe, Measure, Pause, Resume, Shutdown, Kill, Restart, Swap, Attach, Follow)
 FROM_LAUNCHER = (
     Description,
     MachineStats,
     Done,
     Stopped,
     Killed,
+    Serving,
     Attached,
     Failed,
     Event,

@@ -59,13 +59,14 @@ class DeviceSlot:
 
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """For the VMM, in a later handover: a further process of device ``name``.
+    """For the VMM, in a later handover: a further process of device ``name``, now of ``kind``.
 
     With it come ``pidfd``, ``kick0`` … ``kickN`` and ``call``: fresh ones, for the processes
     before it may still have theirs.
     """
 
     name: str
+    kind: str
     generation: int
     endpoint: str
 

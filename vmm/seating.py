@@ -94,6 +94,7 @@ class Seating:
                 raise HostError(str(error)) from error
             seat = self._seats[remote.name]
             seat.take(remote)
+            self._tell_offers(remote)
             yield seat
 
     # ── and those that come after ─────────────────────────────────────────────────────
@@ -104,6 +105,7 @@ class Seating:
         pidfd = bells.pop("pidfd")
         slot = replace(
             self._seats[successor.name].slot,
+            kind=successor.kind,
             generation=successor.generation,
             endpoint=successor.endpoint,
         )
@@ -119,8 +121,7 @@ class Seating:
                 continue
             if not is_told:
                 self._candidates[remote] = True
-                sizes, config = tuple(remote.queue_sizes), remote.config
-                self._say(DeviceOffers, remote, remote.features, sizes, config)
+                self._tell_offers(remote)
             seat = self._seats[remote.name]
             if seat.remote is None:
                 self._seated(remote, seat.attach(remote))
@@ -165,6 +166,10 @@ class Seating:
             if (remote.name, remote.slot.generation) == (name, generation):
                 return remote
         return None
+
+    def _tell_offers(self, remote: RemoteDevice) -> None:
+        sizes, config = tuple(remote.queue_sizes), remote.config
+        self._say(DeviceOffers, remote, remote.features, sizes, config)
 
     def _seated(self, remote: RemoteDevice, reason: str | None) -> None:
         # It was tried whether ``remote`` can serve; ``reason`` is why not.
