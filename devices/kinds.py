@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import TypeGuard
 
 from devices.runtime.device import AnyDevice, Device
 from protocol.errors import BadInput
@@ -46,22 +47,25 @@ def _load(path: str, option: str) -> type[AnyDevice]:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module that people write can fail in any way
+    except (Exception, SystemExit) as error:  # a module that people write can fail in any way
         why = f"{type(error).__name__}: {error}"
         raise BadInput(option, f"{module_name!r} cannot be imported: {why}") from error
     if name:
         found = getattr(module, name, None)
-        if not (isinstance(found, type) and issubclass(found, Device)):
+        if not _is_device(found):
             raise BadInput(option, f"{module_name!r} has no device class {name!r}")
         return found
     classes = [
         value
         for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Device)
-        and value.__module__ == module.__name__
+        if _is_device(value) and value.__module__ == module.__name__
     ]
     if len(classes) != 1:
         names = ", ".join(each.__name__ for each in classes) or "none"
         raise BadInput(option, f"{module_name!r} has not one device class but {names}; add :CLASS")
     return classes[0]
+
+
+def _is_device(value: object) -> TypeGuard[type[AnyDevice]]:
+    # Not what has no identity: Device itself, or a base of a family.
+    return isinstance(value, type) and issubclass(value, Device) and hasattr(value, "device_id")

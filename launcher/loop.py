@@ -30,6 +30,7 @@ class Loop:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._timers: list[_Timer] = []
+        self._fresh: set[int] = set()
         self._order = itertools.count()
         self._ended = False
 
@@ -58,8 +59,12 @@ class Loop:
             self._fire_timers()
             if self._ended:
                 return
+            self._fresh.clear()
             for fd, events in self._poll.poll(self._wait()):
-                # An earlier callback of this round may have forgotten a later descriptor.
+                # An earlier callback of this round may have forgotten a later descriptor, and
+                # closed it, so that its number is another's now, of which poll knew nothing.
+                if fd in self._fresh:
+                    continue
                 if events & ~select.POLLOUT and fd in self._readers:
                     self._readers[fd]()
                 if events & ~select.POLLIN and fd in self._writers and not self._ended:
@@ -81,6 +86,8 @@ class Loop:
         if callback is None:
             table.pop(fd, None)
         else:
+            if fd not in self._readers and fd not in self._writers:
+                self._fresh.add(fd)
             table[fd] = callback
         events = (select.POLLIN if fd in self._readers else 0) | (
             select.POLLOUT if fd in self._writers else 0

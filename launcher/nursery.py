@@ -1,7 +1,7 @@
 """The launcher's side of the zygote: device processes are asked for, and come as children.
 
 When the machine runs, one process stands ready before anybody needs it: a spare, forked and
-nothing else. The next is forked when it is taken (docs/decisions/0017).
+nothing else. The next is forked when that one serves (docs/decisions/0017).
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class Spares:
         self._serve()
         if self._waiting:
             self.prepare()
+
+    def give_up(self) -> None:
+        """Nobody came in time: a zygote that does not answer is killed, and so replaced."""
+        if self._nursery.is_expecting:
+            self._nursery.zygote.kill()
 
     def died(self, child: Child) -> bool:
         """Whether ``child`` was the spare; there is none now."""

@@ -70,9 +70,9 @@ STOP_DEADLINE = 30.0
 # Seconds for processes that have nothing more to do than to exit.
 _EXIT_DEADLINE = 5.0
 
-# Before a zygote whose predecessor died is asked for anything (arbitrary: one that dies at once,
-# for a reason that stays, should not keep the launcher busy).
-_ZYGOTE_PAUSE = 1.0
+# Before a spare is made where one, or the zygote, died (arbitrary: those that die at once, for a
+# reason that stays, should not keep the launcher busy).
+_PAUSE = 1.0
 
 _KEYBOARD = 0
 
@@ -298,6 +298,9 @@ class Session:
 
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to ``child``, with a trace if there is one (supervisor.Machine)."""
+        if self._named.get(SPARE) is child:
+            del self._named[SPARE]
+        self._named[child.name] = child
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
@@ -435,6 +438,7 @@ class Session:
             return
         self._read_log(child)
         self._loop.on_readable(child.log, None)
+        self._logs.close(child.name)
         self._children.remove(child)
         assert self._nursery is not None
         assert self._spares is not None
@@ -444,9 +448,11 @@ class Session:
             self._adopt(self._nursery.zygote)
             self._listen(self._nursery.zygote)
             self._listen_to_zygote()
-            self._loop.after(_ZYGOTE_PAUSE, self._spares.prepare)
+            self._loop.after(_PAUSE, self._spares.prepare)
             return
-        if not self._spares.died(child):
+        if self._spares.died(child):
+            self._loop.after(_PAUSE, self._spares.prepare)
+        else:
             self._supervisor.died(child)
         child.close()
 

@@ -4,7 +4,7 @@ A successor goes through the same steps whatever it is wanted for::
 
     taken from the spares ─► the VMM listens ─► handed its spec ─► sealed, offers ─► attached
                                                                        │
-                                   a swap: fits? Switch, else Drop ◄───┘
+                                   a swap: fits? Switch, else SIGKILL ◄┘
 
 Where something fails, a restart is tried again later, and later still, without end; a swap is
 given up, and the process that serves goes on.
@@ -27,13 +27,15 @@ from protocol.messages import (
     DeviceBound,
     DeviceFailed,
     DeviceOffers,
-    Drop,
     Failed,
     Switch,
 )
 
 # Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
 _DEADLINE = 10.0
+
+# Seconds that a process has to go, whose place was taken (arbitrary: it does nothing else).
+_QUIT_DEADLINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class _Ward:
     # One device.
     device: PlannedDevice
     child: Child | None
+    dead: Child | None = None
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
@@ -165,18 +168,22 @@ class Supervisor:
                 return
 
     def _bereaved(self, ward: _Ward, child: Child) -> None:
-        device = ward.device
-        ward.child = None
+        ward.child, ward.dead = None, child
         if ward.successor is not None and ward.successor.is_swap and child.status == 0:
             return  # told to quit by the VMM, which will say that it has switched
-        self._emit("died", device.name, ward.number, pid=child.pid, detail=child.how_it_ended())
-        if self._is_ended or ward.successor is not None:
-            return  # whoever is on the way takes over
-        match device.on_death:
+        how = child.how_it_ended()
+        self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
+        self._mourn(ward)
+
+    def _mourn(self, ward: _Ward) -> None:
+        # Nobody serves: do what is to be done then, unless somebody is on the way.
+        if self._is_ended or ward.dead is None or ward.successor is not None:
+            return
+        match ward.device.on_death:
             case OnDeath.STOP_VM:
-                self._machine.stop_for(child)
+                self._machine.stop_for(ward.dead)
             case OnDeath.PAUSE_VM:
-                self._machine.pause_for(child)
+                self._machine.pause_for(ward.dead)
             case OnDeath.RESTART | OnDeath.FAIL_IO:
                 self._restart_later(ward)
 
@@ -205,8 +212,8 @@ class Supervisor:
         self._replace(self._wards[name], device, done)
 
     def _replace(self, ward: _Ward, device: PlannedDevice, done: Done) -> None:
-        if ward.successor is not None:
-            done("another successor is on its way")
+        if self._is_ended or ward.successor is not None:
+            done("the machine ends" if self._is_ended else "another successor is on its way")
             return
         self._begin(ward, device, done=done, is_swap=ward.child is not None)
 
@@ -234,7 +241,7 @@ class Supervisor:
         child.name = successor.device.name
         successor.child = child
         successor.generation, payload, descriptors = self._wiring.successor(
-            successor.device, successor.number, child.pidfd
+            successor.device, successor.number, child.pidfd, waits=successor.is_swap
         )
         self._machine.hand_vmm(payload, descriptors)
 
@@ -250,17 +257,16 @@ class Supervisor:
         successor.generation.close()
 
     def offers(self, event: DeviceOffers) -> None:
-        """A successor is sealed. In an empty seat the VMM attaches it by itself."""
+        """A device is sealed. In an empty place the VMM attaches it by itself, but for a swap."""
         ward, successor = self._find(event.name, event.generation)
         if ward is not None and event.generation == ward.number:
-            ward.offers = event  # the first of all
+            ward.offers = event  # it is the first
         if ward is None or successor is None:
             return
         successor.offers = event
-        if ward.child is None:
+        if not successor.is_swap:
             return
         if (why := self._why_unfit(ward, successor)) is not None:
-            self._machine.request(Drop(event.name, event.generation))
             self._fail(ward, why)
             return
         self._machine.request(
@@ -283,6 +289,9 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is None or successor is None:
             return
+        if ward.child is not None:
+            # It has been asked to quit.
+            self._machine.after(_QUIT_DEADLINE, ward.child.kill)
         ward.successor, ward.child = None, successor.child
         ward.device, ward.offers, ward.number = successor.device, successor.offers, successor.number
         ward.back_off.served()
@@ -308,6 +317,8 @@ class Supervisor:
 
     def _late(self, ward: _Ward, successor: _Successor) -> None:
         if ward.successor is successor:
+            if successor.child is None:
+                self._spares.give_up()
             self._fail(ward, f"it was not ready within {_DEADLINE:g} s")
 
     def _fail(self, ward: _Ward, why: str) -> None:
@@ -322,8 +333,9 @@ class Supervisor:
             successor.done(why)
         if not self._is_ended:
             self._emit("failed", ward.device.name, successor.number, detail=why)
-            if ward.child is None and ward.device.on_death in (OnDeath.RESTART, OnDeath.FAIL_IO):
-                self._restart_later(ward)
+            self._spares.prepare()
+            if ward.child is None:
+                self._mourn(ward)
 
     def _emit(
         self,

@@ -200,8 +200,8 @@ class DeviceBound:
 
 @dataclass(frozen=True, slots=True)
 class DeviceOffers:
-    """Event: a successor is sealed, and this is what it offers. Where the device's place is empty,
-    it is attached at once; else it waits for Switch or Drop."""
+    """Event: a device is sealed, and this is what it offers: of the first, and of each successor,
+    which takes an empty place at once, or waits for Switch (specs.Successor)."""
 
     name: str
     generation: int
@@ -283,14 +283,6 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """Forget successor ``generation`` of device ``name``, killing it. Reply: Done."""
-
-    name: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
 class PressPowerButton:
     """ACPI's fixed power button. Reply: Done."""
 
@@ -323,13 +315,4 @@ FROM_VMM = (
     Done,
     Failed,
 )
-TO_VMM = (
-    Attach,
-    GetMachineStats,
-    Switch,
-    Drop,
-    PressPowerButton,
-    Pause,
-    Resume,
-    StopMachine,
-)
+TO_VMM = (Attach, GetMachineStats, Switch, PressPowerButton, Pause, Resume, StopMachine)

@@ -59,7 +59,9 @@ class DeviceSlot:
 
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """For the VMM, in a later handover: a further process of device ``name``, now of ``kind``.
+    """For the VMM, in a later handover: a further process of device ``name``, now of ``kind``,
+    which takes an empty place at once, or ``waits`` for Switch: the launcher looks first whether
+    it fits.
 
     With it come ``pidfd``, ``kick0`` … ``kickN`` and ``call``: fresh ones, for the processes
     before it may still have theirs.
@@ -69,6 +71,7 @@ class Successor:
     kind: str
     generation: int
     endpoint: str
+    waits: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -87,6 +88,7 @@ class RemoteDevice:
         self.is_hung = False
         """Whether that was because it did not answer, or made no progress."""
         self.pidfd = pidfd
+        self._pidfd_lock = threading.RLock()
         self._is_refused = False
         self._control = control
         self._channel = control.bind(slot.endpoint, FROM_DEVICE, slot.generation, self)
@@ -171,38 +173,40 @@ class RemoteDevice:
             try:
                 return reply.result(timeout=max(0.0, min(left, _LOOK)))
             except FutureTimeout:
-                if self._is_dead():
+                with self._pidfd_lock:
+                    is_dead = self._is_dead()
+                if is_dead:
                     self.gone()
                 elif left <= 0:
                     self.fence(f"no answer to {type(request).__name__} in time", hung=True)
                     name = type(request).__name__
                     raise DeviceGone(f"{self.name} did not answer {name}") from None
 
-    def _is_dead(self) -> bool:
+    def _is_dead(self, seconds: float = 0) -> bool:
+        if self.life.state is State.GONE:
+            return True
         waiting = select.poll()
         waiting.register(self.pidfd, select.POLLIN)
-        return bool(waiting.poll(0))
+        return bool(waiting.poll(seconds * 1000))
 
     def fence(self, why: str, *, hung: bool = False) -> None:
-        """Kill the process, and return when nothing of it can touch guest memory any more."""
-        if not self._is_dead():
-            log.error("%s is killed: %s", self.name, why)
-            self.fenced_because = self.fenced_because or why
-            self.is_hung = self.is_hung or hung
-        try:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # dead and reaped already
-        else:
-            waiting = select.poll()
-            waiting.register(self.pidfd, select.POLLIN)
-            if not waiting.poll(_FENCE_DEADLINE * 1000):
-                log.critical("%s is still alive after SIGKILL", self.name)
-        self.gone()
+        """Kill the process, and return when nothing of it can touch guest memory any more. From
+        any thread: whoever closes ``pidfd`` waits for us in :meth:`gone`."""
+        with self._pidfd_lock:
+            if not self._is_dead():
+                log.error("%s is killed: %s", self.name, why)
+                self.fenced_because = self.fenced_because or why
+                self.is_hung = self.is_hung or hung
+                with contextlib.suppress(ProcessLookupError):  # dead and reaped already
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                if not self._is_dead(_FENCE_DEADLINE):
+                    log.critical("%s is still alive after SIGKILL", self.name)
+            self.gone()
 
     def gone(self) -> None:
         """Note that the process is dead: nothing will be answered any more."""
-        self.life.advance(Event.GONE)
+        with self._pidfd_lock:
+            self.life.advance(Event.GONE)
         self._control.abandon(self._channel, f"{self.name} is gone")
         self._not_ready(f"{self.name} ended before it was ready")
 

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from protocol.errors import DeviceGone
@@ -58,6 +59,8 @@ class Seat:
         self.on_config: Callable[[bytes], None] = lambda config: None
         self.on_broken: Callable[[str], None] = lambda reason: None
         self.empty_since = 0.0
+        self.bells: Mapping[str, int] | None = None
+        """Those that lead to the guest now, of a process that may be dead."""
         self._wires: Wires | None = None
         self._journal = journal
         self._lock = threading.RLock()
@@ -87,8 +90,9 @@ class Seat:
     def stop_queue(self, index: int) -> None:
         """The same for one queue."""
         with self._lock:
-            if self._queues is not None:
-                self._queues = tuple(queue for queue in self._queues if queue.index != index)
+            # Taken once: the control thread may take them away (a broken ring).
+            if (queues := self._queues) is not None:
+                self._queues = tuple(queue for queue in queues if queue.index != index)
             if self.remote is not None:
                 remote = self.remote
                 self._or_gone(lambda: remote.stop_queue(index))
@@ -129,7 +133,7 @@ class Seat:
         """From now on ``wires`` lead the doorbells of whoever sits here to the guest."""
         self._wires = wires
         if self.remote is not None:
-            wires.connect(self.remote.bells)
+            self._connect(wires, self.remote)
 
     def attach(self, remote: RemoteDevice) -> str | None:
         """Let ``remote`` serve in the empty seat; the reason, if it cannot."""
@@ -141,7 +145,7 @@ class Seat:
                 # It read what is in guest memory, and in the journal: nobody can go on there.
                 self._queues = None
                 self.on_broken(reason)
-            return None
+            return self._why_empty(remote)
 
     def switch(self, successor: RemoteDevice) -> str | None:
         """Put ``successor`` into the place of whoever serves; the reason, if that one goes on."""
@@ -158,15 +162,15 @@ class Seat:
                     log.warning("%s", error)
                     old = None
             self._seat(successor)
-            reason = self._resume(state)
-            if reason is None and self.remote is None:
-                reason = f"{successor.name} did not start in time"
+            reason = self._resume(state) or self._why_empty(successor)
             if reason is None:
                 if old is not None:
                     old.ask(Quit())
                 return None
             successor.fence(reason)
-            if old is not None:
+            if old is None:
+                self.remote = None
+            else:
                 self._seat(old)
                 if (worse := self._resume(state)) is not None:
                     self._queues = None
@@ -182,6 +186,9 @@ class Seat:
             self.empty_since = time.monotonic()
             return True
 
+    def _why_empty(self, remote: RemoteDevice) -> str | None:
+        return None if self.remote is remote else f"{remote.name} ended while it was started"
+
     def why_unfit(self, remote: RemoteDevice) -> str | None:
         """Why ``remote`` could not take over what the driver has agreed to, if so."""
         if lacking := self._features & ~remote.features if self._queues is not None else 0:
@@ -194,39 +201,50 @@ class Seat:
     def _seat(self, remote: RemoteDevice) -> None:
         self.remote = remote
         self.features = remote.features
-        self.queue_sizes = remote.queue_sizes
-        remote.on_config = self._config_changed
-        remote.on_broken = self._broken
+        # The journal has no room for more.
+        self.queue_sizes = tuple(map(min, remote.queue_sizes, self.slot.queues))
+        remote.on_config = partial(self._config_changed, remote)
+        remote.on_broken = partial(self._broken, remote)
         if self._wires is not None:
-            self._wires.connect(remote.bells)
-        self._config_changed(remote.config)
+            self._connect(self._wires, remote)
+        self._config_changed(remote, remote.config)
+
+    def _connect(self, wires: Wires, remote: RemoteDevice) -> None:
+        wires.connect(remote.bells)
+        self.bells = remote.bells
 
     def _resume(self, state: bytes) -> str | None:
         # What the driver wants, to who sits here now.
-        if self.remote is None:
+        if (remote := self.remote) is None:
             return None
         try:
             for offset, data in self._unwritten:
-                self._config_changed(self.remote.write_config(offset, data))
+                self._config_changed(remote, remote.write_config(offset, data))
             self._unwritten.clear()
-            if self._queues is not None:
-                return self.remote.start(self._features, self._queues, state)
+            if (queues := self._queues) is not None:
+                return remote.start(self._features, queues, state)
         except DeviceGone as error:
             log.warning("%s", error)
-            self.remote = None
+            self.lost(remote)
         return None
 
-    def _config_changed(self, config: bytes) -> None:
-        self.config = config
-        self.on_config(config)
+    # What a process says unasked comes on the control thread, which must not wait for the lock;
+    # one that sits here no more has nothing to say.
 
-    def _broken(self, reason: str) -> None:
-        self._queues = None
-        self.on_broken(reason)
+    def _config_changed(self, remote: RemoteDevice, config: bytes) -> None:
+        if self.remote is remote:
+            self.config = config
+            self.on_config(config)
+
+    def _broken(self, remote: RemoteDevice, reason: str) -> None:
+        if self.remote is remote:
+            self._queues = None
+            self.on_broken(reason)
 
     def condemn(self, why: str) -> None:
         """Whoever sits here broke the rings for those who come after, too: it is killed, and the
         driver has to reset the device."""
         if (remote := self.remote) is not None:
             remote.fence(why)
-        self._broken(why)
+        self._queues = None
+        self.on_broken(why)

@@ -1,7 +1,7 @@
 """Who sits where: the first processes of a machine's devices, and those that come after them.
 
 Everything here happens on the main thread. The launcher announces a successor (specs.Successor);
-once that is sealed it takes its seat if the seat is empty, or waits to be switched to::
+once that is sealed it takes its seat as soon as that is empty, or waits to be switched to::
 
     expect ──► bound ──► offers ──┬── the seat is empty ──► attached
                                   └── switch ─────────────► attached, and the one before quits
@@ -13,19 +13,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from protocol import fds
 from protocol.errors import DeviceGone, HostError
 from protocol.journal import Journal
+from protocol.lifecycle import State
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,
     DeviceFailed,
     DeviceOffers,
     Done,
-    Drop,
     Failed,
     Quit,
     Switch,
@@ -34,6 +34,12 @@ from protocol.specs import DeviceSlot, MachineSpec, Successor
 from vmm.control import Control
 from vmm.remote import DEADLINE, RemoteDevice
 from vmm.seat import Seat
+
+
+@dataclass(slots=True)
+class _Candidate:
+    waits: bool
+    is_told: bool = False
 
 
 class Seating:
@@ -67,9 +73,9 @@ class Seating:
             for slot in spec.devices
         ]
         self._has_begun = False
-        # Processes that have come for a seat and do not sit there yet, and whether we have said so.
-        self._candidates: dict[RemoteDevice, bool] = {}
-        # Doorbells of the dead, by device.
+        # Processes that have come for a seat and do not sit there yet.
+        self._candidates: dict[RemoteDevice, _Candidate] = {}
+        # Doorbells of the dead that led to the guest once, by device.
         self._spent: dict[str, list[Mapping[str, int]]] = {}
 
     # ── the first ─────────────────────────────────────────────────────────────────────
@@ -92,9 +98,11 @@ class Seating:
                 remote.ready.result()
             except DeviceGone as error:
                 raise HostError(str(error)) from error
+            if remote.life.state is State.GONE:  # and nobody will tell us again
+                raise HostError(f"{remote.name} ended before the machine ran")
             seat = self._seats[remote.name]
             seat.take(remote)
-            self._tell_offers(remote)
+            self._offer(remote)
             yield seat
 
     # ── and those that come after ─────────────────────────────────────────────────────
@@ -110,20 +118,20 @@ class Seating:
             endpoint=successor.endpoint,
         )
         remote = RemoteDevice(slot, pidfd, bells, self._control)
-        self._candidates[remote] = False
+        self._candidates[remote] = _Candidate(successor.waits)
         self._follow(remote)
         return DeviceBound(successor.name, successor.generation)
 
     def consider(self) -> None:
         """Tell of those that are sealed by now, and give them the seats that are empty."""
-        for remote, is_told in list(self._candidates.items()):
+        for remote, candidate in list(self._candidates.items()):
             if not remote.is_ready:
                 continue
-            if not is_told:
-                self._candidates[remote] = True
-                self._tell_offers(remote)
+            if not candidate.is_told:
+                candidate.is_told = True
+                self._offer(remote)
             seat = self._seats[remote.name]
-            if seat.remote is None:
+            if seat.remote is None and not candidate.waits:
                 self._seated(remote, seat.attach(remote))
 
     def switch(self, request: Switch) -> Done | Failed:
@@ -134,12 +142,6 @@ class Seating:
         reason = self._seats[remote.name].switch(remote)
         self._seated(remote, reason)
         return Done() if reason is None else Failed(reason)
-
-    def drop(self, request: Drop) -> Done:
-        """Kill a candidate."""
-        if (remote := self._candidate(request.name, request.generation)) is not None:
-            remote.fence("it is not wanted")
-        return Done()
 
     def quit(self) -> None:
         """The machine ends: ask every process to quit, and see to it."""
@@ -167,10 +169,6 @@ class Seating:
                 return remote
         return None
 
-    def _tell_offers(self, remote: RemoteDevice) -> None:
-        sizes, config = tuple(remote.queue_sizes), remote.config
-        self._say(DeviceOffers, remote, remote.features, sizes, config)
-
     def _seated(self, remote: RemoteDevice, reason: str | None) -> None:
         # It was tried whether ``remote`` can serve; ``reason`` is why not.
         self._candidates.pop(remote, None)
@@ -179,24 +177,35 @@ class Seating:
             return
         microseconds = int((time.monotonic() - self._seats[remote.name].empty_since) * 1e6)
         self._say(DeviceAttached, remote, microseconds)
-        # Those that were connected last may be in a vCPU's hands at this very moment.
-        spent = self._spent.get(remote.name, [])
-        while len(spent) > 1:
-            fds.close_all(spent.pop(0).values())
 
     def _reap(self, remote: RemoteDevice) -> None:
         self.forget(remote.pidfd)
         remote.gone()
         if not self._has_begun:
             return  # which ends the start
-        self._candidates.pop(remote, None)
-        self._seats[remote.name].lost(remote)
+        has_tried = self._candidates.pop(remote, None) is None
+        seat = self._seats[remote.name]
+        seat.lost(remote)
         if remote.fenced_because:
             self._say(DeviceFailed, remote, remote.fenced_because, remote.is_hung)
         remote.close()
-        if remote not in self._firsts:  # theirs are the spec's
-            os.close(remote.pidfd)
-            self._spent.setdefault(remote.name, []).append(remote.bells)
+        if remote in self._firsts:
+            return  # their descriptors are the spec's
+        os.close(remote.pidfd)
+        if not has_tried:
+            fds.close_all(remote.bells.values())
+            return
+        spent = self._spent.setdefault(remote.name, [])
+        spent.append(remote.bells)
+        # Still connected are those of the last that was seated, and those from before may be in
+        # a vCPU's hands at this very moment.
+        for bells in [bells for bells in spent[:-1] if bells is not seat.bells][:-1]:
+            spent.remove(bells)
+            fds.close_all(bells.values())
+
+    def _offer(self, remote: RemoteDevice) -> None:
+        sizes = tuple(remote.queue_sizes)
+        self._say(DeviceOffers, remote, remote.features, sizes, remote.config)
 
     def _say(self, event: Callable[..., object], remote: RemoteDevice, *what: object) -> None:
         self._tell(event(remote.name, remote.slot.generation, *what))

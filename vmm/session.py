@@ -22,7 +22,6 @@ from protocol.messages import (
     TO_VMM,
     Attach,
     Done,
-    Drop,
     Ended,
     Failed,
     GetMachineStats,
@@ -312,8 +311,6 @@ class Session:
                 return self._stats()
             case Switch():
                 return self._seating.switch(request)
-            case Drop():
-                return self._seating.drop(request)
             case PressPowerButton():
                 if self._machine is None:
                     return Failed("there is no machine")

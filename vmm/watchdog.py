@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol.lifecycle import State
 from protocol.memory import GuestMemory
 from protocol.messages import Ping
 from vmm.remote import RemoteDevice
@@ -58,7 +59,11 @@ class Watchdog:
             patience.unanswered += 1
         if patience.unanswered >= LOOKS:
             return "it does not answer"
-        for setup in seat.running:
+        # In this order: what was asked to run, and does, lies in guest memory.
+        running = seat.running
+        if patience.remote.life.state is not State.RUNNING:
+            return None
+        for setup in running:
             if setup.index not in seat.slot.owing:
                 continue
             used = _index(memory, setup.used)

@@ -135,8 +135,8 @@ def test_killed_child_is_status_3_and_nobody_is_left(
     tmp_path: Path,
 ) -> None:
     log = tmp_path / "log"
-    options = ("--device", "rng", "--device", "null", "--log", "launcher=4", "--log-file", str(log))
-    process = start(*guest(WAITING), *options)
+    devices = ("--device", "rng,on-death=stop-vm", "--device", "null")
+    process = start(*guest(WAITING), *devices, "--log", "launcher=4", "--log-file", str(log))
     wait_until(started(log), "the start")
     pids = children(process.pid)
     assert len(pids) >= 3  # and the zygote, until it has been reaped

@@ -123,14 +123,15 @@ def _wait_for_masks() -> None:
     deadline = time.monotonic() + 1
     others = [thread for thread in _threads() if thread != threading.get_native_id()]
     while not all(map(_has_blocked, others)) and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.0001)
 
 
 def _has_blocked(thread: int) -> bool:
     # Before a thread's first act, libc blocks everything; the mask that the thread itself fills
     # leaves out libc's own signals, of which seal.c borrows the first.
-    with open(f"/proc/self/task/{thread}/status", encoding="ascii") as status:
-        (mask,) = (int(line.split()[1], 16) for line in status if line.startswith("SigBlk:"))
+    # In bytes: a codec would have to be imported, in every device once more.
+    with open(f"/proc/self/task/{thread}/status", "rb") as status:
+        (mask,) = (int(line.split()[1], 16) for line in status if line.startswith(b"SigBlk:"))
     blocked = {number for number in (signal.SIGSYS, lib.SEAL_BORROWED) if mask >> number - 1 & 1}
     return blocked == {signal.SIGSYS}
 

@@ -135,7 +135,8 @@ uint32_t complete(struct device *device, unsigned number)
                         asm volatile("pause");
         }
         compiler_barrier();
-        if (queue->used.ring[(idx - 1) % QUEUE_SIZE].id != 0)
+        uint16_t last = idx - 1; // 16 bits wide: idx wraps around
+        if (queue->used.ring[last % QUEUE_SIZE].id != 0)
                 fail("slot %u: queue %u completes a chain it never had", device->slot, number);
-        return queue->used.ring[(idx - 1) % QUEUE_SIZE].len;
+        return queue->used.ring[last % QUEUE_SIZE].len;
 }

@@ -1,0 +1,245 @@
+"""Processes of a machine that runs are killed, stopped and starved: the guest notices nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.bare import usable_kvm
+from tests.support.guest import DEMO, STREAM, build, demo
+from tests.support.recovery import Victim, victim
+
+# Sectors that the guest writes and reads back, in the demo mode; and requests of the stream.
+# Arbitrary: enough that a guest is in the middle of it while a few processes die.
+SECTORS, REQUESTS = 4000, 30_000
+
+HYPERVISORS = [
+    pytest.param("kvm", marks=pytest.mark.kvm),
+    pytest.param("software", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> None:
+    build()
+
+
+@pytest.fixture(params=HYPERVISORS)
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    if request.param == "kvm" and (why := usable_kvm()):
+        pytest.skip(why)
+    if request.param == "software":
+        pytest.importorskip("unicorn")
+    return str(request.param)
+
+
+def reading(victim: Victim, read: int = 65536) -> None:
+    """Wait until the guest is in the middle of its work: the disk's process has read so much."""
+
+    def so_far() -> bool:
+        # What it reads from its file goes straight to the guest: counted by the kernel.
+        pid = victim.pids().get("blk0")
+        if pid is None:
+            return False
+        try:
+            io = Path(f"/proc/{pid}/io").read_text()
+        except OSError:
+            return False
+        return int(io.split("rchar:")[1].split()[0]) > read
+
+    victim.until(so_far, "requests of the disk")
+
+
+def recovered(victim: Victim, name: str, count: int = 1) -> None:
+    """Wait until ``name`` was recovered for the ``count``-th time."""
+    victim.wait_for(rf"{name} \d+ recovered in ", count)
+
+
+def test_disk_is_killed_again_and_again_and_everything_is_verified(
+    tmp_path: Path, hypervisor: str
+) -> None:
+    with victim(tmp_path, demo(DEMO, count=SECTORS), "--hypervisor", hypervisor) as machine:
+        for round_ in range(1, 6):
+            reading(machine)
+            machine.kill("blk0")
+            recovered(machine, "blk0", round_)
+        status, printed = machine.end()
+
+    assert status == 0, printed
+    assert f"blk0 wrote {SECTORS} sectors, read them back, verified" in printed
+    assert "demo: done" in printed
+
+
+@pytest.mark.parametrize("sleep", [False, True], ids=["looking", "interrupts"])
+def test_every_device_is_killed_in_the_middle_of_a_stream(
+    tmp_path: Path, hypervisor: str, sleep: bool
+) -> None:
+    image = demo(STREAM, sleep=sleep, count=REQUESTS)
+    with victim(tmp_path, image, "--hypervisor", hypervisor) as machine:
+        reading(machine)
+        for name in ("blk0", "rng0", "console0"):
+            machine.kill(name)
+        for name in ("blk0", "rng0", "console0"):
+            recovered(machine, name)
+        status, printed = machine.end()
+
+    assert status == 0, printed
+
+
+def test_stopped_disk_is_found_and_replaced(tmp_path: Path, hypervisor: str) -> None:
+    image = demo(DEMO, count=SECTORS)
+    with victim(tmp_path, image, "--hypervisor", hypervisor, "--hang-after", "0.4") as machine:
+        reading(machine)
+        machine.send("blk0", signal.SIGSTOP)
+        (hung,) = machine.wait_for(r"blk0 1 hung: ")
+        recovered(machine, "blk0")
+        status, printed = machine.end()
+
+    assert status == 0, printed
+    assert "makes no progress" in hung or "does not answer" in hung
+    assert f"blk0 wrote {SECTORS} sectors, read them back, verified" in printed
+
+
+@pytest.mark.kvm
+def test_stopped_device_without_work_is_found_as_well(tmp_path: Path) -> None:
+    image = demo(STREAM, sleep=True, count=REQUESTS)
+    with victim(tmp_path, image, "--hang-after", "0.4") as machine:
+        reading(machine)
+        machine.send("rng0", signal.SIGSTOP)
+        machine.wait_for(r"rng0 1 hung: it does not answer")
+        recovered(machine, "rng0")
+        assert machine.end()[0] == 0
+
+
+@pytest.mark.kvm
+def test_killed_zygote_is_replaced_and_makes_successors(tmp_path: Path) -> None:
+    with victim(tmp_path, demo(STREAM, sleep=True, count=REQUESTS)) as machine:
+        reading(machine)
+        before = machine.kill("zygote")
+        machine.until(lambda: machine.pids().get("zygote", before) != before, "a second zygote")
+        # The first takes the spare that is there; those after it come from the second zygote.
+        for round_ in range(1, 4):
+            machine.kill("blk0")
+            recovered(machine, "blk0", round_)
+            reading(machine, 4096)
+        assert machine.end()[0] == 0
+
+
+@pytest.mark.kvm
+@pytest.mark.slow
+def test_zygote_that_hangs_is_given_up(tmp_path: Path) -> None:
+    with victim(tmp_path, demo(STREAM, sleep=True, count=100 * REQUESTS)) as machine:
+        reading(machine)
+        machine.send("zygote", signal.SIGSTOP)
+        for round_ in (1, 2):
+            machine.kill("blk0")
+            recovered(machine, "blk0", round_)
+        machine.process.send_signal(signal.SIGTERM)
+        assert machine.end()[0] == 0
+
+
+@pytest.mark.kvm
+def test_killed_spare_is_replaced(tmp_path: Path) -> None:
+    with victim(tmp_path, demo(STREAM, sleep=True, count=REQUESTS)) as machine:
+        reading(machine)
+        before = machine.kill("spare")
+        machine.kill("blk0")  # at once, without one
+        recovered(machine, "blk0")
+        machine.until(lambda: machine.pids().get("spare", before) != before, "another spare")
+        assert machine.end()[0] == 0
+
+
+@pytest.mark.kvm
+def test_successor_is_killed_on_its_way(tmp_path: Path) -> None:
+    with victim(tmp_path, demo(DEMO, count=SECTORS)) as machine:
+        reading(machine)
+        for _ in range(5):
+            machine.kill("blk0")  # as soon as there is one of that name, in whatever state
+        recovered(machine, "blk0")
+        status, printed = machine.end()
+
+    assert status == 0, printed
+    assert f"blk0 wrote {SECTORS} sectors, read them back, verified" in printed
+
+
+def test_fail_io_gives_the_guest_errors(tmp_path: Path, hypervisor: str) -> None:
+    image = demo(STREAM, count=REQUESTS)
+    options = ("--hypervisor", hypervisor)
+    with victim(tmp_path, image, *options, on_death="fail-io") as machine:
+        reading(machine)
+        machine.kill("blk0")
+        status, printed = machine.end()
+
+    assert status == 1  # a guest that panics
+    assert "demo: FAILED: disk request 0 at sector 0 ended with status 1" in printed
+
+
+@pytest.mark.kvm
+def test_stop_vm_ends_the_machine_and_names_the_device(tmp_path: Path) -> None:
+    image = demo(STREAM, sleep=True, count=REQUESTS)
+    with victim(tmp_path, image, on_death="stop-vm") as machine:
+        reading(machine)
+        machine.kill("blk0")
+        status, printed = machine.end()
+
+    assert status == 3
+    assert "vibevmm: blk0 was killed by SIGKILL" in printed
+
+
+@pytest.mark.kvm
+def test_pause_vm_says_so_and_the_machine_can_be_stopped(tmp_path: Path) -> None:
+    image = demo(STREAM, sleep=True, count=REQUESTS)
+    with victim(tmp_path, image, on_death="pause-vm") as machine:
+        reading(machine)
+        machine.kill("blk0")
+        machine.wait_for_print("vibevmm: blk0 was killed by SIGKILL; the guest is paused")
+        assert "blk0" not in machine.pids()
+        machine.process.send_signal(signal.SIGTERM)
+        status, printed = machine.end()
+
+    assert status == 0, printed
+
+
+@pytest.mark.kvm
+def test_machine_is_stopped_in_the_middle_of_a_recovery(tmp_path: Path) -> None:
+    with victim(tmp_path, demo(STREAM, sleep=True, count=REQUESTS)) as machine:
+        reading(machine)
+        processes = machine.pids()
+        machine.kill("blk0")
+        machine.process.send_signal(signal.SIGTERM)
+        status, printed = machine.end()
+
+    assert status == 0, printed
+    assert not [pid for pid in processes.values() if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.kvm
+@pytest.mark.slow
+def test_two_hundred_deaths_leave_no_descriptor_and_no_file(tmp_path: Path) -> None:
+    def held(pid: int) -> int:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    image = demo(STREAM, sleep=True, count=100 * REQUESTS)
+    options = ("--timeout", "115")
+    with victim(tmp_path, image, *options) as machine:
+        reading(machine)
+        names = ("blk0", "rng0", "console0")
+        rounds, before = 0, (0, 0)
+        for rounds in range(1, 201):
+            name = names[rounds % 3]
+            machine.kill(name)
+            recovered(machine, name, (rounds + 3 - rounds % 3) // 3)
+            if rounds == 20:
+                machine.until(lambda: "spare" in machine.pids(), "a spare")
+                before = held(machine.process.pid), held(machine.pids()["vmm"])
+        machine.until(lambda: "spare" in machine.pids(), "a spare")
+        after = held(machine.process.pid), held(machine.pids()["vmm"])
+        machine.process.send_signal(signal.SIGTERM)
+        assert machine.end()[0] == 0
+
+    # A few more or less, of the last deaths, may not be closed yet.
+    assert abs(after[0] - before[0]) < 10
+    assert abs(after[1] - before[1]) < 10
