@@ -244,24 +244,16 @@ def line(who: int, seed: int, number: int) -> bytes:
     """Line ``number`` of ``who``: the number, a space, letters that the seed decides. As
     tests/kernels/soak/console.c."""
     x = _step(seed ^ who << 32 ^ number)
-    letters = bytearray()
-    for _ in range((x >> 33) % 65):
-        x = _step(x)
-        letters.append(ord("a") + (x >> 33) % 26)
-    return b"%08x %s\n" % (number, letters)
+    return b"%08x %s\n" % (number, bytes([ord("a") + (x >> 45) % 26]) * ((x >> 33) % 65))
 
 
 def sector_content(seed: int, sector: int, sequence: int) -> bytes:
     """What write ``sequence`` put there; zeros for 0. As tests/kernels/soak/disk.c."""
     if not sequence:
         return bytes(SECTOR)
-    x, total, words = seed ^ sector << 32 ^ sequence, 0, []
-    for number in range(SECTOR // 8 - 1):
-        x = _step(x)
-        word = (0x6B616F73 << 32 | sector, sequence)[number] if number < 2 else x ^ x >> 29
-        words.append(word)
-        total = ((total << 1 | total >> 63) & _MASK) ^ word
-    return struct.pack("<64Q", *words, total)
+    x = _step(seed ^ sector << 32 ^ sequence)
+    first, filling = 0x6B616F73 << 32 | sector, x ^ x >> 29
+    return struct.pack("<64Q", first, sequence, *[filling] * 61, first ^ sequence ^ filling)
 
 
 def wrong_sectors(image: bytes, seed: int, sequences: Sequence[int]) -> list[int]:

@@ -182,10 +182,9 @@ class _Processes:
 
     def are_there(self) -> bool:
         try:
-            state = Path(f"/proc/{self._launcher}/stat").read_text().rpartition(")")[2].split()[0]
+            return _state(self._launcher) != "Z"
         except OSError:
             return False
-        return state != "Z"
 
     def pids(self, name: str) -> list[int]:
         found = []
@@ -202,8 +201,8 @@ class _Processes:
         while time.monotonic() < deadline and self.are_there():
             for pid in self.pids(device):
                 with contextlib.suppress(OSError):
-                    if number == signal.SIGSTOP and _is_stopped(pid):
-                        continue
+                    if _state(pid) in ("Z", "T" if number == signal.SIGSTOP else ""):
+                        continue  # that would be no news to it
                     os.kill(pid, number)
                     return
             time.sleep(_LOOK)
@@ -227,8 +226,9 @@ class _Processes:
         ]
 
 
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+def _state(pid: int) -> str:
+    # A letter (proc(5)).
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class _Watcher(threading.Thread):

@@ -16,7 +16,7 @@ static char wanted[LINE];
 static unsigned wanted_size, wanted_at;
 static bool is_answering, is_ending, is_finishing;
 
-// "0000002a letters\n"
+// "0000002a lllllll\n": the seed decides how many letters, and which.
 static unsigned compose(char *text, unsigned who, uint32_t number)
 {
         uint64_t x = seed ^ (uint64_t)who << 32 ^ number;
@@ -25,10 +25,9 @@ static unsigned compose(char *text, unsigned who, uint32_t number)
                 text[size++] = "0123456789abcdef"[number >> digit & 15];
         text[size++] = ' ';
         x = x * 6364136223846793005 + 1442695040888963407;
-        for (unsigned letters = (x >> 33) % (MOST_LETTERS + 1); letters; letters--) {
-                x = x * 6364136223846793005 + 1442695040888963407;
-                text[size++] = 'a' + (x >> 33) % 26;
-        }
+        unsigned letters = (x >> 33) % (MOST_LETTERS + 1);
+        fill_bytes(text + size, letters, 'a' + (x >> 45) % 26);
+        size += letters;
         text[size++] = '\n';
         return size;
 }
@@ -48,21 +47,24 @@ void start_console(struct device *device, uint64_t features, bool interrupts)
         wanted_size = compose(wanted, FROM_HOST, 0);
 }
 
-static void hear(char letter)
+static void hear(const char *typed, uint32_t size)
 {
         is_answering = true;
-        if (is_ending)
-                return;
-        if (wanted_at == 0 && letter == '.') {
-                is_ending = true;
-                return;
-        }
-        if (letter != wanted[wanted_at])
-                fail("byte %u of line %u of the input is %x, not %x", wanted_at, heard,
-                     (unsigned)letter, (unsigned)wanted[wanted_at]);
-        if (++wanted_at == wanted_size) {
-                wanted_size = compose(wanted, FROM_HOST, ++heard);
-                wanted_at = 0;
+        while (size && !is_ending) {
+                if (wanted_at == 0 && *typed == '.') {
+                        is_ending = true;
+                        return;
+                }
+                unsigned left = wanted_size - wanted_at, part = size < left ? size : left;
+                if (!are_same(typed, wanted + wanted_at, part))
+                        fail("line %u of the input differs, behind byte %u of it", heard, wanted_at);
+                typed += part;
+                size -= part;
+                wanted_at += part;
+                if (wanted_at == wanted_size) {
+                        wanted_size = compose(wanted, FROM_HOST, ++heard);
+                        wanted_at = 0;
+                }
         }
 }
 
@@ -86,8 +88,7 @@ bool console_turn(void)
         while ((room = take(&input, &written))) {
                 if (written == 0 || written > ROOM)
                         fail("%u bytes of input", written);
-                for (uint32_t i = 0; i < written; i++)
-                        hear(room[i]);
+                hear(room, written);
                 make_room(room);
                 any = true;
         }

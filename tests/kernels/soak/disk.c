@@ -6,7 +6,7 @@ enum { REQUESTQ = 0 };
 enum { IN = 0, OUT = 1, FLUSH = 4, WRITE_ZEROES = 13 };
 static const uint64_t flush = 1ull << 9, write_zeroes = 1ull << 14;
 
-enum { WORDS = SECTOR / 8, MOST_SECTORS = 8, REQUESTS = 24, MOST_SEGMENTS = MOST_BUFFERS - 2 };
+enum { WORDS = SECTOR / 8, MOST_SECTORS = 4, REQUESTS = 24, MOST_PIECES = 3 };
 
 static struct request {
         struct {
@@ -20,8 +20,8 @@ static struct request {
         uint64_t data[MOST_SECTORS][WORDS];
         uint32_t sector, count, sequence;
         uint8_t status;
-        bool is_busy;
-} requests[REQUESTS];
+} requests[REQUESTS], *idle[REQUESTS];
+static unsigned idle_count;
 
 static struct traffic traffic;
 static struct device *disk;
@@ -39,32 +39,42 @@ void start_disk(struct device *device, uint64_t features, bool interrupts)
         start(device, features | flush | write_zeroes, 1, interrupts);
         sectors = device->registers[CONFIG] < SECTORS ? device->registers[CONFIG] : SECTORS;
         begin_traffic(&traffic, device, REQUESTQ);
+        for (unsigned i = 0; i < REQUESTS; i++)
+                idle[idle_count++] = &requests[i];
 }
 
-// Word by word: who and where, when, then what both and the seed decide, then a sum of all that.
+// Who and where; when; what both and the seed decide, again and again; a sum of the three. A sector
+// that was zeroed, or never written, is all zero.
+static void compose(uint64_t words[4], uint32_t sector, uint32_t sequence)
+{
+        uint64_t x = seed ^ (uint64_t)sector << 32 ^ sequence;
+        x = x * 6364136223846793005 + 1442695040888963407;
+        words[0] = sequence ? 0x6b616f73ull << 32 | sector : 0;
+        words[1] = sequence;
+        words[2] = sequence ? x ^ x >> 29 : 0;
+        words[3] = words[0] ^ words[1] ^ words[2];
+}
+
 static void fill(uint64_t *data, uint32_t sector, uint32_t sequence)
 {
-        uint64_t x = seed ^ (uint64_t)sector << 32 ^ sequence, sum = 0;
-        for (unsigned word = 0; word < WORDS - 1; word++) {
-                x = x * 6364136223846793005 + 1442695040888963407;
-                uint64_t value = word == 0 ? 0x6b616f73ull << 32 | sector
-                                 : word == 1 ? sequence
-                                             : x ^ x >> 29;
-                data[word] = sequence ? value : 0;
-                sum = (sum << 1 | sum >> 63) ^ data[word];
-        }
-        data[WORDS - 1] = sum;
+        uint64_t words[4];
+        compose(words, sector, sequence);
+        data[0] = words[0];
+        data[1] = words[1];
+        fill_words(data + 2, WORDS - 3, words[2]);
+        data[WORDS - 1] = words[3];
 }
 
 static void check(const uint64_t *data, uint32_t sector)
 {
-        uint64_t wanted[WORDS];
-        fill(wanted, sector, sequences[sector]);
-        for (unsigned word = 0; word < WORDS; word++)
-                if (data[word] != wanted[word])
-                        fail("sector %u, written last by write %u, differs at word %u: write %u of "
-                             "sector %u", sector, sequences[sector], word, (unsigned)data[1],
-                             (unsigned)data[0]);
+        uint64_t words[4];
+        compose(words, sector, sequences[sector]);
+        unsigned other = 2 + find_other_word(data + 2, WORDS - 3, words[2]);
+        if (data[0] != words[0] || data[1] != words[1] || other != WORDS - 1 ||
+            data[WORDS - 1] != words[3])
+                fail("sector %u, written last by write %u, differs: it has write %u of sector %u, "
+                     "right up to word %u", sector, sequences[sector], (unsigned)data[1],
+                     (unsigned)data[0], other);
 }
 
 static void finish(struct request *request, uint32_t written)
@@ -83,17 +93,17 @@ static void finish(struct request *request, uint32_t written)
                 is_taken[sector] = false;
         }
         counts[type]++;
-        request->is_busy = false;
+        idle[idle_count++] = request;
 }
 
-// In pieces of any sizes, which need not be those of sectors.
+// In a few pieces, which need not be those of sectors.
 static unsigned cut(struct request *request, struct buffer *pieces)
 {
         uint8_t *at = (uint8_t *)request->data;
-        uint32_t left = request->count * SECTOR;
-        unsigned count = 0;
+        uint32_t left = request->count * SECTOR, dice = chance();
+        unsigned count = 0, wanted = 1 + dice % MOST_PIECES;
         while (left) {
-                uint32_t size = count + 1 == MOST_SEGMENTS ? left : 1 + chance() % left;
+                uint32_t size = count + 1 == wanted ? left : 1 + (dice >> 8 * (count + 1)) % left;
                 pieces[count++] = (struct buffer){ at, size, request->header.type == IN };
                 at += size;
                 left -= size;
@@ -108,7 +118,6 @@ static void submit_request(struct request *request, uint32_t type)
         request->header.type = type;
         request->header.sector = type == WRITE_ZEROES ? 0 : request->sector;
         request->status = 0xFF;
-        request->is_busy = true;
         if (type == OUT) {
                 request->sequence = ++last_sequence;
                 for (unsigned i = 0; i < request->count; i++)
@@ -135,28 +144,35 @@ static bool is_any_taken(const struct request *request)
         return false;
 }
 
-static void submit_any(struct request *request)
+// False if it would come near another one.
+static bool submit_any(struct request *request)
 {
-        unsigned dice = chance() % 100;
-        request->count = 1 + chance() % MOST_SECTORS;
-        request->sector = chance() % (sectors - request->count + 1);
-        if (dice < 2 && disk->features & flush) {
+        uint64_t dice = chance();
+        unsigned percent = dice % 100;
+        request->count = 1 + (dice >> 8) % MOST_SECTORS;
+        request->sector = (dice >> 12) % (sectors - request->count + 1);
+        if (percent < 2 && disk->features & flush) {
                 request->count = 0;
                 submit_request(request, FLUSH);
-        } else if (!is_any_taken(request)) {
-                bool zero = dice < 6 && disk->features & write_zeroes;
-                submit_request(request, zero ? WRITE_ZEROES : dice < 55 ? OUT : IN);
+                return true;
         }
+        if (is_any_taken(request))
+                return false;
+        bool zero = percent < 6 && disk->features & write_zeroes;
+        submit_request(request, zero ? WRITE_ZEROES : percent < 55 ? OUT : IN);
+        return true;
 }
 
-static void read_next(struct request *request)
+// False if there is nothing more to read, or it is still being written.
+static bool read_next(struct request *request)
 {
         request->sector = read_back;
         request->count = sectors - read_back < MOST_SECTORS ? sectors - read_back : MOST_SECTORS;
-        if (is_any_taken(request))
-                return; // the last writes are under way
+        if (request->count == 0 || is_any_taken(request))
+                return false;
         read_back += request->count;
         submit_request(request, IN);
+        return true;
 }
 
 bool disk_turn(void)
@@ -168,13 +184,11 @@ bool disk_turn(void)
                 finish(request, written);
                 any = true;
         }
-        for (unsigned i = 0; i < REQUESTS; i++) {
-                if (requests[i].is_busy || !has_room(&traffic, MOST_BUFFERS))
-                        continue;
-                if (!is_finishing)
-                        submit_any(&requests[i]);
-                else if (read_back < sectors)
-                        read_next(&requests[i]);
+        while (idle_count && has_room(&traffic, MOST_PIECES + 2)) {
+                request = idle[idle_count - 1];
+                if (!(is_finishing ? read_next(request) : submit_any(request)))
+                        break;
+                idle_count--;
         }
         ring(&traffic);
         look_for_lost(&traffic);

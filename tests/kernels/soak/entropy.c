@@ -5,10 +5,11 @@ enum { REQUESTQ = 0, REQUESTS = 8, MOST_BYTES = 256 };
 static const uint64_t canary = 0x7972616e6163;
 
 static struct request {
-        uint64_t data[MOST_BYTES / 8 + 1], last;
+        uint64_t data[MOST_BYTES / 8 + 1];
         uint32_t size;
-        bool is_busy;
-} requests[REQUESTS];
+} requests[REQUESTS], *idle[REQUESTS];
+static unsigned idle_count;
+static uint64_t last;
 
 static struct traffic traffic;
 static bool is_finishing;
@@ -17,6 +18,8 @@ void start_entropy(struct device *device, uint64_t features, bool interrupts)
 {
         start(device, features, 1, interrupts);
         begin_traffic(&traffic, device, REQUESTQ);
+        for (unsigned i = 0; i < REQUESTS; i++)
+                idle[idle_count++] = &requests[i];
 }
 
 static void finish(struct request *request, uint32_t written)
@@ -27,12 +30,11 @@ static void finish(struct request *request, uint32_t written)
                 fail("%u bytes of entropy went beyond their buffer", request->size);
         // The chance of 2^-64 is none; of a byte or two there is one.
         if (written >= 8) {
-                for (unsigned i = 0; i < REQUESTS; i++)
-                        if (requests[i].last == request->data[0])
-                                fail("the same entropy twice: %x", (unsigned)request->data[0]);
-                request->last = request->data[0];
+                if (request->data[0] == last)
+                        fail("the same entropy twice: %x", (unsigned)last);
+                last = request->data[0];
         }
-        request->is_busy = false;
+        idle[idle_count++] = request;
 }
 
 bool entropy_turn(void)
@@ -44,14 +46,12 @@ bool entropy_turn(void)
                 finish(request, written);
                 any = true;
         }
-        for (unsigned i = 0; i < REQUESTS && !is_finishing; i++) {
-                request = &requests[i];
-                if (request->is_busy)
-                        continue;
-                request->size = 8 * (1 + chance() % (MOST_BYTES / 8));
+        while (idle_count && !is_finishing) {
+                request = idle[--idle_count];
+                uint64_t dice = chance();
+                request->size = 8 * (1 + dice % (MOST_BYTES / 8));
                 request->data[request->size / 8] = canary;
-                request->is_busy = true;
-                uint32_t half = 1 + chance() % (request->size - 1);
+                uint32_t half = 1 + (dice >> 8) % (request->size - 1);
                 const struct buffer chain[] = {
                         { request->data, half, true },
                         { (uint8_t *)request->data + half, request->size - half, true },

@@ -74,14 +74,15 @@ void main(void)
         while (!(finish_disk() & finish_entropy() & finish_console()))
                 turn(interrupts);
         print_raw(sequences, sizeof sequences);
-        print_raw(gaps, gap_count * sizeof *gaps);
+        unsigned count = gap_count; // printing may take long, too
+        print_raw(gaps, count * sizeof *gaps);
         while (!finish_console())
                 turn(interrupts);
         say_time("ended");
         report_disk();
         report_entropy();
         report_console();
-        say("soak: gaps %u", gap_count);
+        say("soak: gaps %u", count);
         say("soak: done");
         power_off();
 }

@@ -57,8 +57,43 @@ static inline uint64_t now(void)
         return (uint64_t)high << 32 | low;
 }
 
-// A number that looks like chance and is decided by the seed.
+// 53 bits that look like chance and are decided by the seed.
 uint64_t chance(void);
+
+// What looks at, or writes, many words is one instruction: where KVM is an emulator, each costs
+// microseconds.
+static inline void fill_words(uint64_t *words, unsigned long count, uint64_t value)
+{
+        asm volatile("rep stosq" : "+D"(words), "+c"(count) : "a"(value) : "memory");
+}
+
+// The first of them that is not value; count if all are.
+static inline unsigned find_other_word(const uint64_t *words, unsigned long count, uint64_t value)
+{
+        const uint64_t *at = words;
+        bool same;
+        asm volatile("cmp %%rax, %%rax; repe scasq"
+                     : "+D"(at), "+c"(count), "=@ccz"(same)
+                     : "a"(value)
+                     : "memory");
+        return same ? at - words : at - words - 1;
+}
+
+static inline void fill_bytes(char *bytes, unsigned long count, char value)
+{
+        asm volatile("rep stosb" : "+D"(bytes), "+c"(count) : "a"(value) : "memory");
+}
+
+// Whether count bytes are the same.
+static inline bool are_same(const char *these, const char *those, unsigned long count)
+{
+        bool same;
+        asm volatile("cmp %%rax, %%rax; repe cmpsb"
+                     : "+S"(these), "+D"(those), "+c"(count), "=@ccz"(same)
+                     :
+                     : "memory");
+        return same;
+}
 
 // When nothing was completed for a millisecond or so, though something was in flight.
 struct gap {
