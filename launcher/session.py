@@ -77,6 +77,16 @@ _PAUSE = 1.0
 _KEYBOARD = 0
 
 
+# How the log tells of what happens to a device: its name, details, and milliseconds.
+_EVENTS: dict[EventKind, tuple[Level, str]] = {
+    "died": (Level.WARN, "{0} {1}"),
+    "hung": (Level.WARN, "{0} hangs: {1}"),
+    "failed": (Level.WARN, "a successor of {0} failed: {1}"),
+    "recovered": (Level.WARN, "{0} recovered in {2:.1f} ms"),
+    "swapped": (Level.INFO, "{0} swapped in {2:.1f} ms for {1}"),
+}
+
+
 class Session:
     """``vmm`` was started, and so was the zygote of ``nursery``, if there are to be devices.
 
@@ -509,8 +519,8 @@ class Session:
     ) -> None:
         """Tell whoever wants to know."""
         self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
-        text = f"{device} {generation} {kind}" + (f" in {took / 1e6:.1f} ms" if took else "")
-        self._logs.note(Level.WARN, f"{text}: {detail}" if detail else text)
+        level, words = _EVENTS[kind]
+        self._logs.note(level, words.format(device, detail, (took or 0) / 1e6))
 
     # ── ending ────────────────────────────────────────────────────────────────────────
 
