@@ -12,7 +12,7 @@ from devices.rng import Config, Rng
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
 from launcher.policy import OnDeath
-from launcher.supervisor import Supervisor
+from launcher.supervisor import Served, Supervisor
 from launcher.wiring import Wiring
 from protocol.messages import DeviceAttached, DeviceBound, DeviceFailed, DeviceOffers, Done, Failed
 
@@ -20,6 +20,7 @@ from protocol.messages import DeviceAttached, DeviceBound, DeviceFailed, DeviceO
 @dataclass(eq=False)
 class FakeChild:
     name: str = "spare"
+    pid: int = 77
     pidfd: int = 0
     status: int | None = None
     is_killed: bool = False
@@ -108,6 +109,9 @@ class Machine:
     def pause_for(self, child: FakeChild) -> None:
         self.events.append(f"pause for {child.name}")
 
+    def resume_for(self, device: str) -> None:
+        self.events.append(f"resume for {device}")
+
     def emit(self, kind: str, device: str, **what: Any) -> None:
         self.events.append(f"{device} {what['generation']} {kind}")
 
@@ -137,7 +141,7 @@ class World:
             {"rng0": (self.device, cast(Any, self.child))},
         )
         self.offers(1)
-        self.answers: list[str | None] = []
+        self.answers: list[Served | str] = []
 
     def die(self, child: FakeChild, status: int = -9) -> None:
         child.status = status
@@ -183,7 +187,7 @@ def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
     world.offers(2)
     world.attached(2)
 
-    assert world.machine.events == ["rng0 1 died", "rng0 2 recovered"]
+    assert world.machine.events == ["rng0 1 died", "rng0 2 recovered", "resume for rng0"]
     assert world.supervisor.child("rng0") is world.spares.given[0]
     assert (world.supervisor.generation("rng0"), world.supervisor.restarts("rng0")) == (2, 1)
     assert world.spares.prepared == 1
@@ -202,7 +206,7 @@ def test_successor_that_dies_is_followed_by_another_a_little_later() -> None:
     assert [seconds for seconds in world.delays() if seconds < 0.1] != []
     world.fire()
     world.serve(3)
-    assert world.machine.events[-1] == "rng0 3 recovered"
+    assert world.machine.events[-2] == "rng0 3 recovered"
 
 
 def test_successor_that_never_says_hello_is_given_up_and_tried_again() -> None:
@@ -246,7 +250,7 @@ def test_attached_and_dead_before_it_was_heard_of() -> None:
     assert "rng0 2 recovered" not in world.machine.events
     world.fire()
     world.serve(3)
-    assert world.machine.events[-1] == "rng0 3 recovered"
+    assert world.machine.events[-2] == "rng0 3 recovered"
 
 
 def test_hung_device_is_told_of_once_and_followed_when_it_is_dead() -> None:
@@ -256,7 +260,12 @@ def test_hung_device_is_told_of_once_and_followed_when_it_is_dead() -> None:
     world.die(world.child)
     world.serve(2)
 
-    assert world.machine.events == ["rng0 1 hung", "rng0 1 died", "rng0 2 recovered"]
+    assert world.machine.events == [
+        "rng0 1 hung",
+        "rng0 1 died",
+        "rng0 2 recovered",
+        "resume for rng0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -296,14 +305,14 @@ def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
     world.attached(2)
     then(Done())
 
-    assert world.answers == [None]
-    assert world.machine.events == ["rng0 2 swapped"]
+    assert world.answers == [Served(2, 77, 5_000_000)]
+    assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
     assert world.supervisor.restarts("rng0") == 0
     assert not world.child.is_killed
     world.fire()
     assert world.child.is_killed
     world.die(world.child, 0)
-    assert world.machine.events == ["rng0 2 swapped"]
+    assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
 
 
 def test_first_swap_is_compared_with_what_the_first_process_offered() -> None:
@@ -342,7 +351,7 @@ def test_old_one_dies_before_the_switch_and_the_swap_goes_on() -> None:
 
     assert len(world.machine.requests) == 1  # its place is empty, and it is looked at all the same
     world.attached(2)
-    assert world.answers == [None]
+    assert world.answers == [Served(2, 77, 5_000_000)]
     assert world.supervisor.generation("rng0") == 2
 
 
@@ -372,7 +381,7 @@ def test_both_die_in_a_swap_and_a_third_comes() -> None:
 
     assert len(world.answers) == 1
     world.serve(3)
-    assert world.machine.events[-1] == "rng0 3 recovered"
+    assert world.machine.events[-2] == "rng0 3 recovered"
 
 
 def test_one_wish_at_a_time() -> None:

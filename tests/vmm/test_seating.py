@@ -134,7 +134,7 @@ class House:
             "call": doorbell.create(),
             "kick0": doorbell.create(),
         }
-        self.seating.expect(Successor("rng0", number, made.endpoint, waits), handed)
+        self.seating.expect(Successor("rng0", "rng", number, made.endpoint, waits), handed)
         made.connect()
         return made
 
