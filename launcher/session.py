@@ -55,6 +55,7 @@ from protocol.messages import (
     MachineStats,
     Pause,
     PressPowerButton,
+    Rebooted,
     Resume,
     StopMachine,
 )
@@ -395,6 +396,10 @@ class Session:
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
                 if self._spares is not None:
                     self._spares.prepare()
+            case Rebooted():
+                took = f"booted again in {message.microseconds / 1000:.1f} ms"
+                self._logs.note(Level.INFO, f"the guest was reset ({message.count}), and {took}")
+                self._events.emit("rebooted", took=message.microseconds * 1000)
             case Ended():
                 self._decide(outcome.from_vmm(message))
             case MachineStats() if sequence == self._stop_sequence:
