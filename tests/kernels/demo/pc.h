@@ -42,6 +42,9 @@ void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn
 // Enters S5 and does not return.
 void power_off(void) __attribute__((noreturn));
 
+// Resets the machine and does not return.
+void reset(void) __attribute__((noreturn));
+
 // From now on takes the interrupts of the device in that slot, which come on that line: each is
 // acknowledged at its registers (interrupt.c).
 void take_interrupts_of(unsigned slot, volatile uint32_t *registers, unsigned line);

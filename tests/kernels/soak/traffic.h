@@ -99,6 +99,6 @@ static inline bool are_same(const char *these, const char *those, unsigned long 
 struct gap {
         uint64_t slot, begin, end;
 };
-enum { MOST_GAPS = 16384 };
+enum { MOST_GAPS = 4096 };
 extern struct gap gaps[MOST_GAPS];
 extern unsigned gap_count;
