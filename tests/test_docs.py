@@ -15,6 +15,7 @@ import pytest
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher import config, device_options
+from launcher.verbs import VERBS
 from vmm import memory_map
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,8 @@ PAGES = sorted(
 COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
-OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing", "--force", "--follow"}
+OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing"}
+VERB_OPTIONS = {option.name for verb in VERBS.values() for option in verb.options}
 
 
 def text(page: Path) -> str:
@@ -63,7 +65,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
 def test_options_named_exist_in_the_help(page: Path, help_text: str) -> None:
-    known = set(re.findall(r"--[a-z-]+", help_text)) | OTHER_OPTIONS
+    known = set(re.findall(r"--[a-z-]+", help_text)) | OTHER_OPTIONS | VERB_OPTIONS
     named = {
         option
         for span in re.findall(r"`(--[^`]+|(?:vibevmm|\./run\.sh) [^`]+)`", text(page))
