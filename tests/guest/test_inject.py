@@ -23,6 +23,8 @@ from tests.support.bare import require_kvm
 from tests.support.guest import ECHO, demo
 from tests.support.leaks import none_left
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 60.0
 SECTORS = 1500
 
