@@ -200,7 +200,7 @@ class Blk(Device[Config]):
         # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
         self._write_flags = 0 if features & bit(Feature.FLUSH) else os.RWF_DSYNC
 
-    @virtqueue(0, size=_QUEUE_SIZE)
+    @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
         """Carry one request out. All of the writable part is written, zeros where there is
         nothing to say: the status is its last byte, and the length has to cover it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from typing import TypeGuard
 
@@ -40,6 +41,8 @@ def find_again(kind: str, option: str) -> type[AnyDevice]:
     """The same, of a module that may have been changed since it was imported, and is read again."""
     sys.modules.pop(KINDS.get(kind, kind).partition(":")[0], None)
     importlib.invalidate_caches()
+    if kind.isidentifier() and kind not in KINDS and importlib.util.find_spec(kind):
+        return _load(kind, option)
     return find(kind, option)
 
 

@@ -156,7 +156,6 @@ class VM:
         self.close()
 
     # ── the verbs ─────────────────────────────────────────────────────────────────────
-    # inject is to come here.
 
     def describe(self) -> Description:
         """What it is, its processes and its streams: ``vibevmm ps``."""
@@ -188,6 +187,26 @@ class VM:
         words = [f"{name}={_as_text(value)}" for name, value in settings.items()]
         request = wire.Swap(device, implementation, ",".join(map(device_options.quoted, words)))
         return cast(wire.Serving, self._connected().ask(request))
+
+    def inject(
+        self,
+        device: str,
+        fault: str = "",
+        *,
+        at: str = "",
+        after: int = 0,
+        every: int = 0,
+        lasts: float = 0,
+        seed: int | None = None,
+        delay: float = 0.01,
+    ) -> tuple[wire.ArmedFault, ...]:
+        """Arm ``fault``, a key of protocol.faults.FAULTS, for a machine started with
+        ``allow_inject=True``, at a point of its table; ``none`` takes all back, and nothing changes
+        nothing. What is armed. Times are in seconds; ``lasts=0`` has no end."""
+        request = wire.Inject(
+            device, fault, at, after, every, int(lasts * 1e9), seed, int(delay * 1e9)
+        )
+        return cast(wire.Armed, self._connected().ask(request)).faults
 
     def attach(self, stream: str = "serial") -> socket.socket:
         """A connection to one of its streams, the caller's to close: what the guest writes is

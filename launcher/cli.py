@@ -18,6 +18,7 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm attach VM/STREAM                its console, in this terminal
        vibevmm stats|events [VM]               what it counted, and what happened to it
        vibevmm kill VM/DEV                     kill the process of a device
+       vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
        vibevmm doctor [--json]                 what this host can do, and what to do about it
        vibevmm completion bash|zsh|fish        print a completion script for a shell
        vibevmm --version | --help

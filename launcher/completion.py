@@ -46,6 +46,10 @@ def targets(verb: Verb) -> list[str]:
             devices = (process.name for process in told.processes if process.kind != "vmm")
             parts = told.streams if what == "VM/STREAM" else devices
             found += [f"{name}/{part}" for part in parts]
+    if verb.name == "inject":
+        from protocol.faults import FAULTS, NONE
+
+        found += [*FAULTS, NONE]
     return found
 
 

@@ -73,6 +73,7 @@ class RunOptions:
     stats: str | None
     trace: str | None
     dry_run: bool
+    allow_inject: bool
     help_device: str | None
 
 
@@ -197,6 +198,7 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         stats=texts.get("--stats"),
         trace=texts.get("--trace"),
         dry_run="--dry-run" in texts,
+        allow_inject="--allow-inject" in texts,
         help_device=texts.get("--help-device"),
     )
     if options.help_device is None:

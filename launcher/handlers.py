@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from launcher import swap
 from launcher.control import Handler, Reply
@@ -22,6 +23,9 @@ from launcher.supervisor import Served, Supervisor
 from protocol import control as wire
 from protocol import messages
 from protocol.errors import BadInput, HostError
+
+if TYPE_CHECKING:
+    from protocol.faults import Board
 
 # Requests that may wait for the VMM, which hears one at a time, and the seconds between two: it
 # cuts off a peer that sends more than 500 messages a second (arbitrary, and below that).
@@ -36,7 +40,8 @@ Answered = Callable[[object], None]
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
-    ``supervisor`` if it has any, its ``relays`` by stream; ``ask`` the VMM, and ``stop`` in
+    ``supervisor`` if it has any, its ``relays`` by stream, its ``boards`` by device, where faults
+    may be injected; ``ask`` the VMM, and ``stop`` in
     somebody's name."""
 
     name: str
@@ -45,6 +50,7 @@ class Machine:
     events: Events
     supervisor: Supervisor | None
     relays: Mapping[str, Relay]
+    boards: Mapping[str, Board]
     ask: Callable[[object, Answered], None]
     stop: Callable[[str], None]
 
@@ -70,7 +76,6 @@ class Verbs:
         self._waiting: deque[tuple[object, Answered]] = deque()
         self._is_asking = False
         machine.events.listen(self._heard)
-        # inject is to be a further row.
         self.table: Mapping[type, Handler] = {
             wire.Describe: self._describe,
             wire.Measure: self._measure,
@@ -80,6 +85,7 @@ class Verbs:
             wire.Kill: self._kill,
             wire.Restart: self._restart,
             wire.Swap: self._swap,
+            wire.Inject: self._inject,
             wire.Attach: self._attach,
         }
 
@@ -189,6 +195,16 @@ class Verbs:
             _served(reply, served)
 
         supervisor.swap(request.device, after, done)
+
+    def _inject(self, request: wire.Inject, reply: Reply) -> None:
+        supervisor = self._supervisor_of(request.device)
+        if (board := self._machine.boards.get(request.device)) is None:
+            raise BadInput("inject", "this machine was not started with --allow-inject")
+        # Imported only in a machine that has imported it.
+        from launcher import inject
+
+        inject.obey(request, supervisor.device(request.device).device, board)
+        reply(inject.armed(board))
 
     def _attach(self, request: wire.Attach, reply: Reply) -> None:
         relay = self._machine.relays.get(request.stream)

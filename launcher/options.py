@@ -131,6 +131,14 @@ RUN_OPTIONS = (
         "--dry-run", None, "print the plan and the memory map; start nothing", _RUN, in_file=False
     ),
     Option(
+        "--allow-inject",
+        None,
+        "faults may be injected into devices (vibevmm inject); they then run on a slower ring "
+        "engine, which looks for them",
+        _RUN,
+        in_file=False,
+    ),
+    Option(
         "--on-reboot",
         "WHAT",
         "what a guest that resets gets: reset (default), it boots again with the same device "

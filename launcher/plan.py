@@ -44,10 +44,10 @@ _RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare"})
 
 
 # Descriptors of a launcher at its fullest, beyond those that it is started with, and of each
-# device: 31 and 7 to 16 were counted, the most for a console on a socket, with a client. A
-# successor has some of its own, too. Clients of the control interface come on top, 64 at most
-# (protocol.service.MOST_CLIENTS).
-_DESCRIPTORS, _DEVICE_DESCRIPTORS = 44 + 64, 18
+# device: 31 and 7 to 16 were counted, the most for a console on a socket, with a client; two more
+# with --allow-inject. A successor has some of its own, too. Clients of the control interface come
+# on top, 64 at most (protocol.service.MOST_CLIENTS).
+_DESCRIPTORS, _DEVICE_DESCRIPTORS = 44 + 64, 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,7 @@ class Session:
             events=self._events,
             supervisor=self._supervisor,
             relays=self._relays,
+            boards=self._wiring.boards,
             ask=self._ask,
             stop=self._stop_wanted,
         )

@@ -96,6 +96,7 @@ class _Successor:
     done: Done | None  # of a swap; None: a restart that nobody asked for
     is_swap: bool
     failing: bool = False
+    is_switching: bool = False
     child: Child | None = None
     generation: Generation | None = None
     offers: DeviceOffers | None = None
@@ -161,7 +162,9 @@ class Supervisor:
         """A device process is dead and reaped, whichever it was."""
         for ward in self._wards.values():
             if ward.successor is not None and ward.successor.child is child:
-                self._fail(ward, f"{ward.device.name} {child.how_it_ended()}")
+                # In the middle of a switch the VMM knows better why, and is about to say so.
+                if not ward.successor.is_switching:
+                    self._fail(ward, f"{ward.device.name} {child.how_it_ended()}")
                 return
             if ward.child is child:
                 self._bereaved(ward, child)
@@ -269,6 +272,7 @@ class Supervisor:
         if (why := self._why_unfit(ward, successor)) is not None:
             self._fail(ward, why)
             return
+        successor.is_switching = True
         self._machine.request(
             Switch(event.name, event.generation),
             lambda reply: self._switched(ward, successor, reply),

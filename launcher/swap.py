@@ -18,6 +18,8 @@ def planned(request: Swap, before: PlannedDevice) -> PlannedDevice:
     option = f"swap of {before.name}"
     kind = request.implementation or before.kind
     after = kinds.find_again(kind, "--impl")
+    if kind not in kinds.KINDS:
+        kind = f"{after.__module__}:{after.__qualname__}"
     if why := _why_another(before, after):
         raise BadInput("--impl", f"{kind}: {why}")
     asked = device_options.parse("--device", f"{kind},{request.settings}")

@@ -27,12 +27,27 @@ _TIMEOUT = Option(
 _IMPL = Option(
     "--impl", "MODULE[:CLASS]", "a kind of device, or a module with a class of your own", _OPTIONS
 )
+_FAULT = "FAULT"
+_INJECT_OPTIONS = (
+    Option("--at", "POINT", "where it strikes; default: the first of its points", _OPTIONS),
+    Option("--after", "N", "let that point be passed N times first", _OPTIONS),
+    Option("--every", "N", "strike again, at each N-th pass from there", _OPTIONS),
+    Option("--for", "SECONDS", "be over after so long; without --every: each pass", _OPTIONS),
+    Option(
+        "--seed", "N", "what decides what is left to chance; default: drawn, and said", _OPTIONS
+    ),
+    Option("--list", None, "print all faults and points; needs no machine", _OPTIONS),
+    _JSON,
+)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
 # Seconds that `ps` waits for one machine, and `stop` for a machine that has ended to be gone
 # (arbitrary).
 _PS_DEADLINE, _GONE_DEADLINE = 2.0, 30.0
 _STOP_TIMEOUT = 30.0
+
+# Options of inject that are numbers.
+_COUNTS = ("--after", "--every", "--seed")
 
 Arguments = Mapping[str, str]
 
@@ -42,13 +57,15 @@ _SETTINGS = "key=value"
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A command. ``target`` is what it is about, in the usage (in brackets: may be left out);
-    ``run`` gets that, or None, and the options given, by name, and returns the exit status."""
+    """A command. ``target`` is what it is about, in the usage (in brackets: may be left out), and
+    ``word`` what may stand behind that; ``run`` gets the target, or None, and the word and the
+    options that were given, by name, and returns the exit status."""
 
     name: str
     target: str
     help: str
     options: tuple[Option, ...]
+    word: str = field(default="", kw_only=True)
     takes_settings: bool = field(default=False, kw_only=True)
     run: Callable[[str | None, Arguments], int]
 
@@ -60,7 +77,8 @@ class Verb:
             for option in self.options
         )
         settings = f" [{_SETTINGS} …]" if self.takes_settings else ""
-        return f"vibevmm {self.name} {self.target}{words}{settings}"
+        word = f" [{self.word}]" if self.word else ""
+        return f"vibevmm {self.name} {self.target}{word}{words}{settings}"
 
 
 def run(word: str, argv: Sequence[str]) -> int:
@@ -80,6 +98,9 @@ def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]
         if not word.startswith("-"):
             if target is not None and verb.takes_settings and "=" in word:
                 settings.append(device_options.quoted(word))
+                continue
+            if target is not None and verb.word and verb.word not in given:
+                given[verb.word] = word
                 continue
             if target is not None:
                 raise BadInput(repr(word), f"one target is enough: {verb.usage}")
@@ -185,7 +206,7 @@ def _stop(target: str | None, given: Arguments) -> int:
     from launcher import client
     from protocol import control as wire
 
-    timeout = _seconds(given["--timeout"]) if "--timeout" in given else _STOP_TIMEOUT
+    timeout = _seconds(given["--timeout"], "--timeout") if "--timeout" in given else _STOP_TIMEOUT
     request = wire.Shutdown("--force" in given, int(timeout * 1e9))
     reason, forced = "gone", ""
     with client.Client(client.find("stop", target)) as machine:
@@ -204,11 +225,11 @@ def _stop(target: str | None, given: Arguments) -> int:
     )
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str, option: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= (seconds := float(text)) <= 1e9:
             return seconds
-    raise BadInput("--timeout", f"{text!r} is no number of seconds")
+    raise BadInput(option, f"{text!r} is no number of seconds")
 
 
 def _kill(target: str | None, given: Arguments) -> int:
@@ -255,6 +276,83 @@ def _say_serving(given: Arguments, name: str, device: str, served: Any) -> int:
         generation=served.generation,
         took_ms=took,
     )
+
+
+# ── inject ────────────────────────────────────────────────────────────────────────────────
+
+
+def _inject(target: str | None, given: Arguments) -> int:
+    if "--list" in given:
+        return _list_faults(given)
+    from launcher import client
+
+    name, device = client.find_part("inject", target, "device")
+    request = _injection(device, given)
+    with client.Client(name) as machine:
+        found = machine.ask(request).faults
+    plain = [_armed_as_plain(fault) for fault in found]
+    text = "\n".join(f"{name}/{device}: {_armed_as_text(fault)}" for fault in plain)
+    text = text or f"{name}/{device}: nothing is armed"
+    return _say(given, text, vm=name, device=device, faults=plain)
+
+
+def _injection(device: str, given: Arguments) -> Any:
+    from protocol import control as wire
+    from protocol import faults
+
+    fault, _, seconds = given.get(_FAULT, "").partition("=")
+    needless = [name for name in given if name not in (_FAULT, "--json")]
+    if needless and fault in ("", faults.NONE):
+        raise BadInput(needless[0], "goes with a fault")
+    if seconds and fault != faults.DELAY:
+        raise BadInput(repr(given[_FAULT]), f"only {faults.DELAY} takes a value")
+    delay = _seconds(seconds, faults.DELAY) * 1e9 if seconds else faults.DEFAULT_DELAY
+    if fault and fault != faults.NONE:
+        faults.check(fault, given.get("--at", ""))
+    counts = {name: device_options.number(name, given.get(name, "0")) for name in _COUNTS}
+    return wire.Inject(
+        device,
+        fault,
+        given.get("--at", ""),
+        counts["--after"],
+        counts["--every"],
+        int(_seconds(given.get("--for", "0"), "--for") * 1e9),
+        counts["--seed"] if "--seed" in given else None,
+        int(delay),
+    )
+
+
+def _list_faults(given: Arguments) -> int:
+    from protocol import faults
+
+    if "--json" in given:
+        kinds = {name: asdict(kind) for name, kind in faults.FAULTS.items()}
+        return _print(json.dumps({"faults": kinds, "points": faults.POINTS}, indent=2))
+    lines = ["faults:"]
+    for name, kind in faults.FAULTS.items():
+        everywhere = len(kind.points) == len(faults.POINTS)
+        where = f"any point, usually {kind.points[0]}" if everywhere else ", ".join(kind.points)
+        lines.append(f"  {name:<20}{kind.help} (at {where})")
+    lines += ["", "points:", *(f"  {name:<20}{text}" for name, text in faults.POINTS.items())]
+    return _print("\n".join(lines))
+
+
+def _armed_as_plain(fault: Any) -> dict[str, Any]:
+    plain = asdict(fault)
+    left = plain.pop("left")
+    plain["delay"] /= 1e9
+    return plain if left is None else {**plain, "left": left / 1e9}
+
+
+def _armed_as_text(fault: Mapping[str, Any]) -> str:
+    words = f"{fault['fault']} at {fault['point']}"
+    words += f", after {fault['after']}" if fault["after"] else ""
+    words += f", every {fault['every']}" if fault["every"] else ", once"
+    words += f", for {fault['left']:.1f} s more" if "left" in fault else ""
+    return f"{words}, seed {fault['seed']}: passed {fault['passes']}, struck {fault['strikes']}"
+
+
+# ── consoles and events ───────────────────────────────────────────────────────────────────
 
 
 def _attach(target: str | None, given: Arguments) -> int:
@@ -313,7 +411,6 @@ def _print(text: str) -> int:
     return print_text(text)
 
 
-# inject is to be a further row.
 VERBS = {
     verb.name: verb
     for verb in (
@@ -366,6 +463,16 @@ VERBS = {
             (_IMPL, _JSON),
             _swap,
             takes_settings=True,
+        ),
+        Verb(
+            "inject",
+            "VM/DEV",
+            "Arms a fault for a device of a machine that was started with --allow-inject; the\n"
+            "fault none takes back all that are armed. Prints what is armed. A fault strikes\n"
+            "whichever process serves, and once, unless --every or --for says otherwise.",
+            _INJECT_OPTIONS,
+            _inject,
+            word=_FAULT,
         ),
         Verb(
             "attach",

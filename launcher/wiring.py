@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
@@ -13,6 +14,9 @@ from protocol import codec, doorbell, journal
 from protocol.memory import Region, create_memfd
 from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec, Successor
 from vmm import memory_map
+
+if TYPE_CHECKING:
+    from protocol.faults import Board
 
 
 class Generation:
@@ -38,7 +42,9 @@ class Generation:
 
 
 class Wiring:
-    """The shared descriptors of one machine, its sockets being in ``directory``; closes them."""
+    """The shared descriptors of one machine, its sockets being in ``directory``; closes them.
+
+    ``boards`` are those of the devices (protocol.faults), where faults may be injected."""
 
     def __init__(self, plan: Plan, name: str, directory: str) -> None:
         self._plan = plan
@@ -53,11 +59,24 @@ class Wiring:
             device.name: self._own(journal.create(f"vibevmm-{name}-{device.name}", device.queues))
             for device in plan.devices
         }
+        self.boards: dict[str, Board] = {}
+        self._boards: dict[str, int] = {}
+        if plan.options.allow_inject:
+            self._make_boards()
         self._firsts = {device.name: self._generation(device, 1) for device in plan.devices}
         self.serial, theirs = socket.socketpair()
         self.serial.setblocking(False)
         self._resources.callback(self.serial.close)
         self._vmm_serial = self._own(theirs.detach())
+
+    def _make_boards(self) -> None:
+        from protocol import faults
+
+        for device in self._plan.devices:
+            name = device.name
+            self._boards[name] = self._own(faults.create(f"vibevmm-{self._name}-{name}-faults"))
+            self.boards[name] = faults.Board(self._boards[name])
+            self._resources.callback(self.boards[name].close)
 
     @property
     def endpoint(self) -> str:
@@ -131,6 +150,8 @@ class Wiring:
             **generation.bells,
             **device.fds,
         }
+        if device.name in self._boards:
+            fds["faults"] = self._boards[device.name]
         return codec.pack(codec.to_plain(spec)), fds
 
     def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:

@@ -105,6 +105,23 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
+class Inject:
+    """Arm ``fault`` for ``device``, at ``point`` or, if that is empty, at its usual one:
+    protocol.faults has their table, and the meaning of the rest. It is over ``lasts`` nanoseconds
+    from now, unless that is 0; ``delay`` is in nanoseconds; without a ``seed`` one is drawn. The
+    fault ``none`` takes back what is armed, and an empty one changes nothing. Reply: Armed."""
+
+    device: str
+    fault: str
+    point: str
+    after: int
+    every: int
+    lasts: int
+    seed: int | None
+    delay: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """I want to join ``stream``. Reply: Attached."""
 
@@ -183,6 +200,29 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmedFault:
+    """A fault that is armed, or was: ``point`` has been passed ``passes`` times, of which it has
+    struck ``strikes`` times. It is over in ``left`` nanoseconds; None: that has no limit."""
+
+    fault: str
+    point: str
+    after: int
+    every: int
+    left: int | None
+    seed: int
+    delay: int
+    passes: int
+    strikes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """Reply to Inject: all faults of this device, as of now."""
+
+    faults: tuple[ArmedFault, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """Reply to Attach: a Unix stream socket at ``path`` takes the client. What the guest writes
     comes from there, and what is sent there is typed to it."""
@@ -225,7 +265,19 @@ class Lost:
     count: int
 
 
-TO_LAUNCHER = (Describe, Measure, Pause, Resume, Shutdown, Kill, Restart, Swap, Attach, Follow)
+TO_LAUNCHER = (
+    Describe,
+    Measure,
+    Pause,
+    Resume,
+    Shutdown,
+    Kill,
+    Restart,
+    Swap,
+    Inject,
+    Attach,
+    Follow,
+)
 FROM_LAUNCHER = (
     Description,
     MachineStats,
@@ -233,6 +285,7 @@ FROM_LAUNCHER = (
     Stopped,
     Killed,
     Serving,
+    Armed,
     Attached,
     Failed,
     Event,

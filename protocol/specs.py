@@ -27,7 +27,8 @@ class DeviceSpec:
     ``journal`` are the sizes of the queues that its journal is laid out for. One that is
     ``failing`` answers every request with an error (Device.fail).
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
-    that the kind opened for itself, and ``trace`` if there is one.
+    that the kind opened for itself, ``trace`` if there is one, and ``faults``, a protocol.faults
+    Board, if faults may be injected.
     """
 
     name: str

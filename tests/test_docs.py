@@ -15,6 +15,7 @@ import pytest
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher import config, device_options
+from launcher.verbs import VERBS
 from vmm import memory_map
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,9 @@ PAGES = sorted(
 COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
-OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing", "--force", "--follow"}
+OTHER_OPTIONS = {"--help", "--version", "--option", "--missing"} | {
+    option.name for verb in VERBS.values() for option in verb.options
+}
 
 
 def text(page: Path) -> str:

@@ -11,6 +11,7 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from protocol.ring import Chain
@@ -63,20 +64,24 @@ class Jail:
 
 @dataclass(frozen=True, slots=True)
 class QueueDeclaration:
-    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, and
-    whether it owes progress."""
+    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, whether
+    it owes progress, and the bytes of verdict at the end of each answer."""
 
     index: int
     size: int
     name: str
     owes: bool = True
+    verdict: int = 0
 
 
-def virtqueue(index: int, *, size: int, owes: bool = True) -> Callable[[H], H]:
+def virtqueue(index: int, *, size: int, owes: bool = True, verdict: int = 0) -> Callable[[H], H]:
     """Make a method the handler of queue ``index``, which has up to ``size`` entries.
 
     A queue that ``owes`` progress answers each chain without anything else having to happen; one
     that holds work and answers none is taken for hung. A queue for input owes nothing.
+
+    Where the last ``verdict`` bytes that the driver lends are no data, but say how it went, an
+    answer has a place for each byte; else it may be shorter than the room for it.
 
     It is called once a chain and returns the number of bytes that it wrote, or None to keep the
     chain in flight; then the device completes it later. Chains that the driver got wrong never
@@ -87,7 +92,9 @@ def virtqueue(index: int, *, size: int, owes: bool = True) -> Callable[[H], H]:
         raise ValueError(f"a split virtqueue has no {size} entries (virtio 1.2, section 2.7)")
 
     def mark(handler: H) -> H:
-        handler.__dict__["virtqueue"] = (index, size, owes)
+        handler.__dict__["virtqueue"] = partial(
+            QueueDeclaration, index, size, owes=owes, verdict=verdict
+        )
         return handler
 
     return mark
@@ -111,7 +118,7 @@ class Device(Generic[C]):
         if not is_dataclass(cls.config_type):
             raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
         found = [
-            QueueDeclaration(method.virtqueue[0], method.virtqueue[1], name, method.virtqueue[2])
+            method.virtqueue(name)
             for name in dir(cls)
             if hasattr(method := getattr(cls, name), "virtqueue")
         ]

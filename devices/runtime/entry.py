@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 
@@ -33,6 +33,9 @@ from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE
 from protocol.specs import DeviceSpec
 from protocol.trace import Trace
+
+if TYPE_CHECKING:
+    from devices.runtime.faults import Injector
 
 _logger = logging.getLogger(__name__)
 
@@ -83,12 +86,24 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
     seal.audit(_held(handed), channel=False)
     loop = Loop()
-    worker = Worker(kind, config, handed, memory, journal, loop, trace, failing=spec.failing)
+    injector = _injector(handed["faults"]) if "faults" in handed else None
+    worker = Worker(
+        kind,
+        config,
+        handed,
+        memory,
+        journal,
+        loop,
+        trace,
+        failing=spec.failing,
+        injector=injector,
+    )
 
     context = zmq.Context()
     channel = Channel(context, TO_DEVICE, spec.generation)
     channel.connect(spec.endpoint)
-    session = Session(channel, worker, loop, trace)
+    converse = Session if injector is None else injector.session
+    session = converse(channel, worker, loop, trace)
     session.greet(spec.kind)
     seal.audit(_held(handed), channel=True)
     session.sealed(seal.seal(kind.jail.syscalls), tuple(handed))
@@ -99,6 +114,14 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     context.term()
     if trace is not None:
         trace.flush()
+
+
+def _injector(board: int) -> Injector:
+    # Imported only where faults may be asked for.
+    from devices.runtime.faults import Injector
+    from protocol.faults import Board
+
+    return Injector(Board(board))
 
 
 def _call_ourselves(name: str) -> None:

@@ -42,6 +42,8 @@ class Queue:
                      └───────────────────────────────────────────────────────┘
     """
 
+    ring_type: type[Ring] = Ring
+
     def __init__(
         self,
         declaration: QueueDeclaration,
@@ -78,7 +80,7 @@ class Queue:
     ) -> None:
         """Map the ring that ``setup`` describes, and go on as ``journal`` says; its stream begins
         at ``position`` if that is fresh. RingBroken if one of them is impossible."""
-        self._ring = Ring(
+        self._ring = self.ring_type(
             memory,
             setup.size,
             setup.desc,

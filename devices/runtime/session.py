@@ -54,7 +54,7 @@ class Session:
             int(device.device_id),
             self._worker.features,
             tuple(queue.size for queue in device.queues),
-            device.config_space(),
+            self._config_space(),
         )
         self._channel.send(hello)
         self._life.advance(Event.HELLO)
@@ -119,7 +119,7 @@ class Session:
 
     def _write_config(self, request: messages.WriteConfig) -> messages.ConfigChanged:
         self._worker.device.write_config(request.offset, request.data)
-        return messages.ConfigChanged(self._worker.device.config_space())
+        return messages.ConfigChanged(self._config_space())
 
     def _quit(self, request: messages.Quit) -> messages.Done:
         self._worker.stop()
@@ -132,7 +132,10 @@ class Session:
         self._event(messages.NeedsReset(reason))
 
     def _config_changed(self) -> None:
-        self._event(messages.ConfigChanged(self._worker.device.config_space()))
+        self._event(messages.ConfigChanged(self._config_space()))
+
+    def _config_space(self) -> bytes:
+        return self._worker.device.config_space()
 
     def _event(self, message: object) -> None:
         self._channel.send(message)

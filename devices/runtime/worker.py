@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devices.runtime.device import AnyDevice, QueueDeclaration
 from devices.runtime.loop import Loop
@@ -19,13 +19,17 @@ from protocol.ring import Chain
 from protocol.trace import Trace
 from protocol.virtio import RING_FEATURES, Feature, bit
 
+if TYPE_CHECKING:
+    from devices.runtime.faults import Injector
+
 
 class Worker:
     """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
 
     ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened, and ``journal``
     if a successor is to go on where this process may be killed. ``broken`` is told of a ring that
-    its driver broke, ``changed`` of a new configuration space.
+    its driver broke, ``changed`` of a new configuration space. With an ``injector`` its queues pass
+    points at which faults can strike.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Worker:
         trace: Trace | None,
         *,
         failing: bool = False,
+        injector: Injector | None = None,
     ) -> None:
         self.broken: Callable[[str], None] = lambda reason: None
         self.changed: Callable[[], None] = lambda: None
@@ -48,8 +53,10 @@ class Worker:
         self._watched: set[int] = set()
         self._running = False
         self.device = kind(config, fds, self)
+        plain = Queue if injector is None else injector.queue_type
+        traced = TracedQueue if injector is None else injector.traced_queue_type
         self._queues = [
-            (Queue if trace is None else TracedQueue)(
+            (plain if trace is None else traced)(
                 declaration,
                 (fds[f"kick{declaration.index}"], fds["call"]),
                 self._handler(declaration, failing=failing),
@@ -62,6 +69,8 @@ class Worker:
         for queue in self._queues:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
+            if injector is not None:
+                injector.join(queue, partial(self.device.fail, queue.declaration.index))
 
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:

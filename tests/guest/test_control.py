@@ -26,6 +26,8 @@ from tests.support.guest import ECHO as ECHO_MODE
 from tests.support.guest import demo
 from tests.support.leaks import none_left
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 30.0
 PROJECT = Path(__file__).parents[2]
 

@@ -19,6 +19,8 @@ from tests.support.leaks import children
 from tests.support.vibevmm import DEADLINE, Running, raw, run, started, vibevmm
 from vmm.platform import ports
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
 
 # KiB of the VMM that 50 lives may cost. What is collected late is 0.7 MiB on KVM and 1.6 in

@@ -12,6 +12,8 @@ from tests.support.bare import usable_kvm
 from tests.support.guest import DEMO, STREAM, build, demo
 from tests.support.recovery import Victim, victim
 
+pytestmark = pytest.mark.slow
+
 # Sectors that the guest writes and reads back, in the demo mode; and requests of the stream.
 # Arbitrary: enough that a guest is in the middle of it while a few processes die.
 SECTORS, REQUESTS = 4000, 30_000

@@ -19,6 +19,7 @@ from tests.support.leaks import none_left
 pytestmark = pytest.mark.slow
 
 DEADLINE = 60.0
+FOR_EVER = 1 << 31  # requests
 SECTOR = 512
 
 # A disk that is ahead of its time: it hands on how many requests it has carried out.
@@ -42,6 +43,7 @@ class Counting(Blk):
 
     def restore(self, state):
         version, self.total = struct.unpack("<BQ", state)
+        self.counters["total"] = self.total
         if version != 1:
             raise ValueError(f"version {version}")
 '''
@@ -59,11 +61,6 @@ class Late(Blk):
 class Stillborn(Blk):
     def __init__(self, *arguments):
         raise RuntimeError("no luck")
-
-class Poor(Blk):
-    @property
-    def features(self):
-        return 0
 
 class Forgetful(Blk):
     def restore(self, state):
@@ -120,7 +117,7 @@ def machine(
 
 
 def test_a_disk_changes_its_implementation_again_and_again(machine: Callable[..., VM]) -> None:
-    vm = machine(100_000)
+    vm = machine(40_000)
 
     served = [vm.swap("blk0", kind) for kind in ("blk-mapped", "blk") * 10]
 
@@ -154,7 +151,6 @@ def test_state_is_handed_on_from_one_to_the_next(machine: Callable[..., VM]) -> 
         ("broken:NotOne", {}, "has no device class 'NotOne'"),
         ("broken", {}, "add :CLASS"),
         ("broken:Stillborn", {}, "exited with status"),
-        ("broken:Poor", {}, "lacks negotiated features"),
         ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
         ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
         ("", {"colour": "red"}, "has no key 'colour'"),
@@ -172,20 +168,20 @@ def test_what_does_not_fit_leaves_the_one_that_serves_working(
     (tmp_path / "other.img").write_bytes(bytes(128 * SECTOR))
     if "path" in settings:
         settings = {"path": str(tmp_path / str(settings["path"]))}
-    vm = machine(30_000)
+    vm = machine(FOR_EVER)
     pid = next(one.pid for one in vm.describe().processes if one.name == "blk0")
 
     with pytest.raises(Refused, match=complaint):
         vm.swap("blk0", implementation, **settings)
 
     assert pid == next(one.pid for one in vm.describe().processes if one.name == "blk0")
-    assert vm.wait(DEADLINE) == 0
+    assert _goes_on(vm)
 
 
 def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
     machine: Callable[..., VM],
 ) -> None:
-    vm = machine(30_000)
+    vm = machine(FOR_EVER)
     vm.swap("blk0", "counting:Counting")
 
     with pytest.raises(Refused, match="of another tribe"):
@@ -193,16 +189,16 @@ def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
 
     (report,) = vm.stats().devices
     assert report.counters["total"] > 0
-    assert vm.wait(DEADLINE) == 0
+    assert _goes_on(vm)
 
 
 def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> None:
-    vm = machine(200_000)
+    vm = machine(FOR_EVER)
 
     with pytest.raises(Refused, match="not ready within 10 s"):
         vm.swap("blk0", "broken:Late")
 
-    assert vm.wait(DEADLINE) == 0
+    assert _goes_on(vm)
 
 
 def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
@@ -229,6 +225,11 @@ def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
 
     assert vm.wait(DEADLINE) == 0
     assert "resumed" in [event.kind for event in events]  # type: ignore[union-attr]
+
+
+def _goes_on(vm: VM) -> bool:
+    before, after = (vm.stats().devices[0].counters["requestq.chains"] for _ in range(2))
+    return before < after
 
 
 def _until(events: Iterator[object], kind: str) -> Iterator[object]:

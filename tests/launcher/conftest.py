@@ -33,8 +33,8 @@ def binary(tmp_path: Path) -> str:
 def start(begin: Start) -> Start:
     """Machines that pretend and are ready, for as long as a test runs."""
 
-    def started(behaviour: str, *devices: str) -> VM:
-        machine = begin(behaviour, *devices)
+    def started(behaviour: str, *devices: str, **options: bool) -> VM:
+        machine = begin(behaviour, *devices, **options)
         machine.wait_ready()
         return machine
 
@@ -47,8 +47,8 @@ def begin(binary: str, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(api, "_MODULE", "tests.support.fake_launcher")
     with ExitStack() as machines:
 
-        def begun(behaviour: str, *devices: str) -> VM:
-            made = VM(name=behaviour, binary=binary, entry=0x10000, devices=devices)
+        def begun(behaviour: str, *devices: str, **options: bool) -> VM:
+            made = VM(name=behaviour, binary=binary, entry=0x10000, devices=devices, **options)
             return machines.enter_context(made)
 
         yield begun

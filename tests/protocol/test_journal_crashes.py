@@ -242,6 +242,7 @@ def explore_all(engine: Engine) -> None:
         explore(script, engine)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("edits", WRONG.values(), ids=WRONG)
 def test_an_engine_breaks_a_promise(edits: list[Edit], tmp_path: Path) -> None:

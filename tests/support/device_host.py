@@ -83,8 +83,8 @@ class DeviceHost:
     """One device process of ``kind`` with ``config``, from its start to its end.
 
     ``register`` adds a kind that is not in the table (``module:Class``); ``inherit`` are
-    descriptors that the process gets and should not. With ``start=False`` it
-    is up to the test to call :meth:`hand_over` and :meth:`greet`.
+    descriptors that the process gets and should not; ``faults`` is its board. With
+    ``start=False`` it is up to the test to call :meth:`hand_over` and :meth:`greet`.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class DeviceHost:
         register: str = "",
         host: FakeHost | None = None,
         trace: int | None = None,
+        faults: int | None = None,
         inherit: Sequence[int] = (),
         start: bool = True,
     ) -> None:
@@ -120,6 +121,7 @@ class DeviceHost:
         self.kicks = {queue.index: doorbell.create() for queue in self.type.queues}
         self.call = doorbell.create()
         self._trace = {} if trace is None else {"trace": trace}
+        self._faults = {} if faults is None else {"faults": faults}
         self._context = zmq.Context()
         self.channel = Channel(self._context, FROM_DEVICE, 1)
         self.endpoint = str(folder / "channel")
@@ -161,7 +163,7 @@ class DeviceHost:
         }
         spec = DeviceSpec(**(fields | changes))
         handed = {"memory": self._memfd, "journal": self._journal_fd, "call": self.call}
-        handed |= {**self.given, **self._trace}
+        handed |= {**self.given, **self._trace, **self._faults}
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
         self.handed = set(handed)

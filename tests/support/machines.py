@@ -7,5 +7,5 @@ from collections.abc import Callable
 from launcher.api import VM
 
 Start = Callable[..., VM]
-"""``start(behaviour, *devices)``: a machine whose VMM behaves so (fake_vmm.BEHAVIOURS).
-Behaviour is also its name, up to a dash (tests/launcher/conftest.py)."""
+"""``start(behaviour, *devices, **options)``: a machine whose VMM behaves so (fake_vmm.BEHAVIOURS),
+with options of VM. Behaviour is also its name, up to a dash (tests/launcher/conftest.py)."""

@@ -96,7 +96,8 @@ class House:
         first = self.process(1)
         slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, first.endpoint)
         boot = BootSpec(True, "", 0, None)
-        spec = MachineSpec("m", "kvm", 1 << 20, 1, boot, (slot,), str(folder / "vmm"), "exit", 400, False, 0)
+        where = str(folder / "vmm")
+        spec = MachineSpec("m", "kvm", 1 << 20, 1, boot, (slot,), where, "reset", 400, False, 0)
         self.descriptors = {
             "rng0.pidfd": first.pidfd,
             "rng0.journal": journal.create("j", (64,)),
