@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 def main(words: list[str]) -> int:
     """0 if nothing was lost, corrupted, or left behind."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--seed", type=int, help="decides everything; drawn and printed if left out")
+    parser.add_argument(
+        "--seed", type=int, help="decides everything; drawn and printed if left out"
+    )
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="the steps of an earlier run")
     parser.add_argument("--hypervisor", default="kvm", choices=["kvm", "software"])
     parser.add_argument("--kills", type=int, default=1000)

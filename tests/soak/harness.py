@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from launcher import rundir
 from launcher.api import VM
-from launcher.client import Refused
+from launcher.client import Gone, Refused
 from protocol.control import Event, Lost
 from protocol.errors import VibeError
 from tests.soak.schedule import Step
@@ -146,18 +146,18 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
     guest.begin(vm)
     held = processes.descriptors()
     operator = _Operator(vm.name, watcher, outcome)
-    start = time.monotonic()
+    at = 0.0
     for step in steps:
-        time.sleep(max(0.0, start + step.at - time.monotonic()))
+        # After the one before, however long that took: what was late does not come in a burst.
+        time.sleep(step.at - at)
+        at = step.at
         if not processes.are_there():
             break  # the guest found something: it will tell
         match step.action:
-            case "kill":
-                processes.send(step.device, signal.SIGKILL)
-                outcome.done["kill"] += 1
-            case "hang":
-                processes.send(step.device, signal.SIGSTOP)
-                outcome.done["hang"] += 1
+            case "kill" | "hang":
+                number = signal.SIGKILL if step.action == "kill" else signal.SIGSTOP
+                processes.send(step.device, number, watcher)
+                outcome.done[step.action] += 1
             case _:
                 operator.put(step)
     operator.put(None)
@@ -195,8 +195,9 @@ class _Processes:
                         found.append(pid)
         return found
 
-    def send(self, device: str, number: signal.Signals) -> None:
-        """To a process of that name, whatever it is about to do, once there is one."""
+    def send(self, device: str, number: signal.Signals, watcher: _Watcher) -> None:
+        """To a process of that name, whatever it is about to do; if there is none, to the next
+        that serves."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.are_there():
             for pid in self.pids(device):
@@ -205,6 +206,7 @@ class _Processes:
                         continue  # that would be no news to it
                     os.kill(pid, number)
                     return
+            watcher.until_serves(device)
             time.sleep(_LOOK)
         if self.are_there():
             raise Problem(f"there was no process of {device} for {PATIENCE:g} s")
@@ -292,6 +294,8 @@ class _Operator(threading.Thread):
             with contextlib.closing(VM.connect(self._name)) as vm:
                 while (step := self._steps.get()) is not None:
                     self._persist(vm, step)
+        except Gone:
+            pass  # the guest found something: it will tell
         except VibeError as error:
             self._outcome.problems.append(f"control interface: {error}")
 
@@ -320,7 +324,8 @@ class _Operator(threading.Thread):
             settings = dict(word.split("=", 1) for word in words if "=" in word)
             vm.swap(step.device, "".join(word for word in words if "=" not in word), **settings)
         else:
-            raise Problem(f"{step.action} is unknown")
+            fault, point = step.detail.split()
+            vm.inject(step.device, fault, at=point)
 
 
 def _left_behind(name: str, launcher: int) -> list[str]:
