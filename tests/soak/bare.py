@@ -3,6 +3,7 @@ and knows what its disk must hold."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import socket
@@ -38,7 +39,8 @@ FROM_GUEST, FROM_HOST = 1, 2
 
 class Bare:
     """The soak guest on ``hypervisor``, with ``features``, sleeping or looking; ``seed`` decides
-    what it does, ``patience`` when a request is lost (in seconds; 0 for its own). ``kinds`` are put in the place of the devices of that name."""
+    what it does, ``patience`` when a request is lost (seconds; 0 for its own). ``kinds`` are put
+    in the place of the devices of that name."""
 
     devices = ("blk0", "rng0", "console0")
 
@@ -95,8 +97,9 @@ class Bare:
         """See harness.Guest."""
         assert self._console is not None
         self._console.end()
-        vm.wait(2 * PATIENCE)
-        self._ended = time.monotonic()
+        with contextlib.suppress(Problem):  # the guest found something, and told
+            self._ended = self._wait_for("ended")
+        vm.wait(PATIENCE)
         self._console.join(PATIENCE)
 
     def verdict(self) -> Verdict:
@@ -132,8 +135,8 @@ class Bare:
     def _wait_for(self, what: str) -> float:
         # The time at which the guest was there.
         deadline = time.monotonic() + PATIENCE
-        while f"soak: {what}" not in self._serial.read_text(errors="replace"):
-            if time.monotonic() >= deadline:
+        while f"soak: {what}" not in (said := self._serial.read_text(errors="replace")):
+            if time.monotonic() >= deadline or "FAILED" in said:
                 raise Problem(f"the guest never {what}")
             time.sleep(0.001)
         return time.monotonic()

@@ -39,6 +39,9 @@ _MORE_DESCRIPTORS = 40
 
 _LOOK = 0.002
 
+# Seconds after which a process has not died young (launcher.policy): the next comes at once.
+_GROWN = 0.12
+
 
 class Problem(Exception):
     """What must not be; the run has failed."""
@@ -197,7 +200,7 @@ class _Processes:
 
     def send(self, device: str, number: signal.Signals, watcher: _Watcher) -> None:
         """To a process of that name, whatever it is about to do; if there is none, to the next
-        that serves."""
+        that has served for a while."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.are_there():
             for pid in self.pids(device):
@@ -207,7 +210,7 @@ class _Processes:
                     os.kill(pid, number)
                     return
             watcher.until_serves(device)
-            time.sleep(_LOOK)
+            time.sleep(_GROWN)
         if self.are_there():
             raise Problem(f"there was no process of {device} for {PATIENCE:g} s")
 
@@ -324,8 +327,20 @@ class _Operator(threading.Thread):
             settings = dict(word.split("=", 1) for word in words if "=" in word)
             vm.swap(step.device, "".join(word for word in words if "=" not in word), **settings)
         else:
-            fault, point = step.detail.split()
-            vm.inject(step.device, fault, at=point)
+            time.sleep(_GROWN)
+            fault, *points = step.detail.split()
+            for point in points:
+                vm.inject(step.device, fault, at=point)
+            self._see_struck(vm, step)
+
+    def _see_struck(self, vm: VM, step: Step) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not all(fault.strikes for fault in vm.inject(step.device)):
+            if time.monotonic() >= deadline:
+                self._outcome.problems.append(f"{step.device}: {step.detail} did not strike")
+                break
+            time.sleep(_LOOK)
+        vm.inject(step.device, "none")
 
 
 def _left_behind(name: str, launcher: int) -> list[str]:
