@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import threading
 import time
@@ -38,6 +39,10 @@ HANG_AFTER = 0.4
 _MORE_DESCRIPTORS = 40
 
 _LOOK = 0.002
+
+# How processes end, and successors do not come so far, if we, or the VMM on account of what we did,
+# had a hand in it. What else they die of is theirs.
+_OURS = re.compile(r"SIGKILL|answer|no progress|in time|not ready|ended|gone|does not read|ends")
 
 # Seconds after which a process has not died young (launcher.policy): the next comes at once.
 _GROWN = 0.12
@@ -259,6 +264,8 @@ class _Watcher(threading.Thread):
             self._outcome.problems.append(f"{event.count} events of the machine were lost")
             return
         self._outcome.seen[event.kind] += 1
+        if event.kind in ("died", "failed") and not _OURS.search(event.detail):
+            self._outcome.problems.append(f"{event.device} {event.kind}: {event.detail}")
         if event.device not in self._serves:
             return
         if event.kind in ("died", "hung"):
