@@ -49,7 +49,7 @@ from vmm.control import Control
 
 log = logging.getLogger(__name__)
 
-# Seconds that a device has to answer. A request that is under way in a slow disk may hold up
+# Seconds that a device has to answer, if it is not taken for hung sooner. A request that is under way in a slow disk may hold up
 # Stop; five seconds are long for that and short for a guest that waits (arbitrary).
 DEADLINE = 5.0
 # Seconds between two looks at whether a device that does not answer is alive at all (arbitrary).
@@ -65,13 +65,19 @@ class RemoteDevice:
     """One process of a device: of generation ``slot.generation``, at ``slot.endpoint``.
 
     ``pidfd`` is the handle to kill it by, ``bells`` are its doorbells, ``kick0`` … and ``call``;
-    all stay the caller's.
+    all stay the caller's. ``patience`` is how many seconds it has for an answer.
     """
 
     def __init__(
-        self, slot: DeviceSlot, pidfd: int, bells: Mapping[str, int], control: Control
+        self,
+        slot: DeviceSlot,
+        pidfd: int,
+        bells: Mapping[str, int],
+        control: Control,
+        patience: float = DEADLINE,
     ) -> None:
         self.slot = slot
+        self.patience = patience
         self.bells = bells
         self.name = slot.name
         self.device_id = slot.device_id
@@ -154,9 +160,9 @@ class RemoteDevice:
         except DeviceGone as error:
             log.warning("%s", error)
 
-    def call(self, request: object, deadline: float = DEADLINE) -> Any:
-        """The reply to ``request``; DeviceGone if none came within ``deadline`` seconds."""
-        return self.wait(self.ask(request), request, time.monotonic() + deadline)
+    def call(self, request: object) -> Any:
+        """The reply to ``request``; DeviceGone if none came in time."""
+        return self.wait(self.ask(request), request, time.monotonic() + self.patience)
 
     def ask(self, request: object) -> Future[Any]:
         """Send ``request``; its reply is for :meth:`wait`."""

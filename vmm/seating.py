@@ -62,13 +62,19 @@ class Seating:
     ) -> None:
         self._control = control
         self._tell = tell
+        # One that does not answer hangs, whatever it was asked; nobody is looked after meanwhile.
+        self._patience = min(DEADLINE, spec.hang_after / 1000 or DEADLINE)
         self._seats = {
             slot.name: Seat(slot, Journal(descriptors[f"{slot.name}.journal"], slot.queues))
             for slot in spec.devices
         }
         self._firsts = [
             RemoteDevice(
-                slot, descriptors[f"{slot.name}.pidfd"], _bells(slot, descriptors), control
+                slot,
+                descriptors[f"{slot.name}.pidfd"],
+                _bells(slot, descriptors),
+                control,
+                self._patience,
             )
             for slot in spec.devices
         ]
@@ -117,7 +123,7 @@ class Seating:
             generation=successor.generation,
             endpoint=successor.endpoint,
         )
-        remote = RemoteDevice(slot, pidfd, bells, self._control)
+        remote = RemoteDevice(slot, pidfd, bells, self._control, self._patience)
         self._candidates[remote] = _Candidate(successor.waits)
         self._follow(remote)
         return DeviceBound(successor.name, successor.generation)

@@ -127,9 +127,10 @@ def test_a_refusal_names_both_sides_numbers(pair: Pair) -> None:
 
 def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> None:
     pair.get_ready()
+    pair.remote.patience = 0.05
 
     with pytest.raises(DeviceGone, match="did not answer Ping"):
-        pair.remote.call(Ping(), deadline=0.05)
+        pair.remote.call(Ping())
 
     assert pair.process.wait(5) == -signal.SIGKILL
     assert pair.remote.life.state is State.GONE
@@ -139,9 +140,10 @@ def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> 
 
 def test_a_request_that_is_given_up_leaves_a_process_that_is_dead_already(pair: Pair) -> None:
     pair.get_ready()
+    pair.remote.patience = 0
 
     with pytest.raises(DeviceGone, match="did not answer Ping"):
-        pair.remote.call(Ping(), deadline=0)
+        pair.remote.call(Ping())
 
     state = os.waitid(os.P_PIDFD, pair.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     assert state is not None, "it may still touch guest memory"
@@ -162,10 +164,11 @@ def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
 
 def test_death_is_noticed_by_who_waits_for_an_answer(pair: Pair) -> None:
     pair.get_ready()
+    pair.remote.patience = 10_000
     pair.process.kill()
 
     with pytest.raises(DeviceGone, match="rng0 is gone"):
-        pair.remote.call(Ping(), deadline=10_000)
+        pair.remote.call(Ping())
 
 
 @pytest.mark.parametrize(

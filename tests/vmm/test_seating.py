@@ -96,7 +96,8 @@ class House:
         first = self.process(1)
         slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, first.endpoint)
         boot = BootSpec(True, "", 0, None)
-        spec = MachineSpec("m", "kvm", 1 << 20, 1, boot, (slot,), str(folder), "reset", 0, False, 0)
+        where = str(folder / "vmm")
+        spec = MachineSpec("m", "kvm", 1 << 20, 1, boot, (slot,), where, "reset", 400, False, 0)
         self.descriptors = {
             "rng0.pidfd": first.pidfd,
             "rng0.journal": journal.create("j", (64,)),
@@ -292,6 +293,15 @@ def test_successor_that_dies_before_hello_is_forgotten(house: House) -> None:
     house.turn_until(lambda: not house.seating._candidates)
 
     assert house.of(DeviceFailed) == []  # the launcher knows: it is its child
+
+
+def test_every_process_has_as_long_for_an_answer_as_it_may_hang(house: House) -> None:
+    house.begin()
+    house.successor()
+
+    (candidate,) = house.seating._candidates
+    assert house.seat.remote is not None
+    assert house.seat.remote.patience == candidate.patience == 0.4
 
 
 def test_one_that_we_have_killed_is_told_of(house: House) -> None:
