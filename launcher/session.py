@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -505,10 +505,19 @@ class Session:
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
-        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
+        self._events.emit(
+            kind,
+            device,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps,
+            detail=detail,
+        )
         text = f"{device} {generation} {kind}" + (f" in {took / 1e6:.1f} ms" if took else "")
         self._logs.note(Level.WARN, f"{text}: {detail}" if detail else text)
 
