@@ -14,7 +14,7 @@ from launcher.device_options import NAME, Request, number
 from launcher.options import RUN_OPTIONS, Option, split, suggestion
 from protocol.errors import BadInput
 from protocol.log import Level
-from protocol.specs import ARCHITECTURES, Architecture
+from protocol.specs import ARCHITECTURES, ON_REBOOT, Architecture, OnReboot
 from vmm.memory_map import DEFAULT_MEMORY, check_memory_size, parse_size
 
 MAX_CPUS = 8
@@ -65,6 +65,7 @@ class RunOptions:
     devices: tuple[Request, ...]
     serial: str
     name: str | None
+    on_reboot: OnReboot
     timeout: float | None
     hang_after: float
     log: LogLevels
@@ -188,6 +189,7 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         devices=tuple(devices),
         serial=_serial(texts.get("--serial", "terminal")),
         name=_name(texts.get("--name")),
+        on_reboot=_on_reboot(texts.get("--on-reboot")),
         timeout=_seconds("--timeout", texts.get("--timeout")),
         hang_after=_hang_after(texts.get("--hang-after")),
         log=_log_levels(logs),
@@ -255,6 +257,13 @@ def _name(text: str | None) -> str | None:
     if text is not None and not NAME.match(text):
         raise BadInput("--name", f"{text!r} is not letters, digits, - and _, 31 at most")
     return text
+
+
+def _on_reboot(text: str | None) -> OnReboot:
+    for known in ON_REBOOT:
+        if text in (known, None):
+            return known
+    raise BadInput("--on-reboot", f"{text!r} is none{suggestion(str(text), ON_REBOOT)}")
 
 
 def _hang_after(text: str | None) -> float:

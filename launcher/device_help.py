@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal
 
 from launcher.device_options import has_default
+from launcher.policy import OnDeath
 
 
 def describe(kind: str, config: type[Any]) -> str:
@@ -24,6 +25,8 @@ def describe(kind: str, config: type[Any]) -> str:
         implicit = "; may stand first without its key" if position == 0 else ""
         rows.append((field.name, _word(hints[field.name]), default + implicit, docs[field.name]))
     rows.append(rows.pop(0))
+    words = "|".join(choice.value for choice in OnDeath)
+    rows.append(("on-death", words, "default: restart", "what the death of its process means"))
     lines = [f"--device {kind}[,KEY=VALUE…]", "", *_paragraph(inspect.getdoc(config) or "", "")]
     for key, word, default, doc in rows:
         lines += ["", f"  {key}={word}  ({default})", *_paragraph(doc, "      ")]

@@ -1,7 +1,7 @@
 """The launcher's side of the zygote: device processes are asked for, and come as children.
 
 When the machine runs, one process stands ready before anybody needs it: a spare, forked and
-nothing else. The next is forked when that one serves (docs/decisions/0017).
+nothing else. The next is forked when that one serves (docs/decisions/0019).
 """
 
 from __future__ import annotations

@@ -130,6 +130,14 @@ RUN_OPTIONS = (
     Option(
         "--dry-run", None, "print the plan and the memory map; start nothing", _RUN, in_file=False
     ),
+    Option(
+        "--on-reboot",
+        "WHAT",
+        "what a guest that resets gets: reset (default), it boots again with the same device "
+        "processes, or exit, the machine ends",
+        _RUN,
+        completes="reset exit",
+    ),
     Option("--timeout", "SECONDS", "stop the machine after this long; exit status 4", _RUN),
     Option(
         "--hang-after",

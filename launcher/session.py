@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -55,6 +55,7 @@ from protocol.messages import (
     MachineStats,
     Pause,
     PressPowerButton,
+    Rebooted,
     Resume,
     StopMachine,
 )
@@ -75,6 +76,16 @@ _EXIT_DEADLINE = 5.0
 _PAUSE = 1.0
 
 _KEYBOARD = 0
+
+
+# How the log tells of what happens to a device: its name, details, and milliseconds.
+_EVENTS: dict[EventKind, tuple[Level, str]] = {
+    "died": (Level.WARN, "{0} {1}"),
+    "hung": (Level.WARN, "{0} hangs: {1}"),
+    "failed": (Level.WARN, "a successor of {0} failed: {1}"),
+    "recovered": (Level.WARN, "{0} recovered in {2:.1f} ms"),
+    "swapped": (Level.INFO, "{0} swapped in {2:.1f} ms for {1}"),
+}
 
 
 class Session:
@@ -385,6 +396,10 @@ class Session:
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
                 if self._spares is not None:
                     self._spares.prepare()
+            case Rebooted():
+                took = f"booted again in {message.microseconds / 1000:.1f} ms"
+                self._logs.note(Level.INFO, f"the guest was reset ({message.count}), and {took}")
+                self._events.emit("rebooted", took=message.microseconds * 1000)
             case Ended():
                 self._decide(outcome.from_vmm(message))
             case MachineStats() if sequence == self._stop_sequence:
@@ -505,21 +520,12 @@ class Session:
         generation: int,
         pid: int,
         took: int | None,
-        steps: Mapping[str, int],
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
-        self._events.emit(
-            kind,
-            device,
-            generation=generation,
-            pid=pid,
-            took=took,
-            steps=steps,
-            detail=detail,
-        )
-        text = f"{device} {generation} {kind}" + (f" in {took / 1e6:.1f} ms" if took else "")
-        self._logs.note(Level.WARN, f"{text}: {detail}" if detail else text)
+        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
+        level, words = _EVENTS[kind]
+        self._logs.note(level, words.format(device, detail, (took or 0) / 1e6))
 
     # ── ending ────────────────────────────────────────────────────────────────────────
 

@@ -235,9 +235,9 @@ def _swap(target: str | None, given: Arguments) -> int:
     from launcher import client
     from protocol import control as wire
 
+    name, device = client.find_part("swap", target, "device")
     if not given.get("--impl") and not given[_SETTINGS]:
         raise BadInput("swap", "to what? Give --impl, or options of the device as key=value")
-    name, device = client.find_part("swap", target, "device")
     with client.Client(name) as machine:
         served = machine.ask(wire.Swap(device, given.get("--impl", ""), given[_SETTINGS]))
     return _say_serving(given, name, device, served)

@@ -81,6 +81,7 @@ class Wiring:
             boot=plan.boot,
             devices=tuple(self._slot(device) for device in plan.devices),
             endpoint=self.endpoint,
+            on_reboot=options.on_reboot,
             hang_after=int(options.hang_after * 1000),
             stats=options.stats is not None,
             log=options.log.of("vmm"),

@@ -7,6 +7,8 @@ dead; limits are set before bind or connect. A channel belongs to one thread at 
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 
 import zmq
@@ -28,6 +30,7 @@ class Channel:
     ) -> None:
         self._incoming = tuple(incoming)
         self._generation = generation
+        self._bound: str | None = None
         self._socket = context.socket(zmq.PAIR)
         for option, value in (
             (zmq.LINGER, 0),
@@ -46,6 +49,7 @@ class Channel:
     def bind(self, path: str) -> None:
         """Wait for the peer at the Unix socket ``path`` (made now, in a directory of mode 0700)."""
         self._socket.bind(f"ipc://{path}")
+        self._bound = path
 
     def connect(self, path: str) -> None:
         """Connect, once, to a peer that has bound ``path``."""
@@ -90,6 +94,10 @@ class Channel:
     def close(self, seconds: float = 0) -> None:
         """Close; what could not be sent ``seconds`` from now, when the context ends, is dropped."""
         self._socket.close(linger=int(seconds * 1000))
+        if self._bound is not None:
+            # ZeroMQ does not do that. The whole directory may be gone.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._bound)
 
 
 def new_context() -> zmq.Context[zmq.Socket[bytes]]:

@@ -28,6 +28,7 @@ CONTROL_VERSION = 1
 EventKind = Literal[
     "started",
     "ready",
+    "rebooted",
     "died",
     "hung",
     "failed",

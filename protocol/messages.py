@@ -182,6 +182,15 @@ class MachineReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebooted:
+    """Event: the guest asked for a reset, the ``count``-th, and has booted again, with the same
+    device processes, ``microseconds`` after it asked."""
+
+    count: int
+    microseconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Event: the guest runs no more. ``reason`` is one of power-off, reset, panic, died, stopped,
     host-error and bad-input; ``detail`` a sentence for the user, or a dump."""
@@ -306,6 +315,7 @@ FROM_DEVICE = (Hello, Sealed, Done, Failed, DeviceStats, ConfigChanged, NeedsRes
 TO_DEVICE = (Welcome, Refused, Start, Stop, Quiesce, StopQueue, WriteConfig, GetStats, Ping, Quit)
 FROM_VMM = (
     MachineReady,
+    Rebooted,
     Ended,
     DeviceBound,
     DeviceOffers,

@@ -12,6 +12,11 @@ Architecture = Literal["x86_64", "arm64"]
 
 ARCHITECTURES: tuple[Architecture, ...] = ("x86_64", "arm64")
 
+OnReboot = Literal["reset", "exit"]
+"""What becomes of a guest that resets."""
+
+ON_REBOOT: tuple[OnReboot, ...] = ("reset", "exit")
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
@@ -105,6 +110,7 @@ class Guard:
 class MachineSpec:
     """The VMM process: the machine it makes, and where it talks.
 
+    A guest that resets is booted again, or ends the machine: ``on_reboot``.
     A device that makes no progress for ``hang_after`` milliseconds is hung; 0: none ever is.
     With it come ``memory``, ``serial`` (a stream socket to the launcher: console output
     and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot.
@@ -117,6 +123,7 @@ class MachineSpec:
     boot: BootSpec
     devices: tuple[DeviceSlot, ...]
     endpoint: str
+    on_reboot: OnReboot
     hang_after: int
     stats: bool
     log: int

@@ -30,13 +30,34 @@ class Place:
     name: str
 
 
-class CountingHandler:
-    """Counts the exits of one vCPU by kind and address, with the time their handling took."""
+class Counts:
+    """The exits of one vCPU so far, by kind and address, with the time their handling took."""
 
-    def __init__(self, inner: ExitHandler) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
         # (kind, address) to [count, nanoseconds]
-        self.counts: dict[tuple[str, int], list[int]] = {}
+        self._entries: dict[tuple[str, int], list[int]] = {}
+
+    def note(self, kind: str, address: int, nanoseconds: int) -> None:
+        """One more."""
+        entry = self._entries.get((kind, address))
+        if entry is None:
+            if len(self._entries) >= _MAX_ADDRESSES:
+                address = OTHER_ADDRESS
+            entry = self._entries.setdefault((kind, address), [0, 0])
+        entry[0] += 1
+        entry[1] += nanoseconds
+
+    def items(self) -> list[tuple[tuple[str, int], list[int]]]:
+        """``(kind, address)``, and how many with how many nanoseconds. From any thread."""
+        return list(self._entries.items())
+
+
+class CountingHandler:
+    """Counts every exit of one vCPU in ``counts``."""
+
+    def __init__(self, inner: ExitHandler, counts: Counts) -> None:
+        self._inner = inner
+        self._note = counts.note
 
     def pio_read(self, port: int, size: int) -> int:
         start = monotonic_ns()
@@ -59,15 +80,6 @@ class CountingHandler:
         start = monotonic_ns()
         self._inner.mmio_write(address, size, value)
         self._note("mmio write", address, monotonic_ns() - start)
-
-    def _note(self, kind: str, address: int, nanoseconds: int) -> None:
-        entry = self.counts.get((kind, address))
-        if entry is None:
-            if len(self.counts) >= _MAX_ADDRESSES:
-                address = OTHER_ADDRESS
-            entry = self.counts.setdefault((kind, address), [0, 0])
-        entry[0] += 1
-        entry[1] += nanoseconds
 
 
 class TracingHandler:
@@ -104,12 +116,11 @@ class TracingHandler:
         self._trace.event("exit", f"cpu{self._cpu} {what}", start)
 
 
-def report(handlers: Iterable[CountingHandler], places: Iterable[Place]) -> tuple[ExitCount, ...]:
+def report(vcpus: Iterable[Counts], places: Iterable[Place]) -> tuple[ExitCount, ...]:
     """The counts of all vCPUs together, most frequent first, each with the device's name."""
     total: dict[tuple[str, int], list[int]] = {}
-    for handler in handlers:
-        # A copy: the vCPU may be adding to it.
-        for key, (count, nanoseconds) in list(handler.counts.items()):
+    for counts in vcpus:
+        for key, (count, nanoseconds) in counts.items():
             entry = total.setdefault(key, [0, 0])
             entry[0] += count
             entry[1] += nanoseconds

@@ -130,10 +130,13 @@ class Seat:
         self._seat(remote)
 
     def connect(self, wires: Wires) -> None:
-        """From now on ``wires`` lead the doorbells of whoever sits here to the guest."""
+        """From now on ``wires`` lead the doorbells of whoever sits here to the guest, which has
+        just begun a life."""
         self._wires = wires
-        if self.remote is not None:
-            self._connect(wires, self.remote)
+        # While nobody sits here, those that have led to the guest go on to do so.
+        bells = self.bells if self.remote is None else self.remote.bells
+        if bells is not None:
+            self._connect(wires, bells)
 
     def attach(self, remote: RemoteDevice) -> str | None:
         """Let ``remote`` serve in the empty seat; the reason, if it cannot."""
@@ -206,12 +209,12 @@ class Seat:
         remote.on_config = partial(self._config_changed, remote)
         remote.on_broken = partial(self._broken, remote)
         if self._wires is not None:
-            self._connect(self._wires, remote)
+            self._connect(self._wires, remote.bells)
         self._config_changed(remote, remote.config)
 
-    def _connect(self, wires: Wires, remote: RemoteDevice) -> None:
-        wires.connect(remote.bells)
-        self.bells = remote.bells
+    def _connect(self, wires: Wires, bells: Mapping[str, int]) -> None:
+        wires.connect(bells)
+        self.bells = bells
 
     def _resume(self, state: bytes) -> str | None:
         # What the driver wants, to who sits here now.

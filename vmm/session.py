@@ -29,6 +29,7 @@ from protocol.messages import (
     MachineStats,
     Pause,
     PressPowerButton,
+    Rebooted,
     Resume,
     StopMachine,
     Switch,
@@ -146,7 +147,8 @@ class Session:
         self._answer_launcher()
         if self._can_start():
             self._start()
-        if self._has_started:
+        if self._has_started and not self._is_over:
+            self._reboot()
             self._seating.consider()
         self._listen_to_serial()
         self._tell_end()
@@ -210,6 +212,12 @@ class Session:
         self._control.send(self._channel, MachineReady(self._phases))
         self._machine.start()
 
+    def _reboot(self) -> None:
+        # Here, between two decisions about who sits where.
+        if self._machine is not None and self._machine.is_to_reboot and not self._failure:
+            took = self._machine.reboot()
+            self._control.send(self._channel, Rebooted(self._machine.reboots, int(took * 1e6)))
+
     # ── the guest's console ───────────────────────────────────────────────────────────
 
     def _print(self, data: bytes) -> None:
@@ -223,7 +231,7 @@ class Session:
             self._has_started
             and not self._has_input_ended
             and self._machine is not None
-            and self._machine.board.keyboard.writable() > 0
+            and self._machine.life.board.keyboard.writable() > 0
         )
         if has_room and self._serial.fileno() not in self._handlers:
             self._watch(self._serial.fileno(), self._take_input)
@@ -232,7 +240,7 @@ class Session:
 
     def _take_input(self) -> None:
         assert self._machine is not None
-        keyboard = self._machine.board.keyboard
+        keyboard = self._machine.life.board.keyboard
         room = keyboard.writable()
         if not room:  # the guest has turned to its other console meanwhile
             return
@@ -314,7 +322,7 @@ class Session:
             case PressPowerButton():
                 if self._machine is None:
                     return Failed("there is no machine")
-                if not self._machine.board.press_power_button():
+                if not self._machine.life.board.press_power_button():
                     return Failed("this machine has no power button")
                 return Done()
             case Pause():

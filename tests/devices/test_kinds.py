@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from devices import kinds
@@ -53,3 +57,46 @@ def test_options_are_a_dataclass() -> None:
 
         class Odd(Device[int]):
             pass
+
+
+@pytest.fixture
+def odd_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a module of that text that can be imported; its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(text: str) -> str:
+        name = f"odd_module_{len(list(tmp_path.iterdir()))}_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return make
+
+
+def test_any_module_may_bring_a_device() -> None:
+    assert kinds.find("devices.rng:Rng").__name__ == "Rng"
+    assert kinds.find("devices.rng").__name__ == "Rng"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("no.such:Thing", "'no.such' cannot be imported: ModuleNotFoundError"),
+        (".relative", "cannot be imported: TypeError"),
+        (":Rng", "cannot be imported: ValueError"),
+        ("devices.rng:Blk", "has no device class 'Blk'"),
+        ("devices.rng:Config", "has no device class 'Config'"),
+        ("devices.rng:os", "has no device class 'os'"),
+        ("devices.runtime.device:Device", "has no device class 'Device'"),
+        ("devices.runtime.device", "has not one device class but none"),
+        ("tests.support.odd_devices", "add :CLASS"),
+    ],
+)
+def test_what_is_no_device_is_refused_with_the_reason(kind: str, why: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(why)):
+        kinds.find(kind, "--impl")
+
+
+@pytest.mark.parametrize("text", ["1/0", "import sys; sys.exit(0)", "def"])
+def test_module_that_fails_fails_nobody_else(odd_module: Callable[[str], str], text: str) -> None:
+    with pytest.raises(BadInput, match="cannot be imported"):
+        kinds.find(f"{odd_module(text)}:Thing", "--impl")

@@ -63,6 +63,19 @@ UNTIL_THE_POWER_BUTTON = (
 """
     + POWER_OFF
 )
+RESET_AFTER_A_LETTER = """
+    66 ba f8 03  # mov dx, 0x3f8
+    b0 3e        # mov al, '>'
+    ee           # out dx, al
+    b2 fd        # mov dl, 0xfd
+    ec           # in al, dx         <--+
+    a8 01        # test al, 1           |   received data?
+    74 fb        # jz ------------------+
+    66 ba 08 06  # mov dx, 0x608     RESET_REG
+    b0 01        # mov al, 1
+    ee           # out dx, al
+    eb fe        # jmp .
+"""
 ARM64_SPIN = bytes.fromhex("1f2003d5 ffffff17")  # nop; b . - 4
 
 BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
@@ -229,7 +242,11 @@ def test_killed_device_is_an_event_with_its_pid(echo: tuple[VM, Typist]) -> None
     assert isinstance(died, wire.Event)
     assert (died.kind, died.device, died.pid) == ("died", "rng0", pid)
     assert pid == started["rng0"].pid  # type: ignore[union-attr]
-    assert [event.kind for event in events] == ["ended"]  # type: ignore[union-attr]
+    recovered = next(events)
+    assert isinstance(recovered, wire.Event)
+    assert (recovered.kind, recovered.device, recovered.generation) == ("recovered", "rng0", 2)
+    assert recovered.took
+    assert {p.pid for p in machine.describe().processes if p.name == "rng0"} == {recovered.pid}
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
@@ -294,3 +311,27 @@ def test_each_process_has_a_log_in_the_run_directory(
     assert "rng0 sealed" in (directory / "vmm.log").read_text()
     machine.stop(force=True)
     assert not directory.exists()
+
+
+def test_reset_is_an_event_and_the_machine_is_paused_and_stopped_as_before(
+    start: Callable[..., VM], backend: str
+) -> None:
+    machine = start(assembled(RESET_AFTER_A_LETTER), hypervisor=backend, devices=["rng"])
+    typist = Typist(machine, "serial")
+    events = machine.events()
+    pids = {event.device: event.pid for event in (next(events), next(events))}  # type: ignore[union-attr]
+    assert next(events).kind == "ready"  # type: ignore[union-attr]
+
+    typist.says(b">")
+    typist.type(b"a")
+    typist.says(b">>")
+
+    rebooted = next(events)
+    assert isinstance(rebooted, wire.Event)
+    assert rebooted.kind == "rebooted"
+    assert rebooted.took is not None
+    assert {p.name: p.pid for p in machine.describe().processes if p.name in pids} == pids
+    machine.pause()
+    machine.resume()
+    assert machine.stop(force=True) == "stopped"
+    typist.close()

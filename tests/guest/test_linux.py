@@ -27,6 +27,25 @@ DEADLINE = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * DEADLINE)]
 
+# Counts its boots on the disk; the first time it reboots.
+REBOOTS_ONCE = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod "$module"; done
+mount -t ext4 /dev/vda /mnt
+echo boot >>/mnt/boots
+boots=$(wc -l </mnt/boots)
+echo "linux: boot $boots, from-host: $(sha256sum /mnt/from-host | cut -d ' ' -f 1)"
+echo "linux: boot $boots, hwrng $(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | xxd -p)"
+echo "linux: boot $boots" >/dev/hvc0
+umount /mnt
+stty cs8 # waits until the serial port has sent all that
+[ "$boots" -ge 2 ] && poweroff -f
+reboot -f
+"""
+
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 COMMAND_LINE = "console=ttyS0 quiet panic=-1"
 
@@ -57,7 +76,7 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         *("--kernel", str(kernel.image), "--initrd", str(initrd), "--cmdline", COMMAND_LINE),
         *("--serial", f"file={folder / 'serial'}", "--disk", str(folder / "disk.img")),
         *("--console", "--device", "rng", "--stats", str(folder / "stats")),
-        *("--hypervisor", "software"),
+        *("--hypervisor", "software", "--on-reboot", "exit"),  # which would be a panic
         deadline=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
@@ -70,11 +89,13 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def guest(architecture: str, folder: Path, content: bytes) -> tuple[Kernel, Path]:
+def guest(
+    architecture: str, folder: Path, content: bytes, init: str | None = None
+) -> tuple[Kernel, Path]:
     """The kernel and its initial RAM disk; a disk with ``content`` is in ``folder``."""
     try:
         kernel = debian(f"cloud-{architecture}")
-        init = (PROJECT / "tools" / "linux_init.sh").read_text()
+        init = init or (PROJECT / "tools" / "linux_init.sh").read_text()
         image = initramfs.build(kernel, init, linux.MODULES)
         linux.make_disk(folder, content)
     except HostError as error:
@@ -123,3 +144,27 @@ def test_each_device_was_a_process(boot: Boot) -> None:
 
     assert {"launcher", "vmm", "blk0", "console0", "rng0"} <= pids.keys()
     assert len(set(pids.values())) == len(pids)
+
+
+@pytest.mark.parametrize("architecture", MACHINES)
+def test_it_reboots_with_the_same_devices(architecture: str, tmp_path: Path) -> None:
+    content = os.urandom(linux.FILE_SIZE)
+    kernel, initrd = guest(architecture, tmp_path, content, REBOOTS_ONCE)
+
+    done = vibevmm(
+        *("--kernel", str(kernel.image), "--initrd", str(initrd), "--cmdline", COMMAND_LINE),
+        *("--serial", f"file={tmp_path / 'serial'}", "--disk", str(tmp_path / "disk.img")),
+        *("--console", "--device", "rng", "--hypervisor", "software"),
+        deadline=DEADLINE,
+    )
+
+    said = (tmp_path / "serial").read_text()
+    assert done.returncode == 0, done.stderr + said
+    digest = hashlib.sha256(content).hexdigest()
+    assert re.findall(r"linux: (boot \d), from-host: (\w+)", said) == [
+        ("boot 1", digest),
+        ("boot 2", digest),
+    ]
+    entropy = re.findall(r"hwrng ([0-9a-f]{32})", said)
+    assert len(set(entropy)) == 2
+    assert done.stdout.splitlines() == ["linux: boot 1", "linux: boot 2"]

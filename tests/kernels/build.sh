@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 
 : "${CC:=gcc}" "${LD:=ld}" "${OBJCOPY:=objcopy}"
 # Nothing, when all are there and newer than every source: in the lab a compiler takes minutes.
-last=arm64_machine.raw
+last=arm64_reboot.raw
 command -v clang >/dev/null 2>&1 || last=x86_64_apic.raw
 if [ -e "$last" ] &&
         [ -z "$(find . -newer "$last" \( -name '*.[chS]' -o -name '*.ld' -o -name build.sh \))" ] &&
@@ -61,7 +61,7 @@ compile() {
 }
 
 if command -v clang ld.lld llvm-objcopy >/dev/null 2>&1; then
-        for name in arm64_hello arm64_machine; do
+        for name in arm64_hello arm64_machine arm64_reboot; do
                 clang --target=aarch64-none-elf -c -o "$work/$name.o" "$name.S"
                 (LD=ld.lld OBJCOPY=llvm-objcopy; image "$name" "$work/$name.o")
         done

@@ -90,7 +90,7 @@ def boot(disk: Path, folder: Path) -> Report:
         "--cmdline", linux.COMMAND_LINE, "--cpus", "2", "--mem", "512M",
         "--disk", f"path={disk},format=raw",
         "--console", f"backend=socket,path={console}", "--device", "rng",
-        "--timeout", str(int(GUEST_DEADLINE)),
+        "--on-reboot", "exit", "--timeout", str(int(GUEST_DEADLINE)),
     ]
     # fmt: on
     serial = folder / "serial"

@@ -26,7 +26,7 @@ def options() -> list[str]:
     return [
         "--kernel", str(linux.vmlinux()), "--initrd", str(linux.initrd()),
         "--cmdline", linux.COMMAND_LINE, "--cpus", "1", "--mem", "512M",
-        "--timeout", str(GUEST_DEADLINE),
+        "--on-reboot", "exit", "--timeout", str(GUEST_DEADLINE),
     ]
     # fmt: on
 

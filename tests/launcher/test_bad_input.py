@@ -174,6 +174,12 @@ def test_number_of_cpus_that_cannot_be(refused: Run, guest: tuple[str, ...], cou
     assert line.startswith(f"--cpus: {count[:9]!r}"[:-1])
 
 
+def test_reboot_that_is_neither(refused: Run, guest: tuple[str, ...]) -> None:
+    line = refused(*guest, "--on-reboot", "rset")
+
+    assert line == "--on-reboot: 'rset' is none; did you mean 'reset'?"
+
+
 def test_sixteenth_device(refused: Run, guest: tuple[str, ...]) -> None:
     line = refused(*guest, *["--device", "rng"] * 16)
 

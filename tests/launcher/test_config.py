@@ -12,6 +12,7 @@ kernel = "bzImage"
 mem = "1G"
 cpus = 2
 timeout = 1.5
+on-reboot = "exit"
 stats = true
 disk = ["a.img,readonly=on", { path = "b,c.img", id = "second" }]
 console = "terminal"
@@ -36,7 +37,7 @@ def test_file_says_the_same_as_the_flags(tmp_path: Path) -> None:
             *("--kernel", "bzImage", "--mem", "1G", "--cpus", "2", "--timeout", "1.5", "--stats"),
             *("--disk", "a.img,readonly=on", "--disk", "path=b,,c.img,id=second"),
             *("--console", "backend=terminal", "--device", "rng,max_bytes=512"),
-            *("--log", "info", "--log", "blk0=4"),
+            *("--log", "info", "--log", "blk0=4", "--on-reboot", "exit"),
         ]
     )
 
@@ -45,6 +46,7 @@ def test_file_says_the_same_as_the_flags(tmp_path: Path) -> None:
     assert [device.kind for device in from_file.devices] == ["blk", "blk", "console", "rng"]
     assert from_file.devices[:2] == from_flags.devices[:2]
     assert from_file.devices[3] == from_flags.devices[3]
+    assert from_file.on_reboot == from_flags.on_reboot == "exit"
     assert (from_file.cpus, from_file.timeout, from_file.stats) == (2, 1.5, "")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from devices.runtime import seal
-from launcher.nursery import Nursery
+from launcher.nursery import Nursery, Spares
 from launcher.spawn import Child, keep_descriptors
 
 DEADLINE = 20.0
@@ -163,3 +164,112 @@ def test_device_that_cannot_be_watched_is_ended_and_so_are_the_others(
     # That no process and no descriptor is left is seen by the fixture of all these tests.
     with pytest.raises(OSError, match="no more"):
         nursery.answer()
+
+
+# ── spares ────────────────────────────────────────────────────────────────────────────
+
+
+class Taken:
+    """Spares of ``nursery``, and who came."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self.nursery = nursery
+        self.arrived: list[Child] = []
+        self.given: list[Child] = []
+        self.spares = Spares(nursery, self.arrived.append)
+
+    def take(self) -> None:
+        self.spares.take(self.given.append)
+
+    def answer(self) -> None:
+        assert select.select([self.nursery.zygote.handover], [], [], DEADLINE)[0]
+        self.spares.answered()
+
+
+@pytest.fixture
+def taken(nursery: Nursery) -> Iterator[Taken]:
+    made = Taken(nursery)
+    yield made
+    end([child for child in made.arrived if child.status is None])
+
+
+def test_spare_is_given_at_once_and_not_twice(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    assert taken.given == []
+
+    taken.take()
+    assert taken.given == taken.arrived
+    taken.take()
+    assert len(taken.given) == 1
+
+    taken.answer()
+    assert taken.given == taken.arrived
+    assert len(taken.given) == 2
+
+
+def test_two_that_want_one_at_once_get_one_each(taken: Taken) -> None:
+    taken.take()
+    taken.take()
+
+    taken.answer()
+    taken.answer()
+
+    assert taken.given == taken.arrived
+    assert len(taken.given) == 2
+    assert not taken.nursery.is_expecting
+
+
+def test_dead_spare_is_not_given(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    (spare,) = taken.arrived
+    spare.kill_and_reap()
+    assert taken.spares.died(spare)
+    assert not taken.spares.died(spare)
+    spare.close()
+
+    taken.take()
+
+    assert taken.given == []
+    taken.answer()
+    assert taken.given == taken.arrived[1:]
+
+
+def test_who_waits_when_the_zygote_dies_is_served_by_the_next(taken: Taken) -> None:
+    taken.nursery.zygote.kill_and_reap()
+    taken.take()
+    taken.nursery.replace_zygote()
+
+    taken.spares.prepare()
+    taken.answer()
+
+    assert len(taken.given) == 1
+
+
+def test_zygote_that_owes_an_answer_is_killed_when_nobody_came_in_time(taken: Taken) -> None:
+    taken.spares.give_up()
+    assert not taken.nursery.zygote.reap()
+    os.kill(taken.nursery.zygote.pid, signal.SIGSTOP)
+    taken.take()
+
+    taken.spares.give_up()
+
+    assert select.select([taken.nursery.zygote.pidfd], [], [], DEADLINE)[0]
+
+
+def test_spare_ends_with_the_machine_and_so_does_one_that_comes_late(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    taken.take()
+    taken.take()
+
+    taken.spares.end()
+    taken.answer()
+
+    assert len(taken.given) == 1
+    late = taken.arrived[1]
+    assert select.select([late.pidfd], [], [], DEADLINE)[0]
+    assert late.reap()
+    assert late.status == 0
+    late.close()

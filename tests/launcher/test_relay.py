@@ -11,6 +11,7 @@ import pytest
 
 from launcher.loop import Loop
 from launcher.relay import Relay
+from launcher.streams import SocketEnd
 
 DEADLINE = 20.0
 
@@ -23,16 +24,17 @@ class Shared:
         ours, self.guest = socket.socketpair()
         self._ours = ours
         ours.setblocking(False)
-        self.relay = Relay(self.loop, ours, path)
+        self.relay = Relay(self.loop, SocketEnd(ours), path)
         self.shown = b""
-        self.loop.on_readable(self.relay.fileno(), self._show)
+        self.relay.listen(self.loop, self._show, lambda: None)
         self.loop.after(DEADLINE, self._give_up)
         self._attached: list[socket.socket] = []
 
     def _show(self) -> None:
-        self.shown += (data := self.relay.recv(4096))
-        if not data:
-            self.loop.on_readable(self.relay.fileno(), None)
+        data = self.relay.receive()
+        self.shown += data or b""
+        if data == b"":
+            self.relay.unlisten()
 
     def _give_up(self) -> None:
         raise AssertionError("it never came")

@@ -92,6 +92,7 @@ def ours(disk: Path) -> list[str]:
         "--cmdline", linux.COMMAND_LINE, "--cpus", "2", "--mem", "512M",
         "--disk", f"path={disk},format=raw",
         "--console", f"backend=socket,path={disk.with_name('console')}", "--device", "rng",
+        "--on-reboot", "exit",
     ]
     # fmt: on
 

@@ -34,7 +34,7 @@ TEST_PORT = 0xF4
 DEMO, STREAM, WATCH_CONFIG, ECHO, EXECUTE = range(5)
 """Modes of the demo guest (tests/kernels/README.md)."""
 
-# The demo guest's parameter block: magic, then mode, wait and count.
+# The demo guest's parameter block: magic, then mode, wait, count and boots.
 _PARAMETERS = 8
 
 DEADLINE = 60.0
@@ -47,13 +47,13 @@ def build() -> None:
     subprocess.run([KERNELS / "build.sh"], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
-def demo(mode: int = DEMO, *, sleep: bool = False, count: int = 0) -> bytes:
+def demo(mode: int = DEMO, *, sleep: bool = False, count: int = 0, boots: int = 1) -> bytes:
     """The demo guest, told what to do; ``sleep`` to wait by interrupt, ``count`` 0 for as many
-    as the mode thinks right."""
+    as the mode thinks right, ``boots`` how many times, each after a reset."""
     build()
     image = bytearray((KERNELS / "x86_64_demo.raw").read_bytes())
     assert image[_PARAMETERS : _PARAMETERS + 4] == b"PARM"
-    struct.pack_into("<III", image, _PARAMETERS + 4, mode, int(sleep), count)
+    struct.pack_into("<IIII", image, _PARAMETERS + 4, mode, int(sleep), count, boots)
     return bytes(image)
 
 

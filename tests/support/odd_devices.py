@@ -126,3 +126,32 @@ class Teller(Device[Config]):
         """Tell."""
         names = [name for name in sys.modules if name.split(".")[0] in self.config.deed.split(",")]
         return chain.writable.write("\n".join(sorted(names)).encode())
+
+
+class Saver(Device[Config]):
+    """Leaves ``deed`` to its successor, and shows in its configuration what it was left."""
+
+    device_id = DeviceId.NULL
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        self._left = b""
+
+    def config_space(self) -> bytes:
+        """What it was left."""
+        return self._left
+
+    def save(self) -> bytes:
+        """Version 1, and the deed."""
+        return b"\x01" + self.config.deed.encode()
+
+    def restore(self, state: bytes) -> None:
+        """Take it."""
+        if state[:1] != b"\x01":
+            raise ValueError("of another version")
+        self._left = state[1:]
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Answer with what it was left."""
+        return chain.writable.write(self._left)

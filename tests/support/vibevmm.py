@@ -79,8 +79,15 @@ class Running:
 
     def wait_for(self, words: str) -> None:
         """Read the screen until it shows ``words``."""
+        self._wait_for(words, 0)
+
+    def wait_for_more(self, words: str) -> None:
+        """Read the screen until it shows ``words`` behind what there is already."""
+        self._wait_for(words, len(self.screen))
+
+    def _wait_for(self, words: str, start: int) -> None:
         deadline = time.monotonic() + DEADLINE
-        while words not in self.screen:
+        while words not in self.screen[start:]:
             left = deadline - time.monotonic()
             ready = select.select([self._output], [], [], max(0.0, left))[0]
             data = os.read(self._output, 4096) if ready else b""

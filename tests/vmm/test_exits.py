@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from protocol.trace import Trace
-from vmm.exits import OTHER_ADDRESS, CountingHandler, Place, TracingHandler, report
+from vmm.exits import OTHER_ADDRESS, CountingHandler, Counts, Place, TracingHandler, report
 
 
 class Recorder:
@@ -44,15 +44,15 @@ def use(handler: CountingHandler | TracingHandler) -> list[int]:
 def test_counting_passes_everything_on() -> None:
     bus = Recorder()
 
-    assert use(CountingHandler(bus)) == [7, 7]
+    assert use(CountingHandler(bus, Counts())) == [7, 7]
     assert bus.asked == ALL_FOUR
 
 
 def test_counts_of_all_cpus_are_added_and_named_after_their_place() -> None:
-    first, second = CountingHandler(Recorder()), CountingHandler(Recorder())
-    use(first)
-    use(first)
-    use(second)
+    first, second = Counts(), Counts()
+    use(CountingHandler(Recorder(), first))
+    use(CountingHandler(Recorder(), first))  # another life of the same vCPU
+    use(CountingHandler(Recorder(), second))
 
     rows = report([first, second], [Place("port", 3, 1, "serial"), Place("mmio", 0, 8, "console")])
 
@@ -67,22 +67,25 @@ def test_counts_of_all_cpus_are_added_and_named_after_their_place() -> None:
 
 
 def test_a_report_begins_with_the_most_frequent() -> None:
-    handler = CountingHandler(Recorder())
+    counts = Counts()
+    handler = CountingHandler(Recorder(), counts)
     for _ in range(3):
         handler.pio_read(2, 1)
     handler.pio_read(1, 1)
 
-    assert [row.address for row in report([handler], [])] == [2, 1]
+    assert [row.address for row in report([counts], [])] == [2, 1]
 
 
 def test_a_guest_that_touches_everything_fills_no_memory() -> None:
-    handler = CountingHandler(Recorder())
+    counts = Counts()
+    handler = CountingHandler(Recorder(), counts)
     for address in range(10_000):
         handler.mmio_read(address, 1)
 
-    assert len(handler.counts) < 1000
-    assert sum(count for count, _ in handler.counts.values()) == 10_000
-    assert handler.counts["mmio read", OTHER_ADDRESS][0] > 9000
+    found = dict(counts.items())
+    assert len(found) < 1000
+    assert sum(count for count, _ in found.values()) == 10_000
+    assert found["mmio read", OTHER_ADDRESS][0] > 9000
 
 
 def test_tracing_passes_everything_on_and_writes_a_line_each(tmp_path: Path) -> None:

@@ -20,13 +20,17 @@ class HasSegments(Protocol):
     def segments(self) -> Sequence[Segment]: ...
 
 
-def load(plan: HasSegments, memory: GuestMemory) -> None:
-    """Copy every segment to where the plan puts it, into memory that is zero so far."""
+def load(plan: HasSegments, memory: GuestMemory, *, used: bool = False) -> None:
+    """Copy every segment to where the plan puts it. Memory that is not ``used`` is zero so far,
+    and what a segment needs behind its data is not even touched."""
     for segment in plan.segments:
         if isinstance(segment.data, FilePart):
             segment.data.read_into(memory.view(segment.gpa, len(segment.data)))
         else:
             memory.write(segment.gpa, segment.data)
+        if used:
+            size = len(segment.data)
+            memory.write(segment.gpa + size, bytes(segment.size - size))
 
 
 def check_apart(segments: Iterable[Segment]) -> None:

@@ -150,6 +150,12 @@ class MmioTransport:
             else:
                 self._write_register(offset, value)
 
+    def reset(self) -> None:
+        """The machine is reset: as if the driver had written 0 to Status. Nothing that the device
+        still says interrupts anybody."""
+        with self._driver:
+            self._reset()
+
     # ── the device process ────────────────────────────────────────────────────────────
 
     def config_changed(self, config: bytes) -> None:

@@ -82,11 +82,11 @@ class RegisterPage:
             return True
 
     def close(self) -> None:
-        """Take the page from the guest and free it."""
+        """Take the page from the guest, for good. A device may still tell of a change: that goes
+        into memory that nobody sees, and which goes with the page itself."""
         with self.lock:
             self._hide()
-            self._view.release()
-            self._memory.close()
+            self._slot = None
 
     def _show(self) -> None:
         if self._slot is not None:

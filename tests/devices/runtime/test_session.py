@@ -18,6 +18,7 @@ Boot = Callable[..., DeviceHost]
 
 ROGUE = "tests.support.odd_devices:Rogue"
 KEEPER = "tests.support.odd_devices:Keeper"
+SAVER = "tests.support.odd_devices:Saver"
 
 
 def test_a_refusal_ends_the_device_and_its_log_says_why(boot: Boot) -> None:
@@ -185,3 +186,77 @@ def test_a_traced_device_writes_kicks_chains_interrupts_and_messages(
     assert ("device0", "chain", "requestq 0 readable=4 writable=3 done") in told
     assert ("device0", "interrupt", "requestq") in told
     assert [row for row in rows if row[3] == "chain" and int(row[1]) > 0]
+
+
+# ── successors ────────────────────────────────────────────────────────────────────────
+
+
+def start_again(host: DeviceHost, state: bytes, expect: type) -> object:
+    """Start on the rings and the journal as they are."""
+    return host.request(messages.Start(1 << 32, host.setups(), state), expect)
+
+
+def test_what_is_in_flight_when_a_device_is_quiesced_comes_again(boot: Boot) -> None:
+    host = boot("keeper", Config("late"), register=KEEPER)
+    host.start()
+    head = host.drivers[0].add([], [8])
+    host.publish()
+    assert host.expect(messages.ConfigChanged).config == b"\1"
+
+    assert host.request(messages.Quiesce(), messages.Quiesced).state == b""
+
+    assert host.journal.queue(0).region[16 + 16 * head] == 1
+    start_again(host, b"", messages.Done)
+    while not host.events:
+        host.request(messages.Ping(), messages.Done)
+    assert host.events == [messages.ConfigChanged(b"\2")]  # it has seen the chain again
+
+
+def test_state_goes_from_one_process_to_the_next(boot: Boot) -> None:
+    host = boot("saver", Config("hello"), register=SAVER)
+    host.start()
+
+    state = host.request(messages.Quiesce(), messages.Quiesced).state
+    assert state == b"\x01hello"
+    start_again(host, state, messages.Done)
+
+    assert host.send(writable=[16]).data == b"hello"
+
+
+def test_device_that_was_never_started_leaves_nothing(boot: Boot) -> None:
+    host = boot("saver", Config("hello"), register=SAVER)
+
+    assert host.request(messages.Quiesce(), messages.Quiesced).state == b""
+
+
+def test_state_that_makes_no_sense_is_refused_and_the_rings_are_left_alone(boot: Boot) -> None:
+    host = boot("saver", Config("hello"), register=SAVER)
+    host.start()
+    host.request(messages.Quiesce(), messages.Quiesced)
+
+    failed = start_again(host, b"\x02hello", messages.Failed)
+
+    assert failed == messages.Failed("state of 6 bytes: of another version")
+    start_again(host, b"", messages.Done)
+    assert host.send(writable=[16]).data == b""
+
+
+def test_device_that_takes_no_state_says_so(boot: Boot) -> None:
+    host = boot("keeper", Config(), register=KEEPER)
+    host.start()
+    host.request(messages.Quiesce(), messages.Quiesced)
+
+    failed = start_again(host, b"state", messages.Failed)
+
+    assert failed == messages.Failed("state of 5 bytes: this device takes no state over")
+
+
+def test_failing_device_answers_and_writes_nothing(boot: Boot) -> None:
+    host = boot("rng", start=False)
+    host.hand_over(failing=True)
+    host.greet()
+    host.start()
+
+    used = host.send(writable=[16])
+
+    assert used.data == b""

@@ -4,8 +4,11 @@
 // Patched by whoever loads the image; see README.md.
 extern const volatile struct {
         char magic[4];
-        uint32_t mode, wait, count;
+        uint32_t mode, wait, count, boots;
 } parameters;
+
+// Of the times before a reset, too: not cleared.
+extern uint32_t boots;
 
 enum { DEMO = 0, STREAM = 1, WATCH_CONFIG = 2, ECHO = 3, EXECUTE = 4 }; // mode
 enum { LOOK = 0, SLEEP = 1 };                                           // wait
@@ -76,5 +79,7 @@ void main(void)
         default:
                 fail("mode %u is unknown", parameters.mode);
         }
+        if (++boots < parameters.boots)
+                reset();
         power_off();
 }

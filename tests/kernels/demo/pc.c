@@ -1,4 +1,4 @@
-// The serial port, and the two ways to end.
+// The serial port, and the ways to end.
 #include "pc.h"
 
 #include <stdarg.h>
@@ -10,6 +10,8 @@ enum {
         PM1A_CONTROL = 0x604,
         SLP_EN = 1 << 13,
         S5 = 5 << 10, // SLP_TYP of \_S5
+        ACPI_RESET = 0x608,
+        ACPI_RESET_VALUE = 1,
 };
 
 // Each character is sent without a look at the line status: in this machine the transmitter is
@@ -83,6 +85,12 @@ void fail(const char *format, ...)
         va_end(values);
         put('\n');
         out8(PVPANIC, PVPANIC_PANICKED);
+        stop();
+}
+
+void reset(void)
+{
+        out8(ACPI_RESET, ACPI_RESET_VALUE);
         stop();
 }
 

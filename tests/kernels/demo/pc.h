@@ -42,6 +42,9 @@ void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn
 // Enters S5 and does not return.
 void power_off(void) __attribute__((noreturn));
 
+// Resets the machine and does not return.
+void reset(void) __attribute__((noreturn));
+
 // Takes interrupts from now on; each of the lines of the virtio slots ends in the handler of
 // interrupt.c, which acknowledges it at the device whose registers these are.
 void take_interrupts_of(volatile uint32_t *registers, unsigned line);

@@ -12,8 +12,15 @@ parameters:
         .long   0                       // mode
         .long   1                       // wait
         .long   0                       // count
+        .long   0                       // boots
 
-begin:  lea     stack_end(%rip), %rsp
+// A reset leaves memory as it was, so .bss is zero the first time only.
+begin:  lea     bss_start(%rip), %rdi
+        lea     bss_end(%rip), %rcx
+        sub     %rdi, %rcx
+        xor     %eax, %eax
+        rep stosb
+        lea     stack_end(%rip), %rsp
         call    main
 stop:   hlt
         jmp     stop
@@ -68,3 +75,9 @@ device_interrupt:
         .balign 16
         .skip   16384
 stack_end:
+
+// How often it has booted.
+        .section .kept, "aw", @nobits
+        .globl  boots
+        .balign 4
+boots:  .skip   4

@@ -296,3 +296,37 @@ def test_every_register_survives_every_value(driver: Driver) -> None:
 
     driver.status(0)
     assert driver.bring_up() == RUNNING
+
+
+def test_a_reset_of_the_machine_is_one_by_the_driver(driver: Driver, device: FakeDevice) -> None:
+    driver.bring_up()
+    driver.transport.needs_reset("it is broken")
+    device.calls.clear()
+
+    driver.transport.reset()
+
+    assert device.calls == [("stop",)]
+    assert (driver.read(Mmio.STATUS), driver.read(Mmio.INTERRUPT_STATUS)) == (0, 0)
+    assert driver.read(Mmio.QUEUE_READY) == 0
+
+
+def test_a_device_that_no_driver_started_is_not_asked_at_a_reset(
+    driver: Driver, device: FakeDevice
+) -> None:
+    driver.accept(bit(Feature.VERSION_1))
+
+    driver.transport.reset()
+
+    assert device.calls == []
+    assert driver.read(Mmio.STATUS) == 0
+
+
+def test_after_a_reset_of_the_machine_a_device_interrupts_nobody(driver: Driver) -> None:
+    driver.bring_up()
+    driver.transport.reset()
+    before = driver.line.pulses
+
+    driver.transport.config_changed(b"\x77" * 8)
+    driver.transport.needs_reset("it is broken")
+
+    assert driver.line.pulses == before

@@ -65,3 +65,13 @@ def test_without_a_slot_nothing_is_mapped_and_reads_are_served(vm: FakeVm) -> No
     assert vm.events == []
     assert page.read(Mmio.STATUS, 4) == 0x0F
     assert page.read(Mmio.STATUS, 1) == 0x0F
+
+
+def test_a_page_that_was_closed_takes_what_a_device_still_tells(vm: FakeVm) -> None:
+    page = RegisterPage(vm, 0xA00000, 8)
+    page.close()
+    vm.events.clear()
+
+    assert page.set_config(b"\x01" * 8)
+
+    assert vm.events == []

@@ -1,0 +1,238 @@
+"""Devices swapped and restarted while a guest works them: it notices nothing, whatever is tried."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.api import VM
+from launcher.client import Refused
+from tests.support.bare import require_kvm
+from tests.support.guest import STREAM, demo
+from tests.support.leaks import none_left
+
+pytestmark = pytest.mark.slow
+
+DEADLINE = 60.0
+SECTOR = 512
+
+# A disk that is ahead of its time: it hands on how many requests it has carried out.
+COUNTING = '''
+"""A disk with a state."""
+import struct
+from devices.blk import Blk, Request
+
+class Counting(Blk):
+    """Counts requests over all that came before it."""
+    total = 0
+
+    def requestq(self, chain):
+        self.total += 1
+        self.counters["total"] = self.total
+        return super().requestq(chain)
+    requestq.virtqueue = Blk.requestq.virtqueue
+
+    def save(self):
+        return struct.pack("<BQ", 1, self.total)
+
+    def restore(self, state):
+        version, self.total = struct.unpack("<BQ", state)
+        if version != 1:
+            raise ValueError(f"version {version}")
+'''
+# One that never comes to its hello, one that does not start, and ones that are something else.
+BROKEN = """
+import time
+from dataclasses import dataclass
+from devices.blk import Blk, Config
+from devices.runtime.device import Device, virtqueue
+
+class Late(Blk):
+    def __init__(self, *arguments):
+        time.sleep(60)
+
+class Stillborn(Blk):
+    def __init__(self, *arguments):
+        raise RuntimeError("no luck")
+
+class Poor(Blk):
+    @property
+    def features(self):
+        return 0
+
+class Forgetful(Blk):
+    def restore(self, state):
+        raise ValueError("of another tribe")
+
+class NotOne:
+    pass
+"""
+
+
+@pytest.fixture(params=[pytest.param("kvm", marks=pytest.mark.kvm), "software"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "kvm":
+        require_kvm()
+    else:
+        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        with none_left():
+            yield
+
+
+@pytest.fixture
+def machine(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., VM]]:
+    """Starts one whose guest reads its disk over and over, ``count`` times."""
+    (tmp_path / "counting.py").write_text(COUNTING)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "disk.img").write_bytes(os.urandom(64 * SECTOR))
+    with contextlib.ExitStack() as machines:
+
+        def start(count: int, **options: object) -> VM:
+            (tmp_path / "guest.raw").write_bytes(demo(STREAM, count=count))
+            base = {
+                "binary": tmp_path / "guest.raw",
+                "entry": "0x100000",
+                "mem": "64M",
+                "hypervisor": backend,
+                "devices": [f"blk,{tmp_path}/disk.img"],
+                "timeout": 90,
+            }
+            vm = machines.enter_context(VM(**{**base, **options}))  # type: ignore[arg-type]
+            vm.wait_ready()
+            return vm
+
+        yield start
+
+
+def test_a_disk_changes_its_implementation_again_and_again(machine: Callable[..., VM]) -> None:
+    vm = machine(100_000)
+
+    served = [vm.swap("blk0", kind) for kind in ("blk-mapped", "blk") * 10]
+
+    assert [one.generation for one in served] == list(range(2, 22))
+    assert len({one.pid for one in served}) == 20
+    assert vm.wait(DEADLINE) == 0
+
+
+def test_state_is_handed_on_from_one_to_the_next(machine: Callable[..., VM]) -> None:
+    vm = machine(30_000)
+    vm.swap("blk0", "counting:Counting")
+
+    for _ in range(5):
+        before = vm.stats().devices[0].counters.get("total", 0)
+        vm.swap("blk0", "counting:Counting")
+        vm.restart("blk0")
+        (report,) = vm.stats().devices
+        assert report.counters["total"] >= before
+
+    events = [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
+    assert events.count("swapped") == 11
+    assert vm.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("implementation", "settings", "complaint"),
+    [
+        ("rng", {}, "a device of type 4, not 2"),
+        ("nonsense", {}, "is not a kind of device"),
+        ("no.such.module", {}, "cannot be imported"),
+        ("broken:NotOne", {}, "has no device class 'NotOne'"),
+        ("broken", {}, "add :CLASS"),
+        ("broken:Stillborn", {}, "exited with status"),
+        ("broken:Poor", {}, "lacks negotiated features"),
+        ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
+        ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
+        ("", {"colour": "red"}, "has no key 'colour'"),
+        ("", {"id": "blk1"}, "id stays what it is"),
+        ("", {"path": "missing.img"}, "No such file"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_one_that_serves_working(
+    machine: Callable[..., VM],
+    tmp_path: Path,
+    implementation: str,
+    settings: dict[str, str | int],
+    complaint: str,
+) -> None:
+    (tmp_path / "other.img").write_bytes(bytes(128 * SECTOR))
+    if "path" in settings:
+        settings = {"path": str(tmp_path / str(settings["path"]))}
+    vm = machine(30_000)
+    pid = next(one.pid for one in vm.describe().processes if one.name == "blk0")
+
+    with pytest.raises(Refused, match=complaint):
+        vm.swap("blk0", implementation, **settings)
+
+    assert pid == next(one.pid for one in vm.describe().processes if one.name == "blk0")
+    assert vm.wait(DEADLINE) == 0
+
+
+def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(30_000)
+    vm.swap("blk0", "counting:Counting")
+
+    with pytest.raises(Refused, match="of another tribe"):
+        vm.swap("blk0", "broken:Forgetful")
+
+    (report,) = vm.stats().devices
+    assert report.counters["total"] > 0
+    assert vm.wait(DEADLINE) == 0
+
+
+def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> None:
+    vm = machine(200_000)
+
+    with pytest.raises(Refused, match="not ready within 10 s"):
+        vm.swap("blk0", "broken:Late")
+
+    assert vm.wait(DEADLINE) == 0
+
+
+def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(1000)
+
+    with pytest.raises(Refused, match="there are blk0"):
+        vm.swap("blk7", "blk-mapped")
+    with pytest.raises(Refused, match="there are blk0"):
+        vm.restart("blk7")
+
+
+def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    vm = machine(50_000, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
+    events = vm.events()
+
+    vm.kill("blk0")
+    kinds = [event.kind for event in _until(events, "paused")]  # type: ignore[union-attr]
+    assert "died" in kinds
+    vm.restart("blk0")
+
+    assert vm.wait(DEADLINE) == 0
+    assert "resumed" in [event.kind for event in events]  # type: ignore[union-attr]
+
+
+def _until(events: Iterator[object], kind: str) -> Iterator[object]:
+    for event in events:
+        yield event
+        if event.kind == kind:  # type: ignore[attr-defined]
+            return

@@ -1,0 +1,409 @@
+"""Successors, step by step: with a machine that only notes what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pytest
+
+from devices.rng import Config, Rng
+from launcher.nursery import Spares
+from launcher.plan import PlannedDevice
+from launcher.policy import OnDeath
+from launcher.supervisor import Served, Supervisor
+from launcher.wiring import Wiring
+from protocol.messages import DeviceAttached, DeviceBound, DeviceFailed, DeviceOffers, Done, Failed
+
+
+@dataclass(eq=False)
+class FakeChild:
+    name: str = "spare"
+    pid: int = 77
+    pidfd: int = 0
+    status: int | None = None
+    is_killed: bool = False
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+    def how_it_ended(self) -> str:
+        return f"ended with {self.status}"
+
+
+@dataclass
+class FakeGeneration:
+    number: int
+    is_closed: bool = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeSpares:
+    """``ready`` children at once, the others when the test says."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[Any], None]] = []
+        self.ready = 1
+        self.prepared = self.given_up = 0
+        self.given: list[FakeChild] = []
+
+    def take(self, then: Callable[[Any], None]) -> None:
+        self.waiting.append(then)
+        if self.ready:
+            self.ready -= 1
+            self.arrive()
+
+    def arrive(self) -> None:
+        self.given.append(FakeChild())
+        self.waiting.pop(0)(self.given[-1])
+
+    def prepare(self) -> None:
+        self.prepared += 1
+        self.ready = 1
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+
+class FakeWiring:
+    def __init__(self) -> None:
+        self.generations: list[FakeGeneration] = []
+        self.waits: list[bool] = []
+
+    def successor(self, device: object, number: int, pidfd: int, *, waits: bool) -> object:
+        self.generations.append(FakeGeneration(number))
+        self.waits.append(waits)
+        return self.generations[-1], b"successor", {}
+
+    def for_device(self, device: object, generation: object, *, failing: bool = False) -> object:
+        return b"failing" if failing else b"spec", {}
+
+
+@dataclass
+class Machine:
+    """supervisor.Machine, and what was asked of it."""
+
+    told: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
+
+    def hand_over(self, child: FakeChild, payload: bytes, descriptors: object) -> None:
+        self.told.append(f"{child.name}: {payload.decode()}")
+
+    def hand_vmm(self, payload: bytes, descriptors: object) -> None:
+        self.told.append(f"vmm: {payload.decode()}")
+
+    def request(self, message: object, then: Callable[[object], None]) -> None:
+        self.requests.append((message, then))
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> None:
+        self.timers.append((seconds, callback))
+
+    def stop_for(self, child: FakeChild) -> None:
+        self.events.append(f"stop for {child.name}")
+
+    def pause_for(self, child: FakeChild) -> None:
+        self.events.append(f"pause for {child.name}")
+
+    def resume_for(self, device: str) -> None:
+        self.events.append(f"resume for {device}")
+
+    def emit(self, kind: str, device: str, **what: Any) -> None:
+        self.events.append(f"{device} {what['generation']} {kind}")
+
+
+class Odd(Rng.__base__[Config]):  # type: ignore[misc]
+    """Fits whatever says ``fits``."""
+
+    device_id = Rng.device_id
+
+    @classmethod
+    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        return None if theirs == ours else f"{theirs!r} is not {ours!r}"
+
+
+DEVICE = PlannedDevice("rng0", "rng", "--device", Odd, Config(), 3)
+
+
+class World:
+    def __init__(self, on_death: OnDeath = OnDeath.RESTART) -> None:
+        self.machine, self.wiring, self.spares = Machine(), FakeWiring(), FakeSpares()
+        self.device = replace(DEVICE, on_death=on_death)
+        self.child = FakeChild("rng0")
+        self.supervisor = Supervisor(
+            self.machine,
+            cast(Wiring, self.wiring),
+            cast(Spares, self.spares),
+            {"rng0": (self.device, cast(Any, self.child))},
+        )
+        self.offers(1)
+        self.answers: list[Served | str] = []
+
+    def die(self, child: FakeChild, status: int = -9) -> None:
+        child.status = status
+        self.supervisor.died(cast(Any, child))
+
+    def bound(self, number: int) -> None:
+        self.supervisor.bound(DeviceBound("rng0", number))
+
+    def offers(self, number: int, config: bytes = b"fits") -> None:
+        self.supervisor.offers(DeviceOffers("rng0", number, 0, (64,), config))
+
+    def attached(self, number: int) -> None:
+        self.supervisor.attached(DeviceAttached("rng0", number, 5000))
+
+    def serve(self, number: int) -> FakeChild:
+        """The successor of that number goes all its way; its process."""
+        self.bound(number)
+        self.offers(number)
+        self.attached(number)
+        return self.spares.given[-1]
+
+    def swap(self) -> None:
+        self.supervisor.swap("rng0", self.device, self.answers.append)
+
+    def fire(self) -> None:
+        """All timers at once."""
+        timers, self.machine.timers = self.machine.timers, []
+        for _, callback in timers:
+            callback()
+
+    def delays(self) -> list[float]:
+        return [seconds for seconds, _ in self.machine.timers]
+
+
+def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
+    world = World()
+
+    world.die(world.child)
+    assert world.machine.told == ["vmm: successor"]
+    world.bound(2)
+    assert world.machine.told == ["vmm: successor", "rng0: spec"]
+    assert world.wiring.generations[0].is_closed
+    world.offers(2)
+    world.attached(2)
+
+    assert world.machine.events == ["rng0 1 died", "rng0 2 recovered", "resume for rng0"]
+    assert world.supervisor.child("rng0") is world.spares.given[0]
+    assert (world.supervisor.generation("rng0"), world.supervisor.restarts("rng0")) == (2, 1)
+    assert world.spares.prepared == 1
+    assert world.wiring.waits == [False]
+    assert world.machine.requests == []
+
+
+def test_successor_that_dies_is_followed_by_another_a_little_later() -> None:
+    world = World()
+    world.die(world.child)
+
+    world.die(world.spares.given[0])
+
+    assert world.machine.events == ["rng0 1 died", "rng0 2 failed"]
+    assert world.wiring.generations[0].is_closed
+    assert [seconds for seconds in world.delays() if seconds < 0.1] != []
+    world.fire()
+    world.serve(3)
+    assert world.machine.events[-2] == "rng0 3 recovered"
+
+
+def test_successor_that_never_says_hello_is_given_up_and_tried_again() -> None:
+    world = World()
+    world.die(world.child)
+    world.bound(2)
+
+    world.fire()  # its deadline
+
+    assert world.spares.given[0].is_killed
+    assert world.spares.given_up == 0
+    assert "rng0 2 failed" in world.machine.events
+    world.die(world.spares.given[0])  # whose death is nobody's any more
+    world.fire()
+    world.serve(3)
+    assert world.supervisor.generation("rng0") == 3
+
+
+def test_zygote_that_makes_nobody_is_given_up() -> None:
+    world = World()
+    world.spares.ready = 0
+    world.die(world.child)
+
+    world.fire()
+
+    assert world.spares.given_up == 1
+    world.spares.arrive()  # after all, and too late
+    assert world.spares.given[0].is_killed
+    assert world.machine.told == []
+
+
+def test_attached_and_dead_before_it_was_heard_of() -> None:
+    """The death of a successor is noticed before the message that it serves is read."""
+    world = World()
+    world.die(world.child)
+    world.bound(2)
+    world.die(world.spares.given[0])
+
+    world.attached(2)
+
+    assert "rng0 2 recovered" not in world.machine.events
+    world.fire()
+    world.serve(3)
+    assert world.machine.events[-2] == "rng0 3 recovered"
+
+
+def test_hung_device_is_told_of_once_and_followed_when_it_is_dead() -> None:
+    world = World()
+
+    world.supervisor.failed(DeviceFailed("rng0", 1, "it does not answer", True))
+    world.die(world.child)
+    world.serve(2)
+
+    assert world.machine.events == [
+        "rng0 1 hung",
+        "rng0 1 died",
+        "rng0 2 recovered",
+        "resume for rng0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("on_death", "event"),
+    [(OnDeath.STOP_VM, "stop for rng0"), (OnDeath.PAUSE_VM, "pause for rng0")],
+)
+def test_other_policies_start_nobody(on_death: OnDeath, event: str) -> None:
+    world = World(on_death)
+
+    world.die(world.child)
+
+    assert world.machine.events == ["rng0 1 died", event]
+    assert world.spares.given == []
+
+
+def test_fail_io_starts_one_that_fails_until_somebody_restarts_it() -> None:
+    world = World(OnDeath.FAIL_IO)
+    world.die(world.child)
+    world.serve(2)
+    assert world.machine.told[-1] == "rng0: failing"
+
+    world.supervisor.restart("rng0", world.answers.append)
+    world.bound(3)
+
+    assert world.machine.told[-1] == "rng0: spec"
+
+
+def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+    assert world.wiring.waits == [True]
+    world.offers(2)
+    ((request, then),) = world.machine.requests
+    assert type(request).__name__ == "Switch"
+
+    world.attached(2)
+    then(Done())
+
+    assert world.answers == [Served(2, 77, 5_000_000)]
+    assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
+    assert world.supervisor.restarts("rng0") == 0
+    assert not world.child.is_killed
+    world.fire()
+    assert world.child.is_killed
+    world.die(world.child, 0)
+    assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
+
+
+def test_first_swap_is_compared_with_what_the_first_process_offered() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+
+    world.offers(2, b"another disk")
+
+    assert world.answers == ["b'another disk' is not b'fits'"]
+    assert world.spares.given[0].is_killed
+    assert world.machine.requests == []
+    assert world.supervisor.child("rng0") is world.child
+
+
+def test_switch_that_fails_leaves_the_old_one() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+    world.offers(2)
+
+    world.machine.requests[0][1](Failed("it has no such state"))
+
+    assert world.answers == ["it has no such state"]
+    assert world.supervisor.child("rng0") is world.child
+
+
+def test_old_one_dies_before_the_switch_and_the_swap_goes_on() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+    world.die(world.child)
+    assert world.spares.given[1:] == []
+
+    world.offers(2)
+
+    assert len(world.machine.requests) == 1  # its place is empty, and it is looked at all the same
+    world.attached(2)
+    assert world.answers == [Served(2, 77, 5_000_000)]
+    assert world.supervisor.generation("rng0") == 2
+
+
+@pytest.mark.parametrize(
+    ("on_death", "event"),
+    [
+        (OnDeath.STOP_VM, "stop for rng0"),
+        (OnDeath.PAUSE_VM, "pause for rng0"),
+    ],
+)
+def test_policy_holds_when_a_swap_fails_over_a_dead_process(on_death: OnDeath, event: str) -> None:
+    world = World(on_death)
+    world.swap()
+    world.die(world.child)
+
+    world.die(world.spares.given[0])
+
+    assert world.machine.events == ["rng0 1 died", "rng0 2 failed", event]
+
+
+def test_both_die_in_a_swap_and_a_third_comes() -> None:
+    world = World()
+    world.swap()
+    world.die(world.child)
+
+    world.die(world.spares.given[0])
+
+    assert len(world.answers) == 1
+    world.serve(3)
+    assert world.machine.events[-2] == "rng0 3 recovered"
+
+
+def test_one_wish_at_a_time() -> None:
+    world = World()
+    world.swap()
+
+    world.supervisor.restart("rng0", world.answers.append)
+
+    assert world.answers == ["another successor is on its way"]
+
+
+def test_end_of_the_machine_in_the_middle_of_a_recovery() -> None:
+    world = World()
+    world.die(world.child)
+    world.bound(2)
+
+    world.supervisor.end()
+
+    assert world.spares.given[0].is_killed
+    assert world.machine.events == ["rng0 1 died"]
+    world.die(world.spares.given[0])
+    world.fire()
+    world.swap()
+    assert len(world.spares.given) == 1
+    assert world.answers == ["the machine ends"]

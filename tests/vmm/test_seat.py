@@ -1,0 +1,324 @@
+"""The place of a device: who comes, who goes, and what a driver asks for meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.seats import QUEUES, FakeRemote, Place, place
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as made:
+        yield made
+
+
+def attach(here: Place, remote: FakeRemote) -> str | None:
+    return here.seat.attach(remote)  # type: ignore[arg-type]
+
+
+def switch(here: Place, remote: FakeRemote) -> str | None:
+    return here.seat.switch(remote)  # type: ignore[arg-type]
+
+
+def lose(here: Place, remote: FakeRemote) -> bool:
+    return here.seat.lost(remote)  # type: ignore[arg-type]
+
+
+# ── a process dies, and another comes ─────────────────────────────────────────────────
+
+
+def test_successor_is_told_what_the_driver_wanted(here: Place) -> None:
+    first = here.sit(FakeRemote())
+    assert lose(here, first)
+    successor = FakeRemote()
+
+    assert attach(here, successor) is None
+
+    assert successor.calls == [("start", [0, 1], b"")]
+    assert here.wires.connected == [first.bells, successor.bells]
+
+
+def test_successor_of_a_device_that_was_never_started_waits(here: Place) -> None:
+    lose(here, here.sit(FakeRemote(), running=False))
+    successor = FakeRemote()
+
+    assert attach(here, successor) is None
+
+    assert successor.calls == []
+    assert here.seat.start(7, QUEUES) is None
+    assert successor.calls == [("start", [0, 1], b"")]
+
+
+def test_driver_starts_resets_and_starts_while_nobody_is_there(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    here.note()
+
+    here.seat.stop()
+    assert here.noted == [0, 0]
+    assert here.seat.start(7, QUEUES[:1]) is None
+
+    successor = FakeRemote()
+    assert attach(here, successor) is None
+    assert successor.calls == [("start", [0], b"")]
+
+
+def test_queue_that_was_stopped_while_nobody_was_there_stays_so(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    here.note()
+
+    here.seat.stop_queue(0)
+
+    assert here.noted == [0, 1]
+    successor = FakeRemote()
+    assert attach(here, successor) is None
+    assert successor.calls == [("start", [1], b"")]
+
+
+def test_configuration_is_written_once_there_is_somebody(here: Place) -> None:
+    lose(here, here.sit(FakeRemote(config=b"old")))
+    assert here.seat.write_config(0, b"new") == b"old"
+    successor = FakeRemote(config=b"old")
+
+    assert attach(here, successor) is None
+
+    assert successor.calls == [("write_config", 0, b"new"), ("start", [0, 1], b"")]
+    assert here.configs[-1] == b"new"
+
+
+@pytest.mark.parametrize("call", ["start", "stop", "stop_queue", "write_config"])
+def test_death_in_the_middle_of_a_call_costs_the_driver_nothing(here: Place, call: str) -> None:
+    first = here.sit(FakeRemote(), running=call != "start")
+    first.dies_in = call
+    actions = {
+        "start": lambda: here.seat.start(7, QUEUES),
+        "stop": here.seat.stop,
+        "stop_queue": lambda: here.seat.stop_queue(0),
+        "write_config": lambda: here.seat.write_config(0, b"x"),
+    }
+
+    actions[call]()
+
+    lose(here, first)
+    successor = FakeRemote()
+    assert attach(here, successor) is None
+    wanted: dict[str, list[object]] = {
+        "start": [("start", [0, 1], b"")],
+        "stop": [],
+        "stop_queue": [("start", [1], b"")],
+        "write_config": [("write_config", 0, b"x"), ("start", [0, 1], b"")],
+    }
+    assert successor.calls == wanted[call]
+    assert here.broken == []
+
+
+def test_death_while_started_is_noted_when_it_happens(here: Place) -> None:
+    first = here.sit(FakeRemote(), running=False)
+    first.dies_in = "start"
+
+    here.seat.start(7, QUEUES)
+
+    assert here.seat.remote is None
+    assert here.seat.empty_since > 0
+
+
+def test_successor_that_dies_while_it_is_started_is_not_called_attached(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    successor = FakeRemote()
+    successor.dies_in = "start"
+
+    assert attach(here, successor) == "rng0 ended while it was started"
+
+    assert here.seat.remote is None
+    third = FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == [("start", [0, 1], b"")]
+
+
+def test_what_no_successor_can_read_needs_a_reset(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    successor = FakeRemote()
+    successor.refuses = "its journal makes no sense"
+
+    assert attach(here, successor) is None
+
+    assert here.broken == ["its journal makes no sense"]
+    lose(here, successor)
+    third = FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == []
+
+
+def test_successor_without_a_negotiated_feature_is_refused(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+
+    assert attach(here, FakeRemote(features=3)) == "it lacks negotiated features: 0x4"
+    assert here.seat.remote is None
+
+
+def test_successor_with_smaller_queues_is_refused(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    successor = FakeRemote()
+    successor.queue_sizes = (32, 16)
+
+    assert attach(here, successor) == "queue 0 has 64 entries, and it takes fewer"
+
+
+def test_larger_queues_are_no_larger_than_the_journal(here: Place) -> None:
+    successor = FakeRemote()
+    successor.queue_sizes = (256, 8)
+
+    here.sit(successor, running=False)
+
+    assert here.seat.queue_sizes == (64, 8)
+
+
+# ── what a process says unasked ───────────────────────────────────────────────────────
+
+
+def test_ring_that_is_broken_stays_so_for_a_successor(here: Place) -> None:
+    first = here.sit(FakeRemote())
+    first.on_broken("the ring is broken")
+    assert here.broken == ["the ring is broken"]
+    lose(here, first)
+    successor = FakeRemote()
+
+    assert attach(here, successor) is None
+
+    assert successor.calls == []
+    here.seat.stop()
+    assert here.seat.start(7, QUEUES) is None
+    assert successor.calls == ["stop", ("start", [0, 1], b"")]
+
+
+def test_ring_that_breaks_while_a_queue_is_stopped(here: Place) -> None:
+    first = here.sit(FakeRemote())
+    first.before = lambda call: first.on_broken("broken") if call == "stop_queue" else None
+
+    here.seat.stop_queue(0)
+    here.seat.stop_queue(1)
+
+    assert here.seat.running == ()
+
+
+def test_who_sits_here_no_more_has_no_say(here: Place) -> None:
+    first = here.sit(FakeRemote(config=b"mine"))
+    successor = FakeRemote(config=b"mine")
+    assert switch(here, successor) is None
+    before = list(here.configs)
+
+    first.on_config(b"forged")
+    first.on_broken("forged")
+
+    assert (here.configs, here.broken) == (before, [])
+    assert here.seat.config == b"mine"
+    assert len(here.seat.running) == 2
+
+
+def test_condemned_device_needs_a_reset(here: Place) -> None:
+    first = here.sit(FakeRemote())
+
+    here.seat.condemn("it lied in its ring")
+
+    assert first.fenced == "it lied in its ring"
+    assert here.broken == ["it lied in its ring"]
+    assert here.seat.running == ()
+
+
+# ── swaps ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_old_one_is_quiet_before_the_new_one_starts_with_its_state(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.leaves = b"state"
+    new.before = lambda call: old.calls.append(f"new {call}")
+
+    assert switch(here, new) is None
+
+    assert old.calls == ["quiesce", "new start", "Quit"]
+    assert new.calls == [("start", [0, 1], b"state")]
+    assert here.wires.connected[-1] is new.bells
+    assert not old.fenced
+
+
+def test_new_one_that_refuses_leaves_the_old_one_at_work(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.leaves, new.refuses = b"state", "no such state"
+
+    assert switch(here, new) == "no such state"
+
+    assert new.fenced == "no such state"
+    assert old.calls == ["quiesce", ("start", [0, 1], b"state")]
+    assert here.seat.remote is old
+    assert here.wires.connected[-1] is old.bells
+    assert here.broken == []
+
+
+def test_new_one_that_dies_in_start_leaves_the_old_one_at_work(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    new.dies_in = "start"
+
+    assert switch(here, new) == "rng0 ended while it was started"
+
+    assert here.seat.remote is old
+    assert old.calls == ["quiesce", ("start", [0, 1], b"")]
+
+
+def test_unfit_new_one_does_not_disturb_the_old_one(here: Place) -> None:
+    old = here.sit(FakeRemote())
+
+    assert switch(here, FakeRemote(features=1)) == "it lacks negotiated features: 0x6"
+
+    assert old.calls == []
+
+
+def test_old_one_that_dies_in_quiesce_is_a_crash(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.dies_in = "quiesce"
+
+    assert switch(here, new) is None
+
+    assert new.calls == [("start", [0, 1], b"")]
+    assert here.seat.remote is new
+    assert "Quit" not in old.calls
+
+
+def test_both_die_in_a_switch_and_the_place_is_empty(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.dies_in, new.dies_in = "quiesce", "start"
+
+    assert switch(here, new) is not None
+
+    assert here.seat.remote is None
+    third = FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == [("start", [0, 1], b"")]
+
+
+def test_old_one_that_dies_when_it_is_to_go_on_leaves_the_place_empty(here: Place) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    new.refuses, old.dies_in = "no", "start"
+
+    assert switch(here, new) == "no"
+
+    assert here.seat.remote is None
+    assert here.broken == []
+
+
+def test_switch_into_a_place_that_has_become_empty(here: Place) -> None:
+    lose(here, here.sit(FakeRemote()))
+    new = FakeRemote()
+
+    assert switch(here, new) is None
+
+    assert new.calls == [("start", [0, 1], b"")]
+
+
+def test_death_of_somebody_else_is_none_of_this_place(here: Place) -> None:
+    first = here.sit(FakeRemote())
+
+    assert not lose(here, FakeRemote())
+
+    assert here.seat.remote is first

@@ -1,0 +1,86 @@
+"""Doorbells of one process after the other, led to the guest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from protocol import doorbell
+from protocol.virtio import Mmio
+from vmm.wires import DirectWires, MediatedWires
+
+GPA = 0xA0_3000
+
+
+class FakeVm:
+    """What is connected now."""
+
+    def __init__(self) -> None:
+        self.kicks: dict[tuple[int, int, int], int] = {}
+        self.calls: dict[int, int] = {}
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.writes: list[tuple[int, int, int]] = []
+
+    def add_ioeventfd(self, fd: int, address: int, size: int, value: int) -> None:
+        assert self.kicks.setdefault((address, size, value), fd) == fd
+
+    def remove_ioeventfd(self, fd: int, address: int, size: int, value: int) -> None:
+        assert self.kicks.pop((address, size, value)) == fd
+
+    def add_irqfd(self, fd: int, gsi: int) -> None:
+        self.calls[fd] = gsi
+
+    def remove_irqfd(self, fd: int, gsi: int) -> None:
+        assert self.calls.pop(fd) == gsi
+
+    def on_write(self, address: int, size: int, value: int, callback: object) -> None:
+        self.writes.append((address, size, value))
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self.watched[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        del self.watched[fd]
+
+
+@pytest.fixture
+def bells() -> Iterator[list[dict[str, int]]]:
+    made = [{name: doorbell.create() for name in ("call", "kick0", "kick1")} for _ in range(2)]
+    yield made
+    for each in made:
+        for fd in each.values():
+            os.close(fd)
+
+
+def test_direct_wires_move_to_the_next_process(bells: list[dict[str, int]]) -> None:
+    vm = FakeVm()
+    wires = DirectWires(cast(Any, vm), GPA, 11, 2)
+
+    for each in bells:
+        wires.connect(each)
+        assert vm.kicks == {
+            (GPA + Mmio.QUEUE_NOTIFY, 4, queue): each[f"kick{queue}"] for queue in (0, 1)
+        }
+        assert vm.calls == {each["call"]: 11}
+
+    # What the first published, and did not live to tell, is told.
+    assert doorbell.drain(bells[0]["call"]) == 0
+    assert doorbell.drain(bells[1]["call"]) == 1
+
+
+def test_mediated_wires_move_to_the_next_process(bells: list[dict[str, int]]) -> None:
+    vm = FakeVm()
+    device = SimpleNamespace(bells={}, complete=lambda: None, kick=lambda queue: None)
+    wires = MediatedWires(cast(Any, vm), GPA, cast(Any, device), 2)
+
+    for each in bells:
+        wires.connect(each)
+        assert list(vm.watched) == [each["call"]]
+        assert device.bells is each
+
+    assert vm.writes == [(GPA + Mmio.QUEUE_NOTIFY, 4, 0), (GPA + Mmio.QUEUE_NOTIFY, 4, 1)]
+    assert doorbell.drain(bells[1]["call"]) == 1
