@@ -116,12 +116,12 @@ class Console(Device[Config]):
             self._input.consume(position)
             stream.wake(self._wake)
 
-    @virtqueue(_RECEIVEQ, size=64)
+    @virtqueue(_RECEIVEQ, size=64, owes=False)
     def receiveq(self, chain: Chain) -> None:
         """Room for input; kept until there is some."""
         self.soon(self._pump)
 
-    @virtqueue(_TRANSMITQ, size=64)
+    @virtqueue(_TRANSMITQ, size=64, owes=False)
     def transmitq(self, chain: Chain) -> None:
         """Output; kept until it is in the stream."""
         self.soon(self._pump)

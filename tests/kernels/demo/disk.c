@@ -52,7 +52,7 @@ static unsigned capacity(struct device *device)
 
 void try_disk(struct device *device, unsigned number, unsigned sectors, bool interrupts)
 {
-        start(device, read_only | flush, 1, interrupts);
+        start(device, read_only | flush | EVENT_IDX, 1, interrupts);
         if (sectors > capacity(device))
                 sectors = capacity(device);
         if (device->features & read_only) {
@@ -81,7 +81,7 @@ void try_disk(struct device *device, unsigned number, unsigned sectors, bool int
 
 void stream_from_disk(struct device *device, unsigned requests, bool interrupts)
 {
-        start(device, 0, 1, interrupts);
+        start(device, EVENT_IDX, 1, interrupts);
         out32(TEST_PORT, requests);
         for (unsigned i = 0; i < requests; i++)
                 request(device, IN, 0, data);
@@ -93,7 +93,7 @@ static unsigned char code[4096] __attribute__((aligned(4096)));
 
 void execute_disk(struct device *device, unsigned reads, bool interrupts)
 {
-        start(device, 0, 1, interrupts);
+        start(device, EVENT_IDX, 1, interrupts);
         uint32_t (*function)(void) = (uint32_t(*)(void))code;
         for (unsigned i = 0; i < reads; i++) {
                 request(device, IN, i % capacity(device), code);

@@ -1,15 +1,16 @@
-// Interrupts: one table, one vector for all devices, one device at a time.
+// Interrupts: one table, a vector for each virtio slot, and one for the timer.
 //
-//     device ─ irqfd ─► IOAPIC pin ─► local APIC ─► vector 32 ─► handle_device_interrupt
+//     device ─ irqfd ─► IOAPIC pin ─► local APIC ─► vector 32 + slot ─► handle_device_interrupt
 //
 // Names and numbers: Intel SDM, volume 3A, chapter 10 (local APIC); 82093AA data sheet (IOAPIC).
 #include "pc.h"
 #include "virtio.h"
 
 enum {
-        DEVICE_VECTOR = 32, // the first that is no exception's
-        SPURIOUS_VECTOR = 33,
-        VECTORS = 34,
+        DEVICE_VECTOR = 32, // the first that is no exception's; and one for each slot
+        SPURIOUS_VECTOR = DEVICE_VECTOR + SLOTS,
+        TIMER_VECTOR,
+        VECTORS,
 };
 
 struct gate {
@@ -25,10 +26,15 @@ static struct gate table[VECTORS];
 
 static volatile uint32_t *const ioapic = (uint32_t *)0xFEC00000; // words 0: select, 4: window
 static volatile uint32_t *const apic = (uint32_t *)0xFEE00000;
-enum { END_OF_INTERRUPT = 0xB0 / 4, SPURIOUS_INTERRUPT = 0xF0 / 4, APIC_ENABLE = 1 << 8 };
+enum {
+        END_OF_INTERRUPT = 0xB0 / 4, SPURIOUS_INTERRUPT = 0xF0 / 4, TIMER = 0x320 / 4,
+        INITIAL_COUNT = 0x380 / 4, DIVIDE = 0x3E0 / 4,
+};
+enum { APIC_ENABLE = 1 << 8, PERIODIC = 1 << 17, BY_1 = 0xB };
 
-// Whose interrupt it is. Volatile, for the handler reads what the one thread writes.
-static volatile uint32_t *volatile interrupting;
+// The registers of each slot's device, if it interrupts. Volatile, for the handler reads what the
+// one thread writes.
+static volatile uint32_t *volatile interrupting[SLOTS];
 
 extern const char interrupt_entries[];
 
@@ -59,22 +65,40 @@ static void write_ioapic(unsigned index, uint32_t value)
         ioapic[4] = value;
 }
 
-void take_interrupts_of(volatile uint32_t *registers, unsigned line)
+static void take_interrupts(void)
 {
-        interrupting = registers;
         load_table();
         // The 8259s have nothing to say.
         out8(0x21, 0xFF);
         out8(0xA1, 0xFF);
         apic[SPURIOUS_INTERRUPT] = APIC_ENABLE | SPURIOUS_VECTOR;
-        // To APIC 0; fixed, edge-triggered, active high, not masked.
-        write_ioapic(0x10 + 2 * line + 1, 0);
-        write_ioapic(0x10 + 2 * line, DEVICE_VECTOR);
 }
 
-void handle_device_interrupt(void)
+void take_interrupts_of(unsigned slot, volatile uint32_t *registers, unsigned line)
 {
-        interrupting[INTERRUPT_ACK] = interrupting[INTERRUPT_STATUS];
+        interrupting[slot] = registers;
+        take_interrupts();
+        // To APIC 0; fixed, edge-triggered, active high, not masked.
+        write_ioapic(0x10 + 2 * line + 1, 0);
+        write_ioapic(0x10 + 2 * line, DEVICE_VECTOR + slot);
+}
+
+void start_ticking(void)
+{
+        take_interrupts();
+        apic[DIVIDE] = BY_1;
+        apic[TIMER] = PERIODIC | TIMER_VECTOR;
+        apic[INITIAL_COUNT] = 10000000;
+}
+
+void handle_device_interrupt(unsigned slot)
+{
+        interrupting[slot][INTERRUPT_ACK] = interrupting[slot][INTERRUPT_STATUS];
+        apic[END_OF_INTERRUPT] = 0;
+}
+
+void handle_tick(void)
+{
         apic[END_OF_INTERRUPT] = 0;
 }
 

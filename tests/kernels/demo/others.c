@@ -4,7 +4,7 @@
 void try_entropy(struct device *device, unsigned number, bool interrupts)
 {
         static uint64_t fills[2][4];
-        start(device, 0, 1, interrupts);
+        start(device, EVENT_IDX, 1, interrupts);
         for (int i = 0; i < 2; i++) {
                 submit(device, 0, &(struct buffer){ fills[i], sizeof fills[i], true }, 1);
                 if (complete(device, 0) != sizeof fills[i])
@@ -21,7 +21,7 @@ enum { RECEIVEQ = 0, TRANSMITQ = 1 };
 void try_console(struct device *device, unsigned number, bool interrupts)
 {
         static char line[] = "Hello from the demo guest, over virtio-console\r\n";
-        start(device, 0, 2, interrupts);
+        start(device, EVENT_IDX, 2, interrupts);
         submit(device, TRANSMITQ, &(struct buffer){ line, sizeof line - 1, false }, 1);
         complete(device, TRANSMITQ);
         say("demo: console%u took %u bytes", number, (unsigned)sizeof line - 1);
@@ -31,7 +31,7 @@ void echo_console(struct device *device, bool interrupts)
 {
         static char typed[64];
         uint32_t count;
-        start(device, 0, 2, interrupts);
+        start(device, EVENT_IDX, 2, interrupts);
         do {
                 submit(device, RECEIVEQ, &(struct buffer){ typed, sizeof typed, true }, 1);
                 count = complete(device, RECEIVEQ);

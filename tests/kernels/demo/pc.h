@@ -45,9 +45,12 @@ void power_off(void) __attribute__((noreturn));
 // Resets the machine and does not return.
 void reset(void) __attribute__((noreturn));
 
-// Takes interrupts from now on; each of the lines of the virtio slots ends in the handler of
-// interrupt.c, which acknowledges it at the device whose registers these are.
-void take_interrupts_of(volatile uint32_t *registers, unsigned line);
+// From now on takes the interrupts of the device in that slot, which come on that line: each is
+// acknowledged at its registers (interrupt.c).
+void take_interrupts_of(unsigned slot, volatile uint32_t *registers, unsigned line);
+
+// From now on interrupts a hundred times a second, if the local APIC's timer has 1 GHz.
+void start_ticking(void);
 
 // Sleeps until an interrupt has been taken. Interrupts are off before and after, so that none can
 // come between looking for work and falling asleep.

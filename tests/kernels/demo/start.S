@@ -25,9 +25,9 @@ begin:  lea     bss_start(%rip), %rdi
 stop:   hlt
         jmp     stop
 
-// The entries of the interrupt table, 16 bytes each: 32 exceptions, then the devices' vector, then
-// the spurious one. Only exceptions push an error code, and not all of them: of what is found
-// there no one is told but the number.
+// The entries of the interrupt table, 16 bytes each: 32 exceptions, a vector for each of the 15
+// slots of devices, the spurious one, the timer's. Only exceptions push an error code, and not all
+// of them: of what is found there no one is told but the number.
         .globl  interrupt_entries
         .balign 16
 interrupt_entries:
@@ -38,17 +38,26 @@ interrupt_entries:
         .balign 16
         .set    number, number + 1
         .endr
+        .set    number, 0
+        .rept   15
+        push    $number
         jmp     device_interrupt
         .balign 16
+        .set    number, number + 1
+        .endr
         iretq
+        .balign 16
+        push    $0
+        jmp     tick
 
 exception:
         cld
         and     $-16, %rsp
         call    report_exception
 
-// Saves what C may change; the handler returns to the guest's one thread, which waits.
-device_interrupt:
+// Saves what C may change, with the number that was pushed before; the handler returns to the
+// guest's one thread, which waits.
+        .macro  handle handler
         push    %rax
         push    %rcx
         push    %rdx
@@ -59,7 +68,8 @@ device_interrupt:
         push    %r10
         push    %r11
         cld
-        call    handle_device_interrupt
+        mov     72(%rsp), %edi
+        call    \handler
         pop     %r11
         pop     %r10
         pop     %r9
@@ -69,7 +79,13 @@ device_interrupt:
         pop     %rdx
         pop     %rcx
         pop     %rax
+        add     $8, %rsp
         iretq
+        .endm
+
+device_interrupt:
+        handle  handle_device_interrupt
+tick:   handle  handle_tick
 
         .bss
         .balign 16

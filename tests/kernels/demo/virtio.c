@@ -7,9 +7,7 @@ static const uint8_t lines[SLOTS] = { 5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 2
 
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8 }; // section 2.1
 
-static const uint64_t event_idx = 1ull << 29, version_1 = 1ull << 32; // section 6
-
-enum { DESC_NEXT = 1, DESC_WRITE = 2 }; // section 2.7.5
+static const uint64_t version_1 = 1ull << 32; // section 6
 
 bool probe(struct device *device, unsigned slot)
 {
@@ -72,7 +70,7 @@ void start(struct device *device, uint64_t wanted, unsigned queues, bool interru
         volatile uint32_t *registers = device->registers;
         device->interrupts = interrupts;
         if (interrupts)
-                take_interrupts_of(registers, lines[device->slot]);
+                take_interrupts_of(device->slot, registers, lines[device->slot]);
 
         registers[STATUS] = 0;
         while (registers[STATUS] != 0)
@@ -83,7 +81,7 @@ void start(struct device *device, uint64_t wanted, unsigned queues, bool interru
         uint64_t offered = read_features(registers);
         if (!(offered & version_1))
                 fail("slot %u offers no VERSION_1", device->slot);
-        device->features = offered & (wanted | version_1 | event_idx);
+        device->features = offered & (wanted | version_1);
         write_features(registers, device->features);
         registers[STATUS] = ACKNOWLEDGE | DRIVER | FEATURES_OK;
         if (!(registers[STATUS] & FEATURES_OK))
@@ -97,7 +95,7 @@ void start(struct device *device, uint64_t wanted, unsigned queues, bool interru
 // Whether the device has asked to hear that avail.idx moved on to idx, by one (section 2.7.10).
 static bool wants_kick(struct device *device, struct virtqueue *queue, uint16_t idx)
 {
-        if (device->features & event_idx)
+        if (device->features & EVENT_IDX)
                 return queue->used.avail_event == (uint16_t)(idx - 1);
         return !(queue->used.flags & 1);
 }

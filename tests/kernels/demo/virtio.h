@@ -32,8 +32,13 @@ enum { NETWORK = 1, BLOCK = 2, CONSOLE = 3, ENTROPY = 4 }; // DeviceID, section 
 // The window of the machine: an empty slot reads as ones.
 enum { SLOTS = 15, SLOT_SIZE = 0x1000 };
 
-// One virtqueue, with at most one chain in it at a time.
-enum { QUEUE_SIZE = 8 };
+// The ring features that the driver knows (section 6).
+static const uint64_t INDIRECT_DESC = 1ull << 28, EVENT_IDX = 1ull << 29;
+
+// One virtqueue: as submit() and complete() below use it, with at most one chain in it at a time.
+enum { QUEUE_SIZE = 64 };
+
+enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 }; // section 2.7.5
 
 struct virtq_desc {
         uint64_t addr;
@@ -77,8 +82,8 @@ struct buffer {
 // Finds what is in a slot; false if nothing is.
 bool probe(struct device *device, unsigned slot);
 
-// Resets the device, negotiates those of the wanted features that it offers (with VERSION_1 and
-// EVENT_IDX), sets up that many queues, and lets it run.
+// Resets the device, negotiates those of the wanted features that it offers (with VERSION_1), sets up
+// that many queues, and lets it run.
 void start(struct device *device, uint64_t wanted, unsigned queues, bool interrupts);
 
 // Gives a chain to the device, and rings if it wants to hear of it.
