@@ -281,8 +281,8 @@ def _events(target: str | None, given: Arguments) -> int:
 
 
 def event_as_plain(event: Any) -> dict[str, Any]:
-    """An Event or Lost of protocol.control as what JSON knows: times in seconds since 1970 and of
-    CLOCK_MONOTONIC, ``took_ms`` and ``steps_ms`` in milliseconds; what does not apply is left out."""
+    """An Event or Lost of protocol.control as what JSON knows: ``time``, the seconds
+    of CLOCK_MONOTONIC, ``took_ms`` and ``steps_ms``. What does not apply is left out."""
     from protocol import control as wire
 
     if isinstance(event, wire.Lost):

@@ -26,7 +26,16 @@ PAGES = sorted(
 COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
-OTHER_OPTIONS = {"--help", "--version", "--json", "--option", "--missing", "--force", "--follow"}
+OTHER_OPTIONS = {
+    "--help",
+    "--version",
+    "--json",
+    "--option",
+    "--missing",
+    "--force",
+    "--follow",
+    "--impl",
+}
 
 
 def text(page: Path) -> str:

@@ -34,8 +34,8 @@ KILLS = SWAPS = 100
 IMPLEMENTATIONS = ("blk-mapped", "blk")
 # So many that none of them is the last (arbitrary).
 REQUESTS = 1 << 31
-# Seconds, all arbitrary. A process is healthy for the supervisor when it has served for 0.1, and is
-# killed anywhere in its work; the guest goes on for a while. A look costs a tenth of their distance.
+# Seconds, all arbitrary. A process is healthy for the supervisor when it has served for 0.1, and
+# is killed anywhere in its work; the guest goes on for a while. Looks take a tenth of a CPU.
 BEFORE, AFTER, LOOK = (0.1, 0.15), 0.03, 100e-6
 
 
