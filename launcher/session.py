@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -475,10 +475,19 @@ class Session:
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
-        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
+        self._events.emit(
+            kind,
+            device,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps,
+            detail=detail,
+        )
         level, words = _EVENTS[kind]
         self._logs.note(level, words.format(device, detail, (took or 0) / 1e6))
 

@@ -2,9 +2,11 @@
 
 A successor goes through the same steps whatever it is wanted for::
 
-    taken from the spares ─► the VMM listens ─► handed its spec ─► sealed, offers ─► attached
-                                                                       │
-                                   a swap: fits? Switch, else SIGKILL ◄┘
+    taken from the spares ─► the VMM listens ─► handed its spec, sealed, offers ─► attached
+           spare                  listen                    start         │          attach
+                                      a swap: fits? Switch, else SIGKILL ◄┘
+
+The words below name the steps in :class:`protocol.control.Event`.
 
 Where something fails, a restart is tried again later, and later still, without end; a swap is
 given up, and the process that serves goes on.
@@ -12,6 +14,7 @@ given up, and the process that serves goes on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -83,9 +86,10 @@ class Machine(Protocol):
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
-        """Tell whoever follows; ``took`` is in nanoseconds."""
+        """Tell whoever follows; ``took`` and ``steps`` are in nanoseconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +104,13 @@ class _Successor:
     child: Child | None = None
     generation: Generation | None = None
     offers: DeviceOffers | None = None
+    steps: dict[str, int] = field(default_factory=dict)
+    at: int = field(default_factory=time.monotonic_ns)
+
+    def has_done(self, step: str) -> None:
+        # Nanoseconds since the step before.
+        now = time.monotonic_ns()
+        self.steps[step], self.at = now - self.at, now
 
 
 @dataclass(slots=True)
@@ -241,6 +252,7 @@ class Supervisor:
         if ward.successor is not successor:
             child.kill()  # it came too late
             return
+        successor.has_done("spare")
         child.name = successor.device.name
         successor.child = child
         successor.generation, payload, descriptors = self._wiring.successor(
@@ -253,6 +265,7 @@ class Supervisor:
         _, successor = self._find(event.name, event.generation)
         if successor is None or successor.child is None or successor.generation is None:
             return
+        successor.has_done("listen")
         payload, descriptors = self._wiring.for_device(
             successor.device, successor.generation, failing=successor.failing
         )
@@ -266,6 +279,7 @@ class Supervisor:
             ward.offers = event  # it is the first
         if ward is None or successor is None:
             return
+        successor.has_done("start")
         successor.offers = event
         if not successor.is_swap:
             return
@@ -293,6 +307,7 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is None or successor is None:
             return
+        successor.has_done("attach")
         if ward.child is not None:
             # It has been asked to quit.
             self._machine.after(_QUIT_DEADLINE, ward.child.kill)
@@ -305,7 +320,8 @@ class Supervisor:
         # Of a swap only the time in which nobody served: before that the old process did.
         took, what = event.microseconds * 1000, implementation(successor.device)
         pid = successor.child.pid if successor.child is not None else 0
-        self._emit(kind, event.name, event.generation, pid=pid, took=took, detail=what)
+        steps = successor.steps
+        self._emit(kind, event.name, event.generation, pid=pid, took=took, steps=steps, detail=what)
         if successor.done is not None:
             successor.done(Served(event.generation, pid, took))
         self._machine.resume_for(event.name)
@@ -349,9 +365,18 @@ class Supervisor:
         *,
         pid: int = 0,
         took: int | None = None,
+        steps: Mapping[str, int] | None = None,
         detail: str = "",
     ) -> None:
-        self._machine.emit(kind, name, generation=generation, pid=pid, took=took, detail=detail)
+        self._machine.emit(
+            kind,
+            name,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps or {},
+            detail=detail,
+        )
 
     def _find(self, name: str, number: int) -> tuple[_Ward | None, _Successor | None]:
         ward = self._wards.get(name)

@@ -379,8 +379,8 @@ def _events(target: str | None, given: Arguments) -> int:
 
 
 def event_as_plain(event: Any) -> dict[str, Any]:
-    """An Event or Lost of protocol.control as what JSON knows: times in seconds since 1970 and of
-    CLOCK_MONOTONIC, ``took_ms`` in milliseconds; what does not apply is left out."""
+    """An Event or Lost of protocol.control as what JSON knows: ``time``, the seconds
+    of CLOCK_MONOTONIC, ``took_ms`` and ``steps_ms``. What does not apply is left out."""
     from protocol import control as wire
 
     if isinstance(event, wire.Lost):
@@ -396,6 +396,8 @@ def event_as_plain(event: Any) -> dict[str, Any]:
         plain |= {"device": event.device, "generation": event.generation, "pid": event.pid}
     if event.took is not None:
         plain["took_ms"] = event.took / 1e6
+    if event.steps:
+        plain["steps_ms"] = {step: took / 1e6 for step, took in event.steps.items()}
     if event.detail:
         plain["detail"] = event.detail
     return plain

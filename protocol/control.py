@@ -244,7 +244,9 @@ class Event:
     and ``monotonic`` (of this host's CLOCK_MONOTONIC).
 
     ``device`` is the process that it happened to, with its ``generation`` and ``pid``; empty, 0
-    and 0 if it happened to the machine. ``took`` is how long, where that is known.
+    and 0 if it happened to the machine. ``took`` is how long, where that is known. ``steps`` are
+    those of a successor that serves now, in their order, each with how long it took; see
+    launcher.supervisor.
     """
 
     number: int
@@ -255,6 +257,7 @@ class Event:
     wall: int
     monotonic: int
     took: int | None
+    steps: dict[str, int]
     detail: str
 
 

@@ -180,3 +180,23 @@ def anchors(page: str) -> set[str]:
 def test_files_of_the_tests_named_exist(page: Path) -> None:
     for path in re.findall(r"\btests/[\w/]+\.(?:py|sh|c)\b", text(page)):
         assert "NAME" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_tests_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text(page)):
+        defined = re.search(rf"^ *def {name}\(", text(Path(path)), re.MULTILINE)
+        assert defined, f"{page} names {path}::{name}"
+
+
+def test_every_promise_has_a_test_or_is_pending() -> None:
+    page = text(Path("docs", "guarantees.md"))
+    promises = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    hazards = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|$", page.partition("## Hazards")[2], re.MULTILINE
+    )
+
+    assert [int(number) for number, _ in promises] == list(range(1, len(promises) + 1))
+    for name, words in [*promises, *hazards[1:]]:
+        assert ("::test_" in words) != ("pending" in words.lower()), name
+    assert len(hazards) > 20

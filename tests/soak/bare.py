@@ -103,7 +103,8 @@ class Bare:
         said = self._serial.read_text(errors="replace")
         verdict = Verdict(errors=re.findall(r"FAILED: (.*)", said))
         counts = {
-            what: int(count) for what, count in re.findall(r"(\w+) (\d+)(?= |$)", said, re.MULTILINE)
+            what: int(count)
+            for what, count in re.findall(r"(\w+) (\d+)(?= |$)", said, re.MULTILINE)
         }
         if "soak: done" not in said:
             verdict.errors = verdict.errors or [f"the guest did not finish: {said[-500:]!r}"]
