@@ -38,7 +38,7 @@ class Family:
 
     def listen(self, child: Child) -> None:
         """Hear of its death, and read its log."""
-        self._loop.on_readable(child.pidfd, partial(self._look, child))
+        self._loop.on_readable(child.pidfd, partial(self.look, child))
         self._loop.on_readable(child.log, partial(self.read_log, child))
         self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
 
@@ -86,7 +86,8 @@ class Family:
         for child in self._children:
             child.close()
 
-    def _look(self, child: Child) -> None:
+    def look(self, child: Child) -> None:
+        """Reap it, if it is dead by now."""
         if child.reap():
             self._loop.on_readable(child.pidfd, None)
             self._died(child)

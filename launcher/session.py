@@ -306,7 +306,7 @@ class Session:
         try:
             fds.send(child.handover, payload, descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            self._died(child)
+            self._family.look(child)
 
     def _bound(self) -> None:
         self._loop.on_readable(self._vmm.handover.fileno(), None)

@@ -49,8 +49,9 @@ from vmm.control import Control
 
 log = logging.getLogger(__name__)
 
-# Seconds that a device has to answer, if it is not taken for hung sooner. A request that is under way in a slow disk may hold up
-# Stop; five seconds are long for that and short for a guest that waits (arbitrary).
+# Seconds that a device has to answer, if it is not taken for hung sooner. A request that is under
+# way in a slow disk may hold up Stop; five seconds are long for that and short for a guest that
+# waits (arbitrary).
 DEADLINE = 5.0
 # Seconds between two looks at whether a device that does not answer is alive at all (arbitrary).
 _LOOK = 0.1
