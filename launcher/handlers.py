@@ -104,12 +104,17 @@ class Verbs:
                 cpus=options.cpus,
                 memory=options.memory,
                 processes=tuple(
-                    replace(process, uptime=now - seen.started[name])
+                    replace(process, kind=self._kind(name), uptime=now - seen.started[name])
                     for name, process in seen.processes.items()
                 ),
                 streams=tuple(self._machine.relays),
             )
         )
+
+    def _kind(self, name: str) -> str:
+        # Of what serves now: it may have been swapped.
+        supervisor = self._machine.supervisor
+        return supervisor.device(name).kind if supervisor and name in self._kinds else name
 
     def _measure(self, _: wire.Measure, reply: Reply) -> None:
         self._ask(messages.GetMachineStats(), partial(_pass_on, reply))

@@ -142,6 +142,8 @@ def test_a_disk_changes_its_implementation_again_and_again(machine: Callable[...
 
     assert [one.generation for one in served] == list(range(2, 22))
     assert len({one.pid for one in served}) == 20
+    vm.swap("blk0", "blk-mapped")
+    assert {one.kind for one in vm.describe().processes if one.name == "blk0"} == {"blk-mapped"}
     assert vm.wait(DEADLINE) == 0
 
 
