@@ -8,7 +8,6 @@ from functools import partial
 
 from launcher.logs import Logs
 from launcher.loop import Loop
-from launcher.nursery import SPARE
 from launcher.spawn import Child
 from protocol.log import Level
 
@@ -43,9 +42,9 @@ class Family:
         self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
 
     def rename(self, child: Child) -> None:
-        """It was a spare, and has become what its name says."""
-        if self.named.get(SPARE) is child:
-            del self.named[SPARE]
+        """It had another name, and has become what it is called now."""
+        for name in [name for name, one in self.named.items() if one is child]:
+            del self.named[name]
         self.named[child.name] = child
 
     def let_go(self, child: Child) -> None:

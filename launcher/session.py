@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
+from launcher.door import HAND, Door, Hand, Wishes
 from launcher.events import Events
 from launcher.family import Family
 from launcher.logs import Logs
@@ -30,7 +31,7 @@ from launcher.plan import Plan
 from launcher.relay import Relay
 from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
-from launcher.rundir import CONTROL, RunDirectory
+from launcher.rundir import CONTROL, DOOR, RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -59,7 +60,7 @@ from protocol.messages import (
     Resume,
     StopMachine,
 )
-from protocol.specs import FAREWELL
+from protocol.specs import FAREWELL, Volunteer
 
 if TYPE_CHECKING:
     from launcher.conversation import Conversation
@@ -224,6 +225,10 @@ class Session:
         # Imported when the guest runs: its start does not wait for this.
         from launcher import control, handlers
 
+        path = os.path.join(self._directory.path, DOOR)
+        warn = partial(self._logs.note, Level.WARN)
+        door = Door(self._loop, path, self._came_by_hand, warn)
+        self._resources.callback(door.close)
         machine = handlers.Machine(
             name=self._name,
             plan=self._plan,
@@ -234,6 +239,7 @@ class Session:
             boards=self._wiring.boards,
             ask=self._ask,
             stop=self._stop_wanted,
+            open_door=door.open,
         )
         path = os.path.join(self._directory.path, CONTROL)
         table = handlers.Verbs(machine).table
@@ -256,7 +262,7 @@ class Session:
 
     def _listen(self, child: Child) -> None:
         self._family.listen(child)
-        if child.name not in (ZYGOTE, SPARE):
+        if child.name not in (ZYGOTE, SPARE, HAND):
             self._events.emit("started", child.name, generation=1, pid=child.pid)
 
     def _welcome(self, child: Child) -> None:
@@ -425,6 +431,25 @@ class Session:
         else:
             self._supervisor.died(child)
         child.close()
+
+    def _came_by_hand(self, hand: Hand, wanted: Volunteer) -> None:
+        self._welcome(hand)
+        supervisor, device = self._supervisor, wanted.device
+        names = [planned.name for planned in self._plan.devices]
+        if self._outcome or supervisor is None or device not in names:
+            hand.dismiss("there is no such device any more")
+            return
+        plan = self._plan
+        wishes = Wishes(self._loop, hand, device, plan.streams, plan.locks)
+        hand.on_close = partial(self._hand_ended, supervisor, device, wishes)
+        supervisor.volunteer(device, hand, wanted.implementation, holds=wanted.holds)
+
+    def _hand_ended(self, supervisor: Supervisor, device: str, wishes: Wishes) -> None:
+        wishes.end()
+        # Of the files of a device, all that nobody has any more who is or could be it.
+        others = [child for child in self._family if isinstance(child, Hand)]
+        kept = [fd for hand in others if hand.name == device for fd in hand.locked]
+        self._plan.locks.keep_only(device, [*supervisor.device(device).fds.values(), *kept])
 
     # ── what the supervisor wants (supervisor.Machine) ────────────────────────────────
 
