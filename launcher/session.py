@@ -11,9 +11,8 @@ on its way to the end, with a deadline, and a second wish to stop shortens it to
 from __future__ import annotations
 
 import os
-import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,15 +20,18 @@ from typing import TYPE_CHECKING
 from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
+from launcher.door import HAND, Door, Hand, Wishes
 from launcher.events import Events
-from launcher.logs import Logs, harmless
+from launcher.family import Family
+from launcher.logs import Logs
 from launcher.loop import Loop
 from launcher.nursery import SPARE, ZYGOTE, Nursery, Spares
 from launcher.outcome import Outcome
 from launcher.plan import Plan
 from launcher.relay import Relay
+from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
-from launcher.rundir import CONTROL, RunDirectory
+from launcher.rundir import CONTROL, DOOR, RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -42,7 +44,6 @@ from protocol.control import EventKind
 from protocol.errors import HostError, ProtocolError
 from protocol.log import Level
 from protocol.messages import (
-    FROM_VMM,
     Attach,
     DeviceAttached,
     DeviceBound,
@@ -59,10 +60,10 @@ from protocol.messages import (
     Resume,
     StopMachine,
 )
-from protocol.specs import FAREWELL
+from protocol.specs import FAREWELL, Volunteer
 
 if TYPE_CHECKING:
-    from protocol.channel import Channel
+    from launcher.conversation import Conversation
 
 # Seconds. The VMM itself gives devices 60 to be ready, and its vCPU threads 15 and each device 5
 # to stop; these are for a VMM that does not keep to that.
@@ -113,17 +114,16 @@ class Session:
         self._directory = directory
         self._nursery = nursery
         self._vmm = vmm
-        # Everybody that is not reaped yet, and who was the last of each name.
-        self._children = [vmm]
-        self._named = {VMM: vmm}
+        self._logs = Logs(outputs.log, plan.options.log.of("launcher"), directory.path)
+        self._family = Family(loop, self._logs, self._died)
+        self._family.adopt(vmm)
         self._spares: Spares | None = None
         self._supervisor: Supervisor | None = None
         if nursery is not None:
-            self._adopt(nursery.zygote)
-            self._spares = Spares(nursery, self._new_spare)
+            self._family.adopt(nursery.zygote)
+            self._spares = Spares(nursery, self._welcome)
         self._resources = resources
-        resources.callback(self._close_children)
-        self._logs = Logs(outputs.log, plan.options.log.of("launcher"), directory.path)
+        resources.callback(self._family.close)
         self._events = Events()
         self._traces = Traces(outputs.trace, plan.options.trace or "")
         resources.callback(self._traces.close)
@@ -132,11 +132,9 @@ class Session:
         self._relays: dict[str, Relay] = {}
         self._terminal = self._connect_terminal()
         self._outcome: Outcome | None = None
-        self._channel: Channel | None = None
-        self._sequence = 0
+        self._conversation: Conversation | None = None
         self._paused_for: set[str] = set()
-        self._awaited: dict[int, Callable[[object], None]] = {}
-        self._stop_sequence = 0
+        self._report = Report(plan, self._name, startup, outputs, self._logs, self._traces)
         self._last_stats: MachineStats | None = None
 
     def run(self) -> int:
@@ -146,35 +144,21 @@ class Session:
             self._start()
             self._loop.run()
         finally:
-            self._reap()
+            self._family.reap()
             self._terminal.finish()
             for bridge in self._plan.streams.bridges:
                 bridge.finish()
         assert self._outcome is not None
-        return self._report(self._outcome)
+        return self._report.write(self._outcome, self._last_stats, self._family.named)
 
     def on_signal(self, number: signal.Signals) -> None:
         """The launcher got signal ``number``."""
         if number is signal.SIGUSR1:
-            self.request(GetMachineStats())
+            self.request(GetMachineStats(), self._tell_stats)
         elif number is signal.SIGCONT:
             self._terminal.resume()
         else:
             self._stop_wanted(number.name)
-
-    # ── children ──────────────────────────────────────────────────────────────────────
-
-    def _adopt(self, child: Child) -> None:
-        self._children.append(child)
-        self._named[child.name] = child
-
-    def _new_spare(self, child: Child) -> None:
-        self._adopt(child)
-        self._listen(child)
-
-    def _close_children(self) -> None:
-        for child in self._children:
-            child.close()
 
     # ── starting ──────────────────────────────────────────────────────────────────────
 
@@ -207,7 +191,7 @@ class Session:
         self._logs.note(Level.WARN, f"{name} broke its stream: {why}")
 
     def _start(self) -> None:
-        for child in self._children:
+        for child in self._family:
             self._listen(child)
         for text in self._announcements():
             self._say(text)
@@ -241,6 +225,10 @@ class Session:
         # Imported when the guest runs: its start does not wait for this.
         from launcher import control, handlers
 
+        path = os.path.join(self._directory.path, DOOR)
+        warn = partial(self._logs.note, Level.WARN)
+        door = Door(self._loop, path, self._came_by_hand, warn)
+        self._resources.callback(door.close)
         machine = handlers.Machine(
             name=self._name,
             plan=self._plan,
@@ -251,6 +239,7 @@ class Session:
             boards=self._wiring.boards,
             ask=self._ask,
             stop=self._stop_wanted,
+            open_door=door.open,
         )
         path = os.path.join(self._directory.path, CONTROL)
         table = handlers.Verbs(machine).table
@@ -272,11 +261,13 @@ class Session:
         return found
 
     def _listen(self, child: Child) -> None:
-        self._loop.on_readable(child.pidfd, partial(self._died, child))
-        self._loop.on_readable(child.log, partial(self._read_log, child))
-        self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
-        if child.name not in (ZYGOTE, SPARE):
+        self._family.listen(child)
+        if child.name not in (ZYGOTE, SPARE, HAND):
             self._events.emit("started", child.name, generation=1, pid=child.pid)
+
+    def _welcome(self, child: Child) -> None:
+        self._family.adopt(child)
+        self._listen(child)
 
     def _forked(self) -> None:
         assert self._nursery is not None
@@ -292,27 +283,26 @@ class Session:
             return
         forked = self._nursery.answer()
         for child in forked:
-            self._adopt(child)
-            self._listen(child)
+            self._welcome(child)
         if self._outcome:
             self._kill_all()
         elif forked:
             self._startup.mark("devices forked")
-            serving = {d.name: (d, self._named[d.name]) for d in self._plan.devices}
+            serving = {d.name: (d, self._family.named[d.name]) for d in self._plan.devices}
             self._supervisor = Supervisor(self, self._wiring, self._spares, serving)
             self._hand_over_vmm()
 
     def _hand_over_vmm(self) -> None:
-        pidfds = {device.name: self._named[device.name].pidfd for device in self._plan.devices}
+        pidfds = {
+            device.name: self._family.named[device.name].pidfd for device in self._plan.devices
+        }
         self.hand_over(self._vmm, *self._wiring.for_vmm(pidfds))
         self._loop.on_readable(self._vmm.handover.fileno(), self._bound)
         self._startup.mark("handed over")
 
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to ``child``, with a trace if there is one (supervisor.Machine)."""
-        if self._named.get(SPARE) is child:
-            del self._named[SPARE]
-        self._named[child.name] = child
+        self._family.rename(child)
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
@@ -322,7 +312,7 @@ class Session:
         try:
             fds.send(child.handover, payload, descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            self._died(child)
+            self._family.look(child)
 
     def _bound(self) -> None:
         self._loop.on_readable(self._vmm.handover.fileno(), None)
@@ -330,16 +320,21 @@ class Session:
         if answer is None:
             return  # its death is noticed by itself
         self._startup.mark("VMM listens")
-        from protocol.channel import Channel
+        from launcher.conversation import Conversation
 
-        self._channel = Channel(self._context, FROM_VMM)
-        self._resources.callback(self._channel.close)
-        self._channel.connect(self._wiring.endpoint)
-        self._loop.on_readable(self._channel.fd, self._receive)
+        self._conversation = Conversation(
+            self._context,
+            self._wiring.endpoint,
+            self._loop,
+            self._traces,
+            self._hear,
+            self._breach,
+        )
+        self._resources.callback(self._conversation.close)
         self.request(Attach())
         for device in self._plan.devices:
             first = self._wiring.first(device)
-            self.hand_over(self._named[device.name], *self._wiring.for_device(device, first))
+            self.hand_over(self._family.named[device.name], *self._wiring.for_device(device, first))
 
     def _late(self) -> None:
         if not self._startup.is_ready:
@@ -348,20 +343,10 @@ class Session:
 
     # ── what the VMM says ─────────────────────────────────────────────────────────────
 
-    def request(self, message: object, then: Callable[[object], None] | None = None) -> None:
-        """Ask the VMM; ``then`` gets its reply (supervisor.Machine)."""
-        if self._channel is None:
-            return
-        self._sequence += 1
-        if then is not None:
-            self._awaited[self._sequence] = then
-        self._traces.control(f"> {message}")
-        try:
-            self._channel.send(message, self._sequence)
-        except ProtocolError as error:
-            self._breach(error)
-        # The notification of an answer may have come with an earlier one, so look at once.
-        self._receive()
+    def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
+        """Ask the VMM; ``answered`` gets its reply (supervisor.Machine)."""
+        if self._conversation is not None:
+            self._conversation.request(message, answered)
 
     def _ask(self, request: object, answered: Callable[[object], None]) -> None:
         # For one who waits for the answer. At the machine's end there may be none.
@@ -370,23 +355,11 @@ class Session:
         else:
             self.request(request, answered)
 
-    def _receive(self) -> None:
-        assert self._channel is not None
-        try:
-            while (envelope := self._channel.receive()) is not None:
-                self._traces.control(f"< {envelope.message}")
-                self._take(envelope.message, envelope.sequence)
-        except ProtocolError as error:
-            self._breach(error)
-
     def _breach(self, error: ProtocolError) -> None:
         self._kill_all()
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 
-    def _take(self, message: object, sequence: int) -> None:
-        if (then := self._awaited.pop(sequence, None)) is not None:
-            then(message)
-            return
+    def _hear(self, message: object) -> None:
         match message:
             case DeviceBound() | DeviceOffers() | DeviceAttached() | DeviceFailed():
                 self._supervise(message)
@@ -403,19 +376,23 @@ class Session:
                 self._events.emit("rebooted", took=message.microseconds * 1000)
             case Ended():
                 self._decide(outcome.from_vmm(message))
-            case MachineStats() if sequence == self._stop_sequence:
-                self._last_stats = message
-                # It waits for that, and ends; until then it is who tidies up if we are killed.
-                self._terminal.put_back()
-                self._directory.remove()
-                self._plan.streams.remove_files()
-                self._send(self._vmm, FAREWELL, {})
-                self._loop.after(_EXIT_DEADLINE, self._kill_all)
-            case MachineStats():
-                self._say(stats.as_text(self._counted(message)))
-                self._logs.note(Level.DEBUG, "statistics were asked for")
             case Failed():
                 self._say(f"the VMM refused: {message.reason}")
+
+    def _tell_stats(self, answer: object) -> None:
+        if isinstance(answer, MachineStats):
+            self._say(stats.as_text(counted(answer, self._plan.streams)))
+            self._logs.note(Level.DEBUG, "statistics were asked for")
+
+    def _stopped(self, answer: object) -> None:
+        if isinstance(answer, MachineStats):
+            self._last_stats = answer
+        # It waits for that, and ends; until then it is who tidies up if we are killed.
+        self._terminal.put_back()
+        self._directory.remove()
+        self._plan.streams.remove_files()
+        self._send(self._vmm, FAREWELL, {})
+        self._loop.after(_EXIT_DEADLINE, self._kill_all)
 
     # ── what else happens ─────────────────────────────────────────────────────────────
 
@@ -424,27 +401,14 @@ class Session:
             self._kill_all()  # the second time it is meant
         self._decide(outcome.stopped(by))
 
-    def _read_log(self, child: Child) -> None:
-        try:
-            data = os.read(child.log, 64 * 1024)
-        except BlockingIOError:
-            return
-        if data:
-            self._logs.feed(child.name, data)
-        else:
-            self._loop.on_readable(child.log, None)
-
     def _died(self, child: Child) -> None:
-        if not child.reap():
-            return
-        self._loop.on_readable(child.pidfd, None)
-        if self._channel:
-            self._receive()  # what was said last, of its start or its end
+        if self._conversation is not None:
+            self._conversation.receive()  # what was said last, of its start or its end
         if not self._outcome:
             self._bereaved(child)
         if child is self._vmm:
             self._kill_all()
-        if all(child.status is not None for child in self._children):
+        if self._family.is_dead:
             self._loop.end()
 
     def _bereaved(self, child: Child) -> None:
@@ -452,17 +416,13 @@ class Session:
         if child is self._vmm or self._supervisor is None or not self._startup.is_ready:
             self.stop_for(child)
             return
-        self._read_log(child)
-        self._loop.on_readable(child.log, None)
-        self._logs.close(child.name)
-        self._children.remove(child)
+        self._family.let_go(child)
         assert self._nursery is not None
         assert self._spares is not None
         if child.name == ZYGOTE:
             self._loop.on_readable(child.handover.fileno(), None)
             self._nursery.replace_zygote()
-            self._adopt(self._nursery.zygote)
-            self._listen(self._nursery.zygote)
+            self._welcome(self._nursery.zygote)
             self._listen_to_zygote()
             self._loop.after(_PAUSE, self._spares.prepare)
             return
@@ -471,6 +431,25 @@ class Session:
         else:
             self._supervisor.died(child)
         child.close()
+
+    def _came_by_hand(self, hand: Hand, wanted: Volunteer) -> None:
+        self._welcome(hand)
+        supervisor, device = self._supervisor, wanted.device
+        names = [planned.name for planned in self._plan.devices]
+        if self._outcome or supervisor is None or device not in names:
+            hand.dismiss("there is no such device any more")
+            return
+        plan = self._plan
+        wishes = Wishes(self._loop, hand, device, plan.streams, plan.locks)
+        hand.on_close = partial(self._hand_ended, supervisor, device, wishes)
+        supervisor.volunteer(device, hand, wanted.implementation, holds=wanted.holds)
+
+    def _hand_ended(self, supervisor: Supervisor, device: str, wishes: Wishes) -> None:
+        wishes.end()
+        # Of the files of a device, all that nobody has any more who is or could be it.
+        others = [child for child in self._family if isinstance(child, Hand)]
+        kept = [fd for hand in others if hand.name == device for fd in hand.locked]
+        self._plan.locks.keep_only(device, [*supervisor.device(device).fds.values(), *kept])
 
     # ── what the supervisor wants (supervisor.Machine) ────────────────────────────────
 
@@ -521,10 +500,19 @@ class Session:
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
-        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
+        self._events.emit(
+            kind,
+            device,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps,
+            detail=detail,
+        )
         level, words = _EVENTS[kind]
         self._logs.note(level, words.format(device, detail, (took or 0) / 1e6))
 
@@ -539,12 +527,11 @@ class Session:
         if self._supervisor is not None:
             self._supervisor.end()
         self._dismiss_zygote()
-        if self._channel is None:
+        if self._conversation is None:
             self._kill_all()
             return
         self._loop.after(STOP_DEADLINE, self._kill_all)
-        self._stop_sequence = self._sequence + 1
-        self.request(StopMachine())
+        self.request(StopMachine(), self._stopped)
 
     def _dismiss_zygote(self) -> None:
         # Not before it has told of all that it made.
@@ -556,84 +543,21 @@ class Session:
     def _explained(self, found: Outcome) -> Outcome:
         # The VMM may be the first to know that a device is gone, but not of what it died.
         if found.culprit == VMM:
-            for child in self._children:
+            for child in self._family:
                 if child is not self._vmm and child.reap():
                     how = f"{child.how_it_ended()}: {found.message}"
                     return outcome.process_died(child.name, how)
         return found
 
     def _kill_all(self) -> None:
-        for child in self._children:
+        for child in self._family:
             # Killed now, it would leave processes of whom we know nothing.
             if child.name == ZYGOTE and self._nursery and self._nursery.is_expecting:
                 self._loop.after(_EXIT_DEADLINE, child.kill)
             else:
                 child.kill()
 
-    def _reap(self) -> None:
-        for child in self._children:
-            self._loop.on_readable(child.pidfd, None)
-            self._loop.on_readable(child.log, None)
-            child.kill_and_reap()
-            self._read_log(child)
-            self._logs.close(child.name)
-
-    def _report(self, ended: Outcome) -> int:
-        written = [
-            self._written("--trace", self._plan.options.trace, self._write_trace),
-            self._written("--stats", self._plan.options.stats, partial(self._write_stats, ended)),
-        ]
-        if ended.message:
-            self._outputs.messages.write(_message(ended.message))
-        for line in self._logs.tail(ended.culprit):
-            self._outputs.messages.write(f"    {line}\n".encode())
-        return ended.status or (0 if all(written) else 3)
-
-    def _written(self, option: str, path: str | None, write: Callable[[], None]) -> bool:
-        try:
-            write()
-        except OSError as error:
-            self._say(f"{option}: {path}: {error.strerror}")
-            return False
-        return True
-
-    def _write_trace(self) -> None:
-        if skipped := self._traces.write(self._pids()):
-            self._logs.note(Level.WARN, f"{skipped} lines of the trace made no sense")
-
-    def _write_stats(self, ended: Outcome) -> None:
-        if self._last_stats is None or self._plan.options.stats is None:
-            return
-        counted = self._counted(self._last_stats)
-        if self._outputs.stats is not None:
-            phases = self._startup.phases
-            text = stats.as_json(counted, self._name, ended.reason, phases, self._tree())
-            with open(os.dup(self._outputs.stats), "w", encoding="utf-8") as file:
-                file.write(text)
-        else:
-            self._say(stats.as_text(counted, self._tree()))
-
-    def _counted(self, message: MachineStats) -> MachineStats:
-        # What a device's stream came to is for us to count.
-        counters = {bridge.end.name: bridge.counters for bridge in self._plan.streams.bridges}
-        return stats.add_counters(message, counters)
-
-    def _pids(self) -> dict[str, int]:
-        children = {name: child.pid for name, child in self._named.items()}
-        return {"launcher": os.getpid(), **children}
-
-    def _tree(self) -> list[stats.Process]:
-        usages = {"launcher": resource.getrusage(resource.RUSAGE_SELF)}
-        for name, child in self._named.items():
-            if child.usage is not None:
-                usages[name] = child.usage
-        return stats.processes(self._pids(), usages)
-
     def _say(self, text: str, fresh_line: bool = False) -> None:
         # In the middle of a line of the guest's, ours begins one of its own.
         start = b"\n" if fresh_line else b""
-        self._outputs.messages.offer(start + _message(text))
-
-
-def _message(text: str) -> bytes:
-    return f"vibevmm: {harmless(text)}\n".encode()
+        self._outputs.messages.offer(start + message(text))

@@ -62,11 +62,12 @@ class Traces:
             self._own.event("control", what[:200])
 
     def part(self, process: str) -> int | None:
-        """A descriptor for the trace of ``process``; stays this object's. It has no name, so
-        nothing is left behind whoever dies."""
+        """A descriptor for the trace of ``process``, and of those of that name that come after it;
+        stays this object's. The file has no name, so nothing is left behind whoever dies."""
         if self._output is None:
             return None
-        self._parts[process] = _nameless_file(os.path.dirname(os.path.abspath(self._path)))
+        if process not in self._parts:
+            self._parts[process] = _nameless_file(os.path.dirname(os.path.abspath(self._path)))
         return self._parts[process]
 
     def write(self, pids: dict[str, int]) -> int:

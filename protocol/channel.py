@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import zmq
 
 from protocol import codec
 from protocol.codec import MAX_MESSAGE
 from protocol.errors import ProtocolError
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+"""What :func:`new_context` makes."""
 
 # Messages that may wait in either direction. Control is request and answer: a peer with more
 # than this many unread ones floods (arbitrary, far above what a conversation needs).
