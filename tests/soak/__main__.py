@@ -55,7 +55,9 @@ def main(words: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"--schedule: {error}", file=sys.stderr)
         return 2
-    return 0 if all([_carry_out(soak, options) for soak in soaks]) else 1
+    # Every one of them, whatever the first finds.
+    failed = [soak for soak in soaks if not _carry_out(soak, options)]
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
