@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from typing import TypeGuard
 
@@ -17,6 +18,10 @@ KINDS = {
     "null": "devices.null:Null",
     "rng": "devices.rng:Rng",
 }
+
+
+# What each module's file was like when it was last read, by name: not known of the first time.
+_read: dict[str, tuple[int, int, int] | None] = {}
 
 
 def find(kind: str, option: str = "--device") -> type[AnyDevice]:
@@ -38,12 +43,28 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
 
 
 def find_again(kind: str, option: str) -> type[AnyDevice]:
-    """The same, of a module that may have been changed since it was imported, and is read again."""
-    sys.modules.pop(KINDS.get(kind, kind).partition(":")[0], None)
-    importlib.invalidate_caches()
+    """The same, of a module that may have been changed since it was imported: then it is read
+    again. What was imported stays in memory (caches know its classes), so only then."""
+    name = KINDS.get(kind, kind).partition(":")[0]
+    state = _state(getattr(sys.modules.get(name), "__file__", None))
+    if state is None or _read.get(name) != state:
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        _read[name] = state
     if kind.isidentifier() and kind not in KINDS and importlib.util.find_spec(kind):
         return _load(kind, option)
     return find(kind, option)
+
+
+def _state(file: str | None) -> tuple[int, int, int] | None:
+    # What changes with a file's content; None where there is no file.
+    if file is None:
+        return None
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load(path: str, option: str) -> type[AnyDevice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,18 @@ def test_what_is_no_device_is_refused_with_the_reason(kind: str, why: str) -> No
 def test_module_that_fails_fails_nobody_else(odd_module: Callable[[str], str], text: str) -> None:
     with pytest.raises(BadInput, match="cannot be imported"):
         kinds.find(f"{odd_module(text)}:Thing", "--impl")
+
+
+def test_module_is_read_again_when_it_was_changed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = tmp_path / "changing.py"
+    module.write_text("from devices.rng import Rng\nclass One(Rng): ...\n")
+    kinds.find_again("changing", "--impl")
+    first = kinds.find_again("changing", "--impl")
+
+    assert kinds.find_again("changing", "--impl") is first
+    module.write_text("from devices.rng import Rng\nclass Other(Rng): ...\n")
+    assert kinds.find_again("changing", "--impl").__name__ == "Other"
