@@ -102,6 +102,8 @@ class ControlServer:
             self._reply(client, error.sequence or sequence, wire.Failed(2, str(error)))
         except VibeError as error:
             self._reply(client, sequence, wire.Failed(error.exit_status, str(error)))
+        except Exception as error:  # of ours, or of a device's class: the guest has no part in it
+            self._reply(client, sequence, wire.Failed(3, f"{type(error).__name__}: {error}"))
 
     def _reply(self, client: bytes, sequence: int, message: object) -> None:
         # Who does not read its replies, or is gone, gets none.
