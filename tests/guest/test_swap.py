@@ -266,7 +266,7 @@ def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
 def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
-    vm = machine(50_000, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
+    vm = machine(10_000, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
     events = vm.events()
 
     vm.kill("blk0")
