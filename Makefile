@@ -14,7 +14,7 @@ GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -
 SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
-.PHONY: build setup demo demo-bare linux test test-fast lab check bench clean
+.PHONY: build setup demo demo-bare linux test test-fast lab check bench soak clean
 build: $(BUILT)
 
 ifneq ($(shell tools/setup --missing),)
@@ -67,6 +67,10 @@ check: build
 
 bench: build
 	$(PYTHON) -m tests.perf
+
+# SOAK_OPTIONS='--seed 7 --guest bare', and more (docs/testing.md).
+soak: build
+	$(PYTHON) -m tests.soak $(SOAK_OPTIONS)
 
 # The virtual environment and the downloaded kernels stay: `rm -rf .venv .cache` for those.
 clean:

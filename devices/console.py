@@ -108,6 +108,8 @@ class Console(Device[Config]):
 
     def initial_position(self, index: int) -> int:
         """Behind what was ever printed; before what nobody has taken."""
+        # Since we were made, the one before may have gone on for a while.
+        (self._output if index == _TRANSMITQ else self._input).take_over()
         return self._output.head if index == _TRANSMITQ else self._input.tail
 
     def published(self, index: int, position: int) -> None:
@@ -115,6 +117,8 @@ class Console(Device[Config]):
         if index == _RECEIVEQ and position != self._input.tail:
             self._input.consume(position)
             stream.wake(self._wake)
+
+    # Neither queue owes anything: who types may be silent, and who reads may be slow.
 
     @virtqueue(_RECEIVEQ, size=64, owes=False)
     def receiveq(self, chain: Chain) -> None:

@@ -1,11 +1,22 @@
-"""The kinds of devices there are: one line each, and the only place that lists them."""
+"""The kinds of devices there are: one line each, and the only place that lists them.
+
+Others are named by where their class is::
+
+    MODULE[:CLASS]         a module that can be imported: from where ``vibevmm`` imports itself, and
+                           from PYTHONPATH; never from the current directory
+    path/FILE.py[:CLASS]   a file, which may import what lies beside it
+
+The class may be left out where there is only one.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+import re
 import sys
+from types import ModuleType
 from typing import TypeGuard
 
 from devices.runtime.device import AnyDevice, Device
@@ -25,8 +36,8 @@ _read: dict[str, tuple[int, int, int] | None] = {}
 
 
 def find(kind: str, option: str = "--device") -> type[AnyDevice]:
-    """The class of ``kind``: a word of the table, or ``MODULE[:CLASS]``, which any module that
-    can be imported may be. BadInput, with what may have been meant, if there is none.
+    """The class of ``kind``: a word of the table, or where a class is. BadInput, with what may
+    have been meant, if there is none.
 
     Imports the one module that is asked for: a device process holds no other device's code.
     """
@@ -45,7 +56,8 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
 def find_again(kind: str, option: str) -> type[AnyDevice]:
     """The same, of a module that may have been changed since it was imported: then it is read
     again. What was imported stays in memory (caches know its classes), so only then."""
-    name = KINDS.get(kind, kind).partition(":")[0]
+    name, _ = _place(KINDS.get(kind, kind))
+    name = os.path.abspath(name) if name.endswith(_FILE) else name
     state = _state(getattr(sys.modules.get(name), "__file__", None))
     if state is None or _read.get(name) != state:
         sys.modules.pop(name, None)
@@ -54,6 +66,47 @@ def find_again(kind: str, option: str) -> type[AnyDevice]:
     if kind.isidentifier() and kind not in KINDS and importlib.util.find_spec(kind):
         return _load(kind, option)
     return find(kind, option)
+
+
+def whole(kind: str) -> str:
+    """``kind`` as it is called from every directory: a file gets its full path."""
+    where, name = _place(kind)
+    if not where.endswith(_FILE):
+        return kind
+    return f"{os.path.abspath(where)}:{name}" if name else os.path.abspath(where)
+
+
+def label(kind: str, device: type[AnyDevice]) -> str:
+    """What devices of ``kind`` are called, before their number."""
+    return kind if kind in KINDS else re.sub("[^a-z0-9]", "", device.__name__.lower())[:24]
+
+
+_FILE = ".py"
+
+
+def _place(kind: str) -> tuple[str, str]:
+    # Module or file, and the class in it, if it is said.
+    where, colon, name = kind.rpartition(":")
+    return (where, name) if colon else (name, "")
+
+
+def _import(where: str) -> ModuleType:
+    if not where.endswith(_FILE):
+        return importlib.import_module(where)
+    # Named by its path, it is in no other module's way. Compiled here and now: of a file that was
+    # changed twice within a second the importer may keep the first.
+    path = os.path.abspath(where)
+    if path in sys.modules:
+        return sys.modules[path]
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec")
+    module = ModuleType(path)
+    module.__file__ = path
+    if (folder := os.path.dirname(path)) not in sys.path:
+        sys.path.append(folder)
+    sys.modules[path] = module  # dataclasses look here for it
+    exec(code, vars(module))
+    return module
 
 
 def _state(file: str | None) -> tuple[int, int, int] | None:
@@ -68,9 +121,9 @@ def _state(file: str | None) -> tuple[int, int, int] | None:
 
 
 def _load(path: str, option: str) -> type[AnyDevice]:
-    module_name, _, name = path.partition(":")
+    module_name, name = _place(path)
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name)
     except (Exception, SystemExit) as error:  # a module that people write can fail in any way
         why = f"{type(error).__name__}: {error}"
         raise BadInput(option, f"{module_name!r} cannot be imported: {why}") from error

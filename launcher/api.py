@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import IO, Any, cast
 
+from devices import kinds
 from launcher import device_options, rundir
 from launcher.client import DEADLINE, Client, Gone
 from protocol import control as wire
@@ -185,7 +186,9 @@ class VM:
         """Put another implementation in the place of ``device`` while the guest runs: a kind such
         as ``blk-mapped``, or ``MODULE[:CLASS]``; the same with other options, if it is empty."""
         words = [f"{name}={_as_text(value)}" for name, value in settings.items()]
-        request = wire.Swap(device, implementation, ",".join(map(device_options.quoted, words)))
+        request = wire.Swap(
+            device, kinds.whole(implementation), ",".join(map(device_options.quoted, words))
+        )
         return cast(wire.Serving, self._connected().ask(request))
 
     def inject(

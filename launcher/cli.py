@@ -18,7 +18,9 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm attach VM/STREAM                its console, in this terminal
        vibevmm stats|events [VM]               what it counted, and what happened to it
        vibevmm kill VM/DEV                     kill the process of a device
+       vibevmm swap VM/DEV --impl …            another implementation in its place; also restart
        vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
+       vibevmm device run … --attach VM/DEV    this process in its place
        vibevmm doctor [--json]                 what this host can do, and what to do about it
        vibevmm completion bash|zsh|fish        print a completion script for a shell
        vibevmm --version | --help
@@ -84,11 +86,13 @@ def _command(argv: list[str]) -> int:
         return _run(argv)
     from launcher import verbs
 
+    if word == "device" and rest[:1] == ["run"]:
+        return verbs.run_verb(verbs.DEVICE_RUN, rest[1:])
     if word in verbs.VERBS:
         return verbs.run(word, rest)
     from launcher.options import suggestion
 
-    hint = suggestion(word, ("run", "doctor", "completion", *verbs.VERBS))
+    hint = suggestion(word, ("run", "device run", "doctor", "completion", *verbs.VERBS))
     raise BadInput(repr(word), f"no such command{hint}")
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from devices.kinds import KINDS
 from launcher import rundir
 from launcher.options import RUN_OPTIONS, Option
-from launcher.verbs import VERBS, Verb
+from launcher.verbs import DEVICE_RUN, VERBS, Verb
 from protocol.errors import BadInput, VibeError
 
-COMMANDS = ("run", *VERBS, "doctor", "completion")
+COMMANDS = ("run", *VERBS, "device", "doctor", "completion")
 
 # Seconds that a machine may take to say what it has (arbitrary: somebody waits for it).
 _DEADLINE = 0.5
@@ -76,6 +76,15 @@ _vibevmm() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options=
     case ${{COMP_WORDS[1]}} in
 {verbs}
+        device)
+            case $COMP_CWORD-$before in
+                2-*) COMPREPLY=($(compgen -W run -- "$word"));;
+                *--attach)
+                    options=$("${{COMP_WORDS[0]}}" completion targets kill 2>/dev/null)
+                    COMPREPLY=($(compgen -W "$options" -- "$word"));;
+                *) COMPREPLY=($(compgen -W "{_names(DEVICE_RUN.options)} --help" -f -- "$word"));;
+            esac
+            return;;
     esac
     if [[ $options && $COMP_CWORD -gt 1 ]]; then
         [[ $word == -* ]] ||
@@ -117,6 +126,11 @@ def fish() -> str:
             lines.append(
                 f"{seen} -l {option.key}{' -r' if option.value else ''} -d '{option.help}'"
             )
+    seen = "complete -c vibevmm -n '__fish_seen_subcommand_from device'"
+    lines.append(f"{seen} -a run")
+    for option in DEVICE_RUN.options:
+        given = "-r -a '(vibevmm completion targets kill 2>/dev/null)' " if option.value else ""
+        lines.append(f"{seen} -l {option.key} {given}-d '{option.help}'")
     for option in RUN_OPTIONS:
         value = ""
         if option.value is not None and not option.optional:

@@ -134,20 +134,22 @@ def configure(request: Request, config: type[Any]) -> tuple[Common, Any]:
         raise BadInput(option, str(error)) from error
 
 
-def changed(request: Request, config: type[Any], before: Any) -> Any:
-    """A ``config`` with the settings, and for the rest with what ``before``, another config, has
-    under the same names. BadInput as :func:`configure`; ``id`` and ``on-death`` stay."""
+def settings(config: Any) -> dict[str, str]:
+    """What ``config``, a device's options, is set to, as a device string has it."""
+    texts = {field.name: _as_text(getattr(config, field.name)) for field in fields(config)}
+    return {name: text for name, text in texts.items() if text}
+
+
+def changed(request: Request, config: type[Any], before: Mapping[str, str]) -> Any:
+    """A ``config`` with the settings, and for the rest with those of ``before`` that it knows.
+    BadInput as :func:`configure`; ``id`` and ``on-death`` stay."""
     given = {(key or "").replace("-", "_") for key, _ in request.settings}
     if any(key is None for key, _ in request.settings):
         raise BadInput(request.option, "an option is KEY=VALUE here")
     if fixed := sorted(given.intersection(COMMON)):
         raise BadInput(request.option, f"{fixed[0].replace('_', '-')} stays what it is")
-    kept = [
-        (field.name, _as_text(getattr(before, field.name)))
-        for field in fields(before)
-        if field.name in {known.name for known in fields(config)} - given
-    ]
-    inherited = tuple((name, text) for name, text in kept if text)
+    kept = {field.name for field in fields(config)} - given
+    inherited = tuple((name, text) for name, text in before.items() if name in kept)
     return configure(replace(request, settings=(*inherited, *request.settings)), config)[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from protocol.control import Event, EventKind
 
@@ -40,6 +40,7 @@ class Events:
         generation: int = 0,
         pid: int = 0,
         took: int | None = None,
+        steps: Mapping[str, int] | None = None,
         detail: str = "",
     ) -> None:
         """``kind`` happened, now, to process ``device`` or to the machine; fields as in
@@ -54,6 +55,7 @@ class Events:
             wall=time.time_ns(),
             monotonic=time.monotonic_ns(),
             took=took,
+            steps=dict(steps or {}),
             detail=detail[:_MAX_DETAIL],
         )
         self.kept.append(event)

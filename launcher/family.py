@@ -8,7 +8,6 @@ from functools import partial
 
 from launcher.logs import Logs
 from launcher.loop import Loop
-from launcher.nursery import SPARE
 from launcher.spawn import Child
 from protocol.log import Level
 
@@ -38,14 +37,14 @@ class Family:
 
     def listen(self, child: Child) -> None:
         """Hear of its death, and read its log."""
-        self._loop.on_readable(child.pidfd, partial(self._look, child))
+        self._loop.on_readable(child.pidfd, partial(self.look, child))
         self._loop.on_readable(child.log, partial(self.read_log, child))
         self._logs.note(Level.DEBUG, f"{child.name} is process {child.pid}")
 
     def rename(self, child: Child) -> None:
-        """It was a spare, and has become what its name says."""
-        if self.named.get(SPARE) is child:
-            del self.named[SPARE]
+        """It had another name, and has become what it is called now."""
+        for name in [name for name, one in self.named.items() if one is child]:
+            del self.named[name]
         self.named[child.name] = child
 
     def let_go(self, child: Child) -> None:
@@ -86,7 +85,8 @@ class Family:
         for child in self._children:
             child.close()
 
-    def _look(self, child: Child) -> None:
+    def look(self, child: Child) -> None:
+        """Reap it, if it is dead by now."""
         if child.reap():
             self._loop.on_readable(child.pidfd, None)
             self._died(child)

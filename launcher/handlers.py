@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from launcher import swap
+from launcher import device_options, swap
 from launcher.control import Handler, Reply
 from launcher.events import Events
 from launcher.loop import Loop
@@ -42,7 +42,7 @@ class Machine:
     """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
     ``supervisor`` if it has any, its ``relays`` by stream, its ``boards`` by device, where faults
     may be injected; ``ask`` the VMM, ``hold`` the guest whatever devices come back, or let it go,
-    and ``stop`` in somebody's name."""
+    ``stop`` in somebody's name, and ``open_door`` to those who come by hand: the door's path."""
 
     name: str
     plan: Plan
@@ -54,6 +54,7 @@ class Machine:
     ask: Callable[[object, Answered], None]
     hold: Callable[[bool], None]
     stop: Callable[[str], None]
+    open_door: Callable[[], str]
 
 
 @dataclass(slots=True)
@@ -87,6 +88,7 @@ class Verbs:
             wire.Restart: self._restart,
             wire.Swap: self._swap,
             wire.Inject: self._inject,
+            wire.Enlist: self._enlist,
             wire.Attach: self._attach,
         }
 
@@ -105,12 +107,27 @@ class Verbs:
                 cpus=options.cpus,
                 memory=options.memory,
                 processes=tuple(
-                    replace(process, uptime=now - seen.started[name])
+                    replace(
+                        process,
+                        kind=self._kind(name),
+                        state=self._state(process),
+                        uptime=now - seen.started[name],
+                    )
                     for name, process in seen.processes.items()
                 ),
                 streams=tuple(self._machine.relays),
             )
         )
+
+    def _kind(self, name: str) -> str:
+        # Of what serves now: it may have been swapped.
+        supervisor = self._machine.supervisor
+        return supervisor.device(name).kind if supervisor and name in self._kinds else name
+
+    def _state(self, process: wire.Process) -> wire.ProcessState:
+        supervisor, name = self._machine.supervisor, process.name
+        is_by_hand = name in self._kinds and supervisor and supervisor.is_by_hand(name)
+        return "by hand" if process.state == "running" and is_by_hand else process.state
 
     def _measure(self, _: wire.Measure, reply: Reply) -> None:
         self._ask(messages.GetMachineStats(), partial(_pass_on, reply))
@@ -220,6 +237,13 @@ class Verbs:
 
         inject.obey(request, supervisor.device(request.device).device, board)
         reply(inject.armed(board))
+
+    def _enlist(self, request: wire.Enlist, reply: Reply) -> None:
+        device = self._supervisor_of(request.device).device(request.device)
+        if why := swap.why_another(device, request.device_id, request.queues):
+            raise BadInput("device run", why)
+        path = self._machine.open_door()
+        reply(wire.Enlisted(path, device_options.settings(device.config)))
 
     def _attach(self, request: wire.Attach, reply: Reply) -> None:
         relay = self._machine.relays.get(request.stream)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _FIRST_OF_KIND = {"console": 0, "blk": 1, "net": 2}
 
 # Names of processes and streams that are not devices'.
-_RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare"})
+_RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare", "hand"})
 
 
 # Descriptors of a launcher at its fullest, beyond those that it is started with, and of each
@@ -230,7 +230,7 @@ def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
     )
 
 
-def _names(chosen: Sequence[tuple[Request, object, Common, object]]) -> list[str]:
+def _names(chosen: Sequence[tuple[Request, type[AnyDevice], Common, object]]) -> list[str]:
     # Names that were asked for come first, so that none made up here takes one of them.
     taken = set(_RESERVED)
     for request, _, common, _ in chosen:
@@ -239,8 +239,9 @@ def _names(chosen: Sequence[tuple[Request, object, Common, object]]) -> list[str
         if common.name is not None:
             taken.add(common.name)
     names: list[str] = []
-    for request, _, common, _ in chosen:
-        free = (f"{request.kind}{number}" for number in range(len(taken) + 1))
+    for request, device, common, _ in chosen:
+        word = kinds.label(request.kind, device)
+        free = (f"{word}{number}" for number in range(len(taken) + 1))
         name = common.name or next(name for name in free if name not in taken)
         taken.add(name)
         names.append(name)

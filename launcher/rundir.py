@@ -27,6 +27,9 @@ _LONGEST = 107 - len("/" + "d" * 31 + ".4294967295")
 CONTROL = "control"
 """The socket, in a run directory, of the machine's control interface."""
 
+DOOR = "door"
+"""That of processes which want to be its devices (launcher.door)."""
+
 
 class RunDirectory:
     """A fresh directory, mode 0700, for machine ``name``; removed by :meth:`close`.

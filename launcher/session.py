@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from devices.runtime import seal
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
+from launcher.door import HAND, Door, Hand, Wishes
 from launcher.events import Events
 from launcher.family import Family
 from launcher.logs import Logs
@@ -30,7 +31,7 @@ from launcher.plan import Plan
 from launcher.relay import Relay
 from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
-from launcher.rundir import CONTROL, RunDirectory
+from launcher.rundir import CONTROL, DOOR, RunDirectory
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -59,7 +60,7 @@ from protocol.messages import (
     Resume,
     StopMachine,
 )
-from protocol.specs import FAREWELL
+from protocol.specs import FAREWELL, Volunteer
 
 if TYPE_CHECKING:
     from launcher.conversation import Conversation
@@ -227,6 +228,10 @@ class Session:
         # Imported when the guest runs: its start does not wait for this.
         from launcher import control, handlers
 
+        path = os.path.join(self._directory.path, DOOR)
+        warn = partial(self._logs.note, Level.WARN)
+        door = Door(self._loop, path, self._came_by_hand, warn)
+        self._resources.callback(door.close)
         machine = handlers.Machine(
             name=self._name,
             plan=self._plan,
@@ -238,6 +243,7 @@ class Session:
             ask=self._ask,
             hold=self._hold,
             stop=self._stop_wanted,
+            open_door=door.open,
         )
         path = os.path.join(self._directory.path, CONTROL)
         table = handlers.Verbs(machine).table
@@ -260,7 +266,7 @@ class Session:
 
     def _listen(self, child: Child) -> None:
         self._family.listen(child)
-        if child.name not in (ZYGOTE, SPARE):
+        if child.name not in (ZYGOTE, SPARE, HAND):
             self._events.emit("started", child.name, generation=1, pid=child.pid)
 
     def _welcome(self, child: Child) -> None:
@@ -310,7 +316,7 @@ class Session:
         try:
             fds.send(child.handover, payload, descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            self._died(child)
+            self._family.look(child)
 
     def _bound(self) -> None:
         self._loop.on_readable(self._vmm.handover.fileno(), None)
@@ -430,6 +436,25 @@ class Session:
             self._supervisor.died(child)
         child.close()
 
+    def _came_by_hand(self, hand: Hand, wanted: Volunteer) -> None:
+        self._welcome(hand)
+        supervisor, device = self._supervisor, wanted.device
+        names = [planned.name for planned in self._plan.devices]
+        if self._outcome or supervisor is None or device not in names:
+            hand.dismiss("there is no such device any more")
+            return
+        plan = self._plan
+        wishes = Wishes(self._loop, hand, device, plan.streams, plan.locks)
+        hand.on_close = partial(self._hand_ended, supervisor, device, wishes)
+        supervisor.volunteer(device, hand, wanted.implementation, holds=wanted.holds)
+
+    def _hand_ended(self, supervisor: Supervisor, device: str, wishes: Wishes) -> None:
+        wishes.end()
+        # Of the files of a device, all that nobody has any more who is or could be it.
+        others = [child for child in self._family if isinstance(child, Hand)]
+        kept = [fd for hand in others if hand.name == device for fd in hand.locked]
+        self._plan.locks.keep_only(device, [*supervisor.device(device).fds.values(), *kept])
+
     # ── what the supervisor wants (supervisor.Machine) ────────────────────────────────
 
     def _supervise(self, event: DeviceBound | DeviceOffers | DeviceAttached | DeviceFailed) -> None:
@@ -486,10 +511,19 @@ class Session:
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
-        self._events.emit(kind, device, generation=generation, pid=pid, took=took, detail=detail)
+        self._events.emit(
+            kind,
+            device,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps,
+            detail=detail,
+        )
         level, words = _EVENTS[kind]
         self._logs.note(level, words.format(device, detail, (took or 0) / 1e6))
 

@@ -88,6 +88,10 @@ class Child:
         if self.status is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
+    def dismiss(self, why: str) -> None:
+        """It is not wanted, for a reason that it has no use for: :meth:`kill`."""
+        self.kill()
+
     def hang_up(self) -> None:
         """Tell it that nothing more will come."""
         with contextlib.suppress(OSError):  # it has hung up itself

@@ -2,9 +2,11 @@
 
 A successor goes through the same steps whatever it is wanted for::
 
-    taken from the spares ─► the VMM listens ─► handed its spec ─► sealed, offers ─► attached
-                                                                       │
-                                   a swap: fits? Switch, else SIGKILL ◄┘
+    taken from the spares ─► the VMM listens ─► handed its spec, sealed, offers ─► attached
+           spare                  listen                    start         │          attach
+                                      a swap: fits? Switch, else SIGKILL ◄┘
+
+The words below name the steps in :class:`protocol.control.Event`.
 
 Where something fails, a restart is tried again later, and later still, without end; a swap is
 given up, and the process that serves goes on.
@@ -12,10 +14,12 @@ given up, and the process that serves goes on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
 from launcher.policy import BackOff, OnDeath
@@ -30,9 +34,14 @@ from protocol.messages import (
     Failed,
     Switch,
 )
+from protocol.specs import Notice
 
 # Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
 _DEADLINE = 10.0
+# The same of one that was started by hand, in a debugger maybe (arbitrary).
+_BY_HAND_DEADLINE = 600.0
+# Seconds that one which is not wanted has to end by itself (arbitrary: to print a line).
+_GRACE = 2.0
 
 # Seconds that a process has to go, whose place was taken (arbitrary: it does nothing else).
 _QUIT_DEADLINE = 1.0
@@ -83,9 +92,10 @@ class Machine(Protocol):
         generation: int,
         pid: int,
         took: int | None,
+        steps: Mapping[str, int],
         detail: str,
     ) -> None:
-        """Tell whoever follows; ``took`` is in nanoseconds."""
+        """Tell whoever follows; ``took`` and ``steps`` are in nanoseconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,14 +107,24 @@ class _Successor:
     is_swap: bool
     failing: bool = False
     is_switching: bool = False
+    by_hand: bool = False
+    holds: bool = False
     child: Child | None = None
     generation: Generation | None = None
     offers: DeviceOffers | None = None
+    steps: dict[str, int] = field(default_factory=dict)
+    at: int = field(default_factory=time.monotonic_ns)
+
+    def has_done(self, step: str) -> None:
+        # Nanoseconds since the step before.
+        now = time.monotonic_ns()
+        self.steps[step], self.at = now - self.at, now
 
 
 @dataclass(slots=True)
 class _Ward:
-    # One device.
+    # One device. ``device`` is what the machine starts by itself; while a process that was started
+    # by hand serves, what is to come back. If that ``holds`` the place, nobody does.
     device: PlannedDevice
     child: Child | None
     dead: Child | None = None
@@ -112,6 +132,8 @@ class _Ward:
     number: int = 1
     last_number: int = 1
     restarts: int = 0
+    by_hand: bool = False
+    holds: bool = False
     back_off: BackOff = field(default_factory=BackOff)
     successor: _Successor | None = None
 
@@ -153,8 +175,12 @@ class Supervisor:
         return self._wards[name].restarts
 
     def device(self, name: str) -> PlannedDevice:
-        """What serves, or is to serve."""
+        """What serves, or is to serve; of a device that runs by hand, what is to come back."""
         return self._wards[name].device
+
+    def is_by_hand(self, name: str) -> bool:
+        """Whether the process that serves was started by hand."""
+        return self._wards[name].by_hand
 
     # ── deaths ────────────────────────────────────────────────────────────────────────
 
@@ -182,24 +208,28 @@ class Supervisor:
         # Nobody serves: do what is to be done then, unless somebody is on the way.
         if self._is_ended or ward.dead is None or ward.successor is not None:
             return
+        if ward.by_hand:
+            # None of ours has died: on-death is not for this.
+            if not ward.holds:
+                self._restart_later(ward, failing=False)
+            return
         match ward.device.on_death:
             case OnDeath.STOP_VM:
                 self._machine.stop_for(ward.dead)
             case OnDeath.PAUSE_VM:
                 self._machine.pause_for(ward.dead)
             case OnDeath.RESTART | OnDeath.FAIL_IO:
-                self._restart_later(ward)
+                self._restart_later(ward, failing=ward.device.on_death is OnDeath.FAIL_IO)
 
-    def _restart_later(self, ward: _Ward) -> None:
+    def _restart_later(self, ward: _Ward, *, failing: bool) -> None:
         delay = ward.back_off.delay()
         if delay:
-            self._machine.after(delay, lambda: self._restart(ward))
+            self._machine.after(delay, lambda: self._restart(ward, failing=failing))
         else:
-            self._restart(ward)
+            self._restart(ward, failing=failing)
 
-    def _restart(self, ward: _Ward) -> None:
+    def _restart(self, ward: _Ward, *, failing: bool) -> None:
         if ward.child is None and ward.successor is None and not self._is_ended:
-            failing = ward.device.on_death is OnDeath.FAIL_IO
             self._begin(ward, ward.device, done=None, is_swap=False, failing=failing)
 
     # ── what somebody wants ───────────────────────────────────────────────────────────
@@ -214,6 +244,17 @@ class Supervisor:
         caller's until ``done`` says that it serves."""
         # In an empty place, too, it is compared first: what the driver relies on has not changed.
         self._replace(self._wards[name], device, done, is_swap=True)
+
+    def volunteer(self, name: str, hand: Hand, implementation: str, *, holds: bool) -> None:
+        """Put ``hand``, which somebody has started as an ``implementation``, in the place of what
+        serves as ``name``; it is told how that went. KeyError: no such device."""
+        if (why := self.why_busy(name)) is not None:
+            hand.dismiss(why)
+            return
+        ward = self._wards[name]
+        # Its descriptors are its own, and so are its options.
+        device = replace(ward.device, kind=implementation, fds={})
+        self._begin(ward, device, done=None, is_swap=True, hand=hand, holds=holds)
 
     def why_busy(self, name: str) -> str | None:
         """Why device ``name`` can be neither restarted nor swapped now, if so."""
@@ -237,21 +278,40 @@ class Supervisor:
         done: Done | None,
         is_swap: bool,
         failing: bool = False,
+        hand: Hand | None = None,
+        holds: bool = False,
     ) -> None:
         ward.last_number += 1
-        successor = _Successor(device, ward.last_number, done, is_swap, failing)
+        successor = _Successor(
+            device,
+            ward.last_number,
+            done,
+            is_swap,
+            failing,
+            by_hand=hand is not None,
+            holds=holds,
+        )
         ward.successor = successor
-        self._machine.after(_DEADLINE, lambda: self._late(ward, successor))
-        self._spares.take(lambda child: self._arrived(ward, successor, child))
+        deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
+        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
+        if hand is None:
+            self._spares.take(lambda child: self._arrived(ward, successor, child))
+        else:
+            self._arrived(ward, successor, hand)
 
     def _arrived(self, ward: _Ward, successor: _Successor, child: Child) -> None:
         if ward.successor is not successor:
             child.kill()  # it came too late
             return
+        successor.has_done("spare")
         child.name = successor.device.name
         successor.child = child
         successor.generation, payload, descriptors = self._wiring.successor(
-            successor.device, successor.number, child.pidfd, waits=successor.is_swap
+            successor.device,
+            successor.number,
+            child.pidfd,
+            waits=successor.is_swap,
+            by_hand=successor.by_hand,
         )
         self._machine.hand_vmm(payload, descriptors)
 
@@ -260,6 +320,7 @@ class Supervisor:
         _, successor = self._find(event.name, event.generation)
         if successor is None or successor.child is None or successor.generation is None:
             return
+        successor.has_done("listen")
         payload, descriptors = self._wiring.for_device(
             successor.device, successor.generation, failing=successor.failing
         )
@@ -273,6 +334,7 @@ class Supervisor:
             ward.offers = event  # it is the first
         if ward is None or successor is None:
             return
+        successor.has_done("start")
         successor.offers = event
         if not successor.is_swap:
             return
@@ -303,19 +365,28 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is None or successor is None:
             return
+        successor.has_done("attach")
         if ward.child is not None:
             # It has been asked to quit.
             self._machine.after(_QUIT_DEADLINE, ward.child.kill)
         ward.successor, ward.child = None, successor.child
-        ward.device, ward.offers, ward.number = successor.device, successor.offers, successor.number
+        ward.offers, ward.number = successor.offers, successor.number
+        ward.by_hand, ward.holds = successor.by_hand, successor.holds
+        if not successor.by_hand:
+            ward.device = successor.device
         ward.back_off.served()
         if not successor.is_swap:
             ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
         took, what = event.microseconds * 1000, implementation(successor.device)
+        if successor.by_hand:
+            what = f"{successor.device.kind}, by hand"
+        if isinstance(successor.child, Hand):
+            successor.child.tell(Notice(True))
         pid = successor.child.pid if successor.child is not None else 0
-        self._emit(kind, event.name, event.generation, pid=pid, took=took, detail=what)
+        steps = successor.steps
+        self._emit(kind, event.name, event.generation, pid=pid, took=took, steps=steps, detail=what)
         if successor.done is not None:
             successor.done(Served(event.generation, pid, took))
         self._machine.resume_for(event.name)
@@ -329,18 +400,19 @@ class Supervisor:
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
 
-    def _late(self, ward: _Ward, successor: _Successor) -> None:
+    def _late(self, ward: _Ward, successor: _Successor, deadline: float) -> None:
         if ward.successor is successor:
             if successor.child is None:
                 self._spares.give_up()
-            self._fail(ward, f"it was not ready within {_DEADLINE:g} s")
+            self._fail(ward, f"it was not ready within {deadline:g} s")
 
     def _fail(self, ward: _Ward, why: str) -> None:
         successor, ward.successor = ward.successor, None
         if successor is None:
             return
-        if successor.child is not None:
-            successor.child.kill()
+        if (child := successor.child) is not None:
+            child.dismiss(why)
+            self._machine.after(_GRACE, child.kill)
         if successor.generation is not None:
             successor.generation.close()
         if successor.done is not None:
@@ -359,9 +431,18 @@ class Supervisor:
         *,
         pid: int = 0,
         took: int | None = None,
+        steps: Mapping[str, int] | None = None,
         detail: str = "",
     ) -> None:
-        self._machine.emit(kind, name, generation=generation, pid=pid, took=took, detail=detail)
+        self._machine.emit(
+            kind,
+            name,
+            generation=generation,
+            pid=pid,
+            took=took,
+            steps=steps or {},
+            detail=detail,
+        )
 
     def _find(self, name: str, number: int) -> tuple[_Ward | None, _Successor | None]:
         ward = self._wards.get(name)

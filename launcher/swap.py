@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from devices import kinds
-from devices.runtime.device import AnyDevice
 from launcher import device_options
 from launcher.plan import PlannedDevice
 from protocol.control import Swap
@@ -20,21 +19,25 @@ def planned(request: Swap, before: PlannedDevice) -> PlannedDevice:
     after = kinds.find_again(kind, "--impl")
     if kind not in kinds.KINDS:
         kind = f"{after.__module__}:{after.__qualname__}"
-    if why := _why_another(before, after):
+    why = why_another(before, int(after.device_id), tuple(queue.size for queue in after.queues))
+    if why is not None:
         raise BadInput("--impl", f"{kind}: {why}")
     asked = device_options.parse("--device", f"{kind},{request.settings}")
-    config = device_options.changed(replace(asked, option=option), after.config_type, before.config)
+    kept = device_options.settings(before.config)
+    config = device_options.changed(replace(asked, option=option), after.config_type, kept)
     return replace(before, kind=kind, option=option, device=after, config=config, fds={})
 
 
-def _why_another(before: PlannedDevice, after: type[AnyDevice]) -> str | None:
-    # What the machine was built for: the guest has seen it, and the journal is laid out by it.
-    if after.device_id != before.device.device_id:
-        return f"a device of type {int(after.device_id)}, not {int(before.device.device_id)}"
-    ours, theirs = before.queues, tuple(queue.size for queue in after.queues)
-    if len(ours) != len(theirs):
-        return f"it has {len(theirs)} queues, and {before.name} has {len(ours)}"
-    for index, (size, other) in enumerate(zip(ours, theirs, strict=True)):
+def why_another(before: PlannedDevice, device_id: int, queues: tuple[int, ...]) -> str | None:
+    """Why a device of type ``device_id`` with ``queues`` (their sizes) is none that could take the
+    place of ``before``; None if it could. The guest has seen what the machine was built for, and
+    the journal is laid out by it."""
+    if device_id != before.device.device_id:
+        return f"a device of type {device_id}, not {int(before.device.device_id)}"
+    ours = before.queues
+    if len(ours) != len(queues):
+        return f"it has {len(queues)} queues, and {before.name} has {len(ours)}"
+    for index, (size, other) in enumerate(zip(ours, queues, strict=True)):
         if other > size:
             return f"queue {index} has {other} entries, and there is room for {size}"
     return None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from devices import kinds
 from launcher import device_options, rundir
 from launcher.options import Option, help_text, suggestion
 from protocol.errors import BadInput, HostError
@@ -39,6 +40,14 @@ _INJECT_OPTIONS = (
     Option("--list", None, "print all faults and points; needs no machine", _OPTIONS),
     _JSON,
 )
+_ATTACH_TO = Option("--attach", "VM/DEV", "which device of which machine it is to be", _OPTIONS)
+_HOLD = Option(
+    "--hold",
+    None,
+    "when it has ended, let the guest wait until somebody else is told to serve",
+    _OPTIONS,
+)
+_JAIL = Option("--jail", None, "seal it, as the machine seals its own devices", _OPTIONS)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
 # Seconds that `ps` waits for one machine (arbitrary), and `stop` for a machine that has ended to be
@@ -51,7 +60,7 @@ _COUNTS = ("--after", "--every", "--seed")
 
 Arguments = Mapping[str, str]
 
-_SETTINGS = "key=value"
+SETTINGS = "key=value"
 """The name under which a verb that takes settings gets them, as a device string has them."""
 
 
@@ -76,14 +85,18 @@ class Verb:
             f" [{option.name}{f' {option.value}' if option.value else ''}]"
             for option in self.options
         )
-        settings = f" [{_SETTINGS} …]" if self.takes_settings else ""
+        settings = f" [{SETTINGS} …]" if self.takes_settings else ""
         word = f" [{self.word}]" if self.word else ""
         return f"vibevmm {self.name} {self.target}{word}{words}{settings}"
 
 
 def run(word: str, argv: Sequence[str]) -> int:
     """Run verb ``word`` with its arguments; the exit status."""
-    verb = VERBS[word]
+    return run_verb(VERBS[word], argv)
+
+
+def run_verb(verb: Verb, argv: Sequence[str]) -> int:
+    """The same of ``verb``."""
     if "--help" in argv or "-h" in argv:
         return _print(f"usage: {verb.usage}\n\n{verb.help}\n\n{help_text(verb.options)}")
     return verb.run(*_parse(verb, argv))
@@ -117,7 +130,7 @@ def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]
             value = rest.pop(0)
         given[name] = value
     if verb.takes_settings:
-        given[_SETTINGS] = ",".join(settings)
+        given[SETTINGS] = ",".join(settings)
     return target, given
 
 
@@ -257,10 +270,11 @@ def _swap(target: str | None, given: Arguments) -> int:
     from protocol import control as wire
 
     name, device = client.find_part("swap", target, "device")
-    if not given.get("--impl") and not given[_SETTINGS]:
+    if not given.get("--impl") and not given[SETTINGS]:
         raise BadInput("swap", "to what? Give --impl, or options of the device as key=value")
     with client.Client(name) as machine:
-        served = machine.ask(wire.Swap(device, given.get("--impl", ""), given[_SETTINGS]))
+        impl = kinds.whole(given.get("--impl", ""))
+        served = machine.ask(wire.Swap(device, impl, given[SETTINGS]))
     return _say_serving(given, name, device, served)
 
 
@@ -379,8 +393,8 @@ def _events(target: str | None, given: Arguments) -> int:
 
 
 def event_as_plain(event: Any) -> dict[str, Any]:
-    """An Event or Lost of protocol.control as what JSON knows: times in seconds since 1970 and of
-    CLOCK_MONOTONIC, ``took_ms`` in milliseconds; what does not apply is left out."""
+    """An Event or Lost of protocol.control as what JSON knows: ``time``, the seconds
+    of CLOCK_MONOTONIC, ``took_ms`` and ``steps_ms``. What does not apply is left out."""
     from protocol import control as wire
 
     if isinstance(event, wire.Lost):
@@ -396,6 +410,8 @@ def event_as_plain(event: Any) -> dict[str, Any]:
         plain |= {"device": event.device, "generation": event.generation, "pid": event.pid}
     if event.took is not None:
         plain["took_ms"] = event.took / 1e6
+    if event.steps:
+        plain["steps_ms"] = {step: took / 1e6 for step, took in event.steps.items()}
     if event.detail:
         plain["detail"] = event.detail
     return plain
@@ -492,3 +508,24 @@ VERBS = {
         ),
     )
 }
+
+
+def _device_run(target: str | None, given: Arguments) -> int:
+    from launcher import by_hand
+
+    return by_hand.run(target, given)
+
+
+DEVICE_RUN = Verb(
+    "device run",
+    "MODULE[:CLASS]",
+    "Makes this process a device of a machine that runs, in the place of what serves now. It has\n"
+    "your rights and no seal, and may be stopped in a debugger for as long as you like:\n"
+    "python -m pdb -m launcher device run …\n"
+    "Options of the device that are not given stay as they are. When it ends, what the machine\n"
+    "has of its own takes its place again.",
+    (_ATTACH_TO, _HOLD, _JAIL),
+    _device_run,
+    takes_settings=True,
+)
+"""The one command of two words, which is about no machine but about this process."""

@@ -119,12 +119,12 @@ class Wiring:
         return self._firsts[device.name]
 
     def successor(
-        self, device: PlannedDevice, number: int, pidfd: int, *, waits: bool
+        self, device: PlannedDevice, number: int, pidfd: int, *, waits: bool, by_hand: bool = False
     ) -> tuple[Generation, bytes, dict[str, int]]:
         """A further generation, the caller's to close, and payload and descriptors of the VMM's
         handover for it, which ``waits`` to be switched to, or does not."""
         made = Generation(device, number, self._directory)
-        spec = Successor(device.name, device.kind, number, made.endpoint, waits)
+        spec = Successor(device.name, device.kind, number, made.endpoint, waits, by_hand)
         return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
 
     def for_device(

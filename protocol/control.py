@@ -42,7 +42,7 @@ EventKind = Literal[
 
 MachineState = Literal["starting", "running", "paused", "ending"]
 
-ProcessState = Literal["running", "hung", "dead"]
+ProcessState = Literal["running", "by hand", "hung", "dead"]
 
 
 # ── a client to the machine ───────────────────────────────────────────────────────────
@@ -119,6 +119,16 @@ class Inject:
     lasts: int
     seed: int | None
     delay: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enlist:
+    """This process could be ``device``: it has one of type ``device_id`` with ``queues`` of these
+    sizes. Reply: Enlisted, or Failed if it could not."""
+
+    device: str
+    device_id: int
+    queues: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +233,15 @@ class Armed:
 
 
 @dataclass(frozen=True, slots=True)
+class Enlisted:
+    """Reply to Enlist: a Unix socket at ``path``, of packets, takes a process that wants to be the
+    device (specs.Volunteer). ``settings`` are the options that the device has now."""
+
+    path: str
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Attached:
     """Reply to Attach: a Unix stream socket at ``path`` takes the client. What the guest writes
     comes from there, and what is sent there is typed to it."""
@@ -244,7 +263,9 @@ class Event:
     and ``monotonic`` (of this host's CLOCK_MONOTONIC).
 
     ``device`` is the process that it happened to, with its ``generation`` and ``pid``; empty, 0
-    and 0 if it happened to the machine. ``took`` is how long, where that is known.
+    and 0 if it happened to the machine. ``took`` is how long, where that is known. ``steps`` are
+    those of a successor that serves now, in their order, each with how long it took; see
+    launcher.supervisor.
     """
 
     number: int
@@ -255,6 +276,7 @@ class Event:
     wall: int
     monotonic: int
     took: int | None
+    steps: dict[str, int]
     detail: str
 
 
@@ -275,6 +297,7 @@ TO_LAUNCHER = (
     Restart,
     Swap,
     Inject,
+    Enlist,
     Attach,
     Follow,
 )
@@ -286,6 +309,7 @@ FROM_LAUNCHER = (
     Killed,
     Serving,
     Armed,
+    Enlisted,
     Attached,
     Failed,
     Event,

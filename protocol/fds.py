@@ -72,13 +72,22 @@ def receive(channel: socket.socket) -> Handover | None:
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError("handover too large")
-        packet = codec.from_plain(_Packet, codec.unpack(data))
+        packet = _packet(data)
         if len(packet.names) != len(received) or len(set(packet.names)) != len(received):
             raise ProtocolError(f"{len(packet.names)} names for {len(received)} descriptors")
     except ProtocolError:
         close_all(received)
         raise
     return Handover(packet.payload, dict(zip(packet.names, received, strict=True)))
+
+
+def payload(packet: bytes) -> bytes:
+    """The payload of a handover that was received as ``packet``, by who takes no descriptors."""
+    return _packet(packet).payload
+
+
+def _packet(data: bytes) -> _Packet:
+    return codec.from_plain(_Packet, codec.unpack(data))
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -52,7 +52,8 @@ class Hello:
 class Sealed:
     """The jail is closed; from here on the device accepts Start.
 
-    ``syscalls`` is the size of the allowlist, ``descriptors`` the names of what it holds.
+    ``syscalls`` is the size of the allowlist, or 0 for a device that was started by hand and has
+    no jail; ``descriptors`` are the names of what it holds.
     """
 
     syscalls: int

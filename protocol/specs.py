@@ -69,6 +69,7 @@ class Successor:
     which takes an empty place at once, or ``waits`` for Switch: the launcher looks first whether
     it fits.
 
+    One that was started ``by_hand`` may sit at a breakpoint for as long as it likes.
     With it come ``pidfd``, ``kick0`` … ``kickN`` and ``call``: fresh ones, for the processes
     before it may still have theirs.
     """
@@ -78,6 +79,7 @@ class Successor:
     generation: int
     endpoint: str
     waits: bool
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,47 @@ class Forked:
     """
 
     pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Volunteer:
+    """To the launcher, from a process that was started by hand: it wants to be ``device``, as
+    which it has an ``implementation`` of its own. If it ``holds`` the place, nobody else takes it
+    when this process has ended, until somebody is told to."""
+
+    device: str
+    implementation: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """To the launcher, from such a process, once it has its DeviceSpec: what ``Device.open`` asks
+    of its host. A ``lock`` of the descriptor ``file`` that comes with this, which may be
+    ``shared``, or a ``stream`` to ``backend`` at ``path``."""
+
+    what: Literal["lock", "stream"]
+    shared: bool = False
+    backend: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The answer to Wish: whether it could be, or the key at fault (``where``) and ``why``. With
+    it come the descriptors of a stream."""
+
+    granted: bool
+    where: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """To such a process: that it ``serves`` now; or, if it does not, ``why`` it has to end."""
+
+    serves: bool
+    why: str = ""
 
 
 FAREWELL = b"farewell"

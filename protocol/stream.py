@@ -101,7 +101,13 @@ class _End:
     def __init__(self, memory: memoryview, mine: int) -> None:
         self._memory = memory
         self._mine = mine
-        self._cursor = atomic.load64(memory, mine)
+        self._cursor = 0
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Go on where the cursor stands now: until now another process had this end. (From then on
+        what the cursor says in memory is not looked at, for the peer can write there.)"""
+        self._cursor = atomic.load64(self._memory, self._mine)
         if self._cursor >> 63:  # a gigabyte a second takes 292 years to that
             raise ProtocolError(f"a log of {self._cursor} bytes")
 

@@ -15,7 +15,7 @@ import pytest
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher import config, device_options
-from launcher.verbs import VERBS
+from launcher.verbs import DEVICE_RUN, VERBS
 from vmm import memory_map
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
 OTHER_OPTIONS = {"--help", "--version", "--option", "--missing"} | {
-    option.name for verb in VERBS.values() for option in verb.options
+    option.name for verb in (*VERBS.values(), DEVICE_RUN) for option in verb.options
 }
 
 
@@ -76,8 +76,10 @@ def test_options_named_exist_in_the_help(page: Path, help_text: str) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The options of every ``vibevmm run`` on ``page``; one with an ellipsis is none."""
-    spans = [line.strip().removeprefix("$ ") for line in code_lines(text(page))]
+    """The options of every ``vibevmm run`` on ``page``; one with an ellipsis is none, and what
+    stands in a block of the console is run by tests/test_tutorial.py."""
+    shown = re.sub(r"^```console\n.*?^```$", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    spans = [line.strip().removeprefix("$ ") for line in code_lines(shown)]
     spans += re.findall(r"`([^`\n]+)`", without_code(text(page)))
     for span in spans:
         if span.partition(" ")[0] in COMMANDS and "…" not in span:
@@ -122,12 +124,6 @@ def test_page_of_a_device_names_its_keys_queues_and_system_calls(kind: str) -> N
     calls = re.search(r"^\| system calls beyond the common set \| (.*) \|$", page, re.MULTILINE)
     assert calls is not None
     assert set(calls[1].split(", ")) == (device.jail.syscalls or {"none"})
-
-
-def test_page_on_adding_a_device_shows_rng_as_it_is() -> None:
-    page = text(Path("docs", "add-a-device.md"))
-
-    assert f"```python\n{text(Path('devices', 'rng.py'))}```" in page
 
 
 def test_architecture_draws_the_memory_map_as_it_is() -> None:
@@ -180,3 +176,23 @@ def anchors(page: str) -> set[str]:
 def test_files_of_the_tests_named_exist(page: Path) -> None:
     for path in re.findall(r"\btests/[\w/]+\.(?:py|sh|c)\b", text(page)):
         assert "NAME" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_tests_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text(page)):
+        defined = re.search(rf"^ *def {name}\(", text(Path(path)), re.MULTILINE)
+        assert defined, f"{page} names {path}::{name}"
+
+
+def test_every_promise_has_a_test_or_is_pending() -> None:
+    page = text(Path("docs", "guarantees.md"))
+    promises = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    hazards = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|$", page.partition("## Hazards")[2], re.MULTILINE
+    )
+
+    assert [int(number) for number, _ in promises] == list(range(1, len(promises) + 1))
+    for name, words in [*promises, *hazards[1:]]:
+        assert ("::test_" in words) != ("pending" in words.lower()), name
+    assert len(hazards) > 20

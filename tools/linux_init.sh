@@ -31,6 +31,20 @@ if [ -b /dev/vda ] && mount -t ext4 /dev/vda /mnt; then
         say "from-host: sha256 $(sha256sum /mnt/from-host | cut -d ' ' -f 1)"
     echo "written by $(uname -sr) on $(uname -m)" >/mnt/from-guest && sync &&
         say "from-guest: written"
+    # Meanwhile somebody out there kills the process that serves this disk (tools/demo).
+    lost=0
+    for number in $(seq 32); do
+        dd if=/dev/urandom of="/tmp/$number" bs=64k count=1 2>/dev/null
+        cp "/tmp/$number" "/mnt/$number"
+        sync "/mnt/$number"
+    done
+    echo 3 >/proc/sys/vm/drop_caches
+    for number in $(seq 32); do
+        cmp -s "/tmp/$number" "/mnt/$number" || lost=$((lost + 1))
+        rm "/tmp/$number"
+    done
+    echo "$lost" >/mnt/lost
+    say "32 files written, each to the disk; read back, $lost lost"
 fi
 [ -c /dev/hwrng ] &&
     say "hwrng $(dd if=/dev/hwrng bs=16 count=1 iflag=fullblock 2>/dev/null | xxd -p)"

@@ -49,9 +49,13 @@ from vmm.control import Control
 
 log = logging.getLogger(__name__)
 
-# Seconds that a device has to answer, if it is not taken for hung sooner. A request that is under way in a slow disk may hold up
-# Stop; five seconds are long for that and short for a guest that waits (arbitrary).
+# Seconds that a device has to answer, if it is not taken for hung sooner. A request that is under
+# way in a slow disk may hold up Stop; five seconds are long for that and short for a guest that
+# waits (arbitrary).
 DEADLINE = 5.0
+# The same, of one that was started by hand: somebody may have stopped it in a debugger, and
+# thinks (arbitrary).
+BY_HAND_DEADLINE = 600.0
 # Seconds between two looks at whether a device that does not answer is alive at all (arbitrary).
 _LOOK = 0.1
 # Of a device's counters; both arbitrary, and more than any device of ours has.
@@ -65,7 +69,8 @@ class RemoteDevice:
     """One process of a device: of generation ``slot.generation``, at ``slot.endpoint``.
 
     ``pidfd`` is the handle to kill it by, ``bells`` are its doorbells, ``kick0`` … and ``call``;
-    all stay the caller's. ``patience`` is how many seconds it has for an answer.
+    all stay the caller's. ``patience`` is how many seconds it has for an answer; one that was
+    started ``by_hand`` has longer for what the driver waits for.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class RemoteDevice:
         bells: Mapping[str, int],
         control: Control,
         patience: float = DEADLINE,
+        *,
+        by_hand: bool = False,
     ) -> None:
         self.slot = slot
         self.patience = patience
@@ -95,6 +102,7 @@ class RemoteDevice:
         """Whether that was because it did not answer, or made no progress."""
         self.pidfd = pidfd
         self._pidfd_lock = threading.RLock()
+        self.by_hand = by_hand
         self._is_refused = False
         self._control = control
         self._channel = control.bind(slot.endpoint, FROM_DEVICE, slot.generation, self)
@@ -116,7 +124,8 @@ class RemoteDevice:
 
     def quiesce(self) -> bytes:
         """Return when the device is quiet, with what it leaves to its successor."""
-        reply = self.call(Quiesce())
+        # Somebody wants it replaced: even by hand it has its time.
+        reply = self.wait(self.ask(Quiesce()), Quiesce(), time.monotonic() + self.patience)
         if not isinstance(reply, Quiesced):
             self.fence("it would not be quiet")
             raise DeviceGone(f"{self.name} would not be quiet")
@@ -143,8 +152,11 @@ class RemoteDevice:
         of them has to fit one message.
         """
         try:
-            stats = self.wait(reply, GetStats(), until)
-        except DeviceGone:
+            if self.by_hand:  # it may be late, and live
+                stats = reply.result(max(0.0, until - time.monotonic()))
+            else:
+                stats = self.wait(reply, GetStats(), until)
+        except (DeviceGone, FutureTimeout):
             return {}
         if not isinstance(stats, DeviceStats):
             return {}
@@ -162,7 +174,8 @@ class RemoteDevice:
 
     def call(self, request: object) -> Any:
         """The reply to ``request``; DeviceGone if none came in time."""
-        return self.wait(self.ask(request), request, time.monotonic() + self.patience)
+        patience = BY_HAND_DEADLINE if self.by_hand else self.patience
+        return self.wait(self.ask(request), request, time.monotonic() + patience)
 
     def ask(self, request: object) -> Future[Any]:
         """Send ``request``; its reply is for :meth:`wait`."""

@@ -123,7 +123,9 @@ class Seating:
             generation=successor.generation,
             endpoint=successor.endpoint,
         )
-        remote = RemoteDevice(slot, pidfd, bells, self._control, self._patience)
+        remote = RemoteDevice(
+            slot, pidfd, bells, self._control, self._patience, by_hand=successor.by_hand
+        )
         self._candidates[remote] = _Candidate(successor.waits)
         self._follow(remote)
         return DeviceBound(successor.name, successor.generation)
@@ -145,7 +147,10 @@ class Seating:
         remote = self._candidate(request.name, request.generation)
         if remote is None or not remote.is_ready:
             return Failed(f"{request.name} has no successor {request.generation} that is ready")
-        reason = self._seats[remote.name].switch(remote)
+        seat = self._seats[remote.name]
+        if (why := seat.why_unfit(remote)) is not None:
+            return Failed(why)  # it has seen nothing of the guest: the launcher sees it end
+        reason = seat.switch(remote)
         self._seated(remote, reason)
         return Done() if reason is None else Failed(reason)
 

@@ -2,7 +2,8 @@
 
 Two signs. A queue that owes progress holds work, and no chain of it has been used for too long. Or
 the process does not answer a Ping, though nothing else is asked of it. Queues on which a chain may
-rightly wait for ever, such as a console's for input, owe nothing (specs.DeviceSlot.owing).
+rightly wait for ever, such as a console's for input, owe nothing (specs.DeviceSlot.owing). Neither
+does a process that was started by hand: it may sit at a breakpoint.
 
 Time is counted in looks, not by a clock: a VMM that was stopped for a minute, and its devices
 with it, has looked at none of them in that minute.
@@ -44,7 +45,7 @@ class Watchdog:
     def look(self) -> None:
         """Once every so often: what has hung for :data:`LOOKS` looks is killed."""
         for seat, memory in self._seats:
-            if (remote := seat.remote) is None:
+            if (remote := seat.remote) is None or remote.by_hand:
                 continue
             patience = self._patience.get(seat.name)
             if patience is None or patience.remote is not remote:

@@ -13,7 +13,8 @@ import stat
 import struct
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 
 def _status(arguments: Sequence[str]) -> int:
-    sys.unraisablehook = lambda bug: _report(bug.exc_type, bug.exc_value, bug.exc_traceback)
+    sys.unraisablehook = lambda bug: report(bug.exc_type, bug.exc_value, bug.exc_traceback)
     with socket.socket(fileno=int(arguments[0])) as channel:
         parent = _peer(channel)
         handover = fds.receive(channel)
@@ -69,7 +70,7 @@ def _status(arguments: Sequence[str]) -> int:
         _logger.error("%s", error)
         return error.exit_status
     except Exception as error:
-        _report(type(error), error, error.__traceback__)
+        report(type(error), error, error.__traceback__)
         return _EXIT_BUG
     return 0
 
@@ -80,12 +81,32 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     config: Any = codec.from_plain(kind.config_type, codec.unpack(spec.config))
     _check_names(kind, handed)
     seal.enter_privileges(parent)
+    serve(spec, kind, config, handed)
 
+
+def serve(
+    spec: DeviceSpec,
+    kind: type[AnyDevice],
+    config: Any,
+    handed: Mapping[str, int],
+    *,
+    is_sealed: bool = True,
+    also: tuple[int, Callable[[Loop], None]] | None = None,
+) -> None:
+    """Be a device of ``kind`` until the VMM says Quit; ``spec`` and ``handed`` came from the
+    launcher. Where it ``is_sealed``, privileges were given up before. ``also`` is a further
+    descriptor, and who is called when something comes there."""
+    held = dict(handed)
+    if also is not None:
+        held["launcher"] = also[0]
     memory = GuestMemory(handed["memory"], spec.regions)
     journal = Journal(handed["journal"], spec.journal)
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
-    seal.audit(_held(handed), channel=False)
+    if is_sealed:
+        seal.audit(_held(held), channel=False)
     loop = Loop()
+    if also is not None:
+        loop.add(also[0], partial(also[1], loop))
     injector = _injector(handed["faults"]) if "faults" in handed else None
     worker = Worker(
         kind,
@@ -105,9 +126,12 @@ def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
     converse = Session if injector is None else injector.session
     session = converse(channel, worker, loop, trace)
     session.greet(spec.kind)
-    seal.audit(_held(handed), channel=True)
-    session.sealed(seal.seal(kind.jail.syscalls), tuple(handed))
-    _logger.info("sealed, with %s", ", ".join(handed))
+    allowed = 0
+    if is_sealed:
+        seal.audit(_held(held), channel=True)
+        allowed = seal.seal(kind.jail.syscalls)
+        _logger.info("sealed, with %s", ", ".join(handed))
+    session.sealed(allowed, tuple(handed))
 
     loop.run()
     channel.close(_LINGER_SECONDS)
@@ -130,7 +154,7 @@ def _call_ourselves(name: str) -> None:
         comm.write(name.encode())
 
 
-def _check_names(kind: type[AnyDevice], handed: dict[str, int]) -> None:
+def _check_names(kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
     wanted = ["memory", "journal", "call", *(f"kick{queue.index}" for queue in kind.queues)]
     missing = [name for name in wanted if name not in handed]
     if missing:
@@ -155,9 +179,10 @@ def _peer(channel: socket.socket) -> int:
     return int(struct.unpack("3i", credentials)[0])
 
 
-def _report(
+def report(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
+    """Log an exception that nobody expected."""
     # Places without their source lines: those would be read from files, and behind the seal
     # that is a death without the message.
     places = [

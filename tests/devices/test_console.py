@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from devices.console import Config
+from devices.console import Config, Console
 from launcher.streams import LogEnd
 from protocol import messages
-from protocol.stream import CAPACITY
+from protocol.stream import CAPACITY, Consumer, Producer, Stream
 from tests.support.device_host import DEADLINE, DeviceHost
 
 Boot = Callable[..., DeviceHost]
@@ -195,3 +195,28 @@ def test_options_that_make_no_console_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         Config(**options)  # type: ignore[arg-type]
+
+
+def test_what_was_printed_and_read_while_it_stood_by_is_not_its_own(boot: Boot) -> None:
+    host = boot("console", Config(cols=80, rows=25))
+    end = host.host.streams[0]
+    # The process that serves meanwhile: until this one starts, the ends are its own.
+    logs = Stream(end.fds["stream"])
+    Producer(logs.output).write(0, [b"from the one before, "])
+    end.send(b"typed")
+    Consumer(logs.input).consume(2)
+
+    host.start()
+    host.drivers[TRANSMITQ].add([b"and on"])
+    host.publish(TRANSMITQ)
+    give_room(host, 16)
+
+    assert read(end, 27) == b"from the one before, and on"
+    assert host.collect(1, TRANSMITQ)
+    assert host.collect(1, RECEIVEQ)[0].written == 3
+    logs.close()
+
+
+def test_neither_queue_owes_progress() -> None:
+    # Nobody may type for hours, and a reader may hold a terminal with Ctrl-S for as long.
+    assert [queue.owes for queue in Console.queues] == [False, False]

@@ -103,6 +103,48 @@ def test_module_that_fails_fails_nobody_else(odd_module: Callable[[str], str], t
         kinds.find(f"{odd_module(text)}:Thing", "--impl")
 
 
+DEVICE = """
+from dataclasses import dataclass
+from devices.runtime.device import Device
+from protocol.virtio import DeviceId
+import beside
+
+@dataclass(frozen=True)
+class Config:
+    number: int = {number}
+
+class Mine(Device[Config]):
+    device_id = DeviceId.NULL
+    said = beside.SAID
+"""
+
+
+def test_a_file_is_found_by_its_path_with_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside.py").write_text("SAID = 'hello'")
+    path = tmp_path / "rng.py"  # the name of a module of ours, with whose it is not mixed up
+    # Each time within the same second as the last, and of the same size.
+    for number in range(3):
+        path.write_text(DEVICE.format(number=number))
+        found = kinds.find_again(str(path), "--impl")
+        assert found.config_type().number == number
+
+    assert found.said == "hello"  # type: ignore[attr-defined]
+    assert kinds.find(f"{path}:Mine").__module__ == str(path)
+    assert kinds.label(str(path), found) == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert kinds.whole("rng.py:Mine") == f"{path}:Mine"
+    assert kinds.whole("blk-mapped") == "blk-mapped"
+    sys.modules.pop(str(path))
+
+
+def test_a_file_that_is_not_there_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="cannot be imported: FileNotFoundError"):
+        kinds.find("nowhere/mine.py")
+
+
 def test_module_is_read_again_when_it_was_changed_and_only_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

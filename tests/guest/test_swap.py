@@ -50,6 +50,23 @@ class Counting(Blk):
         if version != 1:
             raise ValueError(f"version {version}")
 '''
+# One that interrupts without end: a thousand times for each request.
+STORM = """
+from devices.blk import Blk
+from protocol import doorbell
+
+class Storm(Blk):
+    def __init__(self, config, fds, runtime):
+        super().__init__(config, fds, runtime)
+        self.call = fds["call"]
+
+    def requestq(self, chain):
+        for _ in range(1000):
+            doorbell.ring(self.call)
+        self.counters["storms"] += 1
+        return super().requestq(chain)
+    requestq.virtqueue = Blk.requestq.virtqueue
+"""
 # One that never comes to its hello, one that does not start, and ones that are something else.
 BROKEN = """
 import time
@@ -109,12 +126,13 @@ def machine(
     """Starts one whose guest reads its disk over and over, ``count`` times."""
     (tmp_path / "counting.py").write_text(COUNTING)
     (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "storm.py").write_text(STORM)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "disk.img").write_bytes(os.urandom(64 * SECTOR))
     with contextlib.ExitStack() as machines:
 
-        def start(count: int, **options: object) -> VM:
-            (tmp_path / "guest.raw").write_bytes(demo(STREAM, count=count))
+        def start(count: int, *, sleep: bool = False, **options: object) -> VM:
+            (tmp_path / "guest.raw").write_bytes(demo(STREAM, sleep=sleep, count=count))
             base = {
                 "binary": tmp_path / "guest.raw",
                 "entry": "0x100000",
@@ -137,6 +155,8 @@ def test_a_disk_changes_its_implementation_again_and_again(machine: Callable[...
 
     assert [one.generation for one in served] == list(range(2, 22))
     assert len({one.pid for one in served}) == 20
+    vm.swap("blk0", "blk-mapped")
+    assert {one.kind for one in vm.describe().processes if one.name == "blk0"} == {"blk-mapped"}
     assert vm.wait(DEADLINE) == 0
 
 
@@ -154,6 +174,22 @@ def test_state_is_handed_on_from_one_to_the_next(machine: Callable[..., VM]) -> 
     events = [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
     assert events.count("swapped") == 11
     assert vm.wait(DEADLINE) == 0
+
+
+def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(10_000, sleep=True)
+    vm.swap("blk0", "storm:Storm")
+    while vm.stats().devices[0].counters.get("storms", 0) < 100:
+        time.sleep(0.01)
+
+    vm.kill("blk0")
+    while vm.stats().devices[0].counters.get("storms", 0) < 100:  # of the successor
+        time.sleep(0.01)
+    vm.swap("blk0", "blk")
+
+    assert vm.wait(DEADLINE) == 0  # it sleeps until the interrupt of each request
 
 
 @pytest.mark.parametrize(

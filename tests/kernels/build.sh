@@ -10,7 +10,7 @@ last=arm64_reboot.raw
 command -v clang >/dev/null 2>&1 || last=x86_64_apic.raw
 if [ -e "$last" ] &&
         [ -z "$(find . -newer "$last" \( -name '*.[chS]' -o -name '*.ld' -o -name build.sh \))" ] &&
-        [ "$(ls ./*.raw | wc -l)" -ge 12 ]; then
+        [ "$(ls ./*.raw | wc -l)" -ge 13 ]; then
         exit 0
 fi
 
@@ -55,6 +55,8 @@ compile() {
         image x86_64_demo $objects
         compile demo/start.S demo/pc.c demo/interrupt.c demo/virtio.c soak/*.c
         image x86_64_soak $objects
+        compile demo/start.S demo/interrupt.c demo/pc.c demo/virtio.c ask.c
+        image x86_64_ask $objects
         # The guests that try the processor share all but one file.
         for name in faults traps rings strings mmio selfmod pit apic; do
                 compile cpu/start.S cpu/cpu.c demo/pc.c "cpu/$name.c"

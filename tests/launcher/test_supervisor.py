@@ -9,12 +9,14 @@ from typing import Any, cast
 import pytest
 
 from devices.rng import Config, Rng
+from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
 from launcher.policy import OnDeath
 from launcher.supervisor import Served, Supervisor
 from launcher.wiring import Wiring
 from protocol.messages import DeviceAttached, DeviceBound, DeviceFailed, DeviceOffers, Done, Failed
+from protocol.specs import Notice
 
 
 @dataclass(eq=False)
@@ -28,8 +30,23 @@ class FakeChild:
     def kill(self) -> None:
         self.is_killed = True
 
+    def dismiss(self, why: str) -> None:
+        self.kill()
+
     def how_it_ended(self) -> str:
         return f"ended with {self.status}"
+
+
+class FakeHand(FakeChild, Hand):  # type: ignore[misc]
+    def __init__(self, name: str) -> None:
+        FakeChild.__init__(self, name)
+        self.told: list[Notice | str] = []
+
+    def tell(self, notice: Notice) -> None:
+        self.told.append(notice)
+
+    def dismiss(self, why: str) -> None:
+        self.told.append(why)
 
 
 @dataclass
@@ -73,7 +90,9 @@ class FakeWiring:
         self.generations: list[FakeGeneration] = []
         self.waits: list[bool] = []
 
-    def successor(self, device: object, number: int, pidfd: int, *, waits: bool) -> object:
+    def successor(
+        self, device: object, number: int, pidfd: int, *, waits: bool, by_hand: bool
+    ) -> object:
         self.generations.append(FakeGeneration(number))
         self.waits.append(waits)
         return self.generations[-1], b"successor", {}
@@ -167,6 +186,16 @@ class World:
 
     def swap(self) -> None:
         self.supervisor.swap("rng0", self.device, self.answers.append)
+
+    def volunteer(self, number: int, *, holds: bool = False) -> FakeHand:
+        """One comes by hand, and serves as that number."""
+        hand = FakeHand("hand")
+        self.supervisor.volunteer("rng0", cast(Any, hand), "mine.py", holds=holds)
+        if not hand.told:
+            self.bound(number)
+            self.offers(number)
+            self.attached(number)
+        return hand
 
     def fire(self) -> None:
         """All timers at once."""
@@ -436,3 +465,64 @@ def test_end_of_the_machine_in_the_middle_of_a_recovery() -> None:
     world.swap()
     assert len(world.spares.given) == 1
     assert world.answers == ["the machine ends"]
+
+
+@pytest.mark.parametrize("on_death", OnDeath)
+def test_after_one_by_hand_the_machines_own_comes_back_whatever_on_death_says(
+    on_death: OnDeath,
+) -> None:
+    world = World(on_death)
+    hand = world.volunteer(2)
+    assert hand.told == [Notice(True)]
+    assert world.supervisor.is_by_hand("rng0")
+    assert world.wiring.waits == [True]
+    assert world.spares.ready == 1
+
+    world.die(hand, status=0)
+    world.serve(3)
+
+    assert world.machine.told[-1] == "rng0: spec"  # and not one that fails every request
+    assert not world.supervisor.is_by_hand("rng0")
+    assert world.supervisor.device("rng0") is world.device
+    assert not any("stop" in event or "pause" in event for event in world.machine.events)
+
+
+def test_one_by_hand_that_holds_its_place_is_followed_by_who_is_told_to() -> None:
+    world = World()
+    world.die(world.volunteer(2, holds=True), status=0)
+    assert world.supervisor.child("rng0") is None
+    assert world.spares.given == []
+
+    hand = world.volunteer(3, holds=True)
+    assert world.supervisor.child("rng0") is cast(Any, hand)
+    world.die(hand, status=0)
+    world.supervisor.restart("rng0", world.answers.append)
+    world.serve(4)
+
+    assert world.answers == [Served(4, 77, 5_000_000)]
+    world.die(world.spares.given[-1])  # that one holds nothing
+    assert len(world.spares.given) == 2
+
+
+def test_one_by_hand_that_does_not_fit_is_told_why_before_it_is_killed() -> None:
+    world = World()
+    hand = FakeHand("hand")
+    world.supervisor.volunteer("rng0", cast(Any, hand), "mine.py", holds=True)
+    world.bound(2)
+    world.offers(2, b"else")
+
+    assert hand.told == ["b'else' is not b'fits'"]
+    assert not hand.is_killed
+    world.fire()
+    assert hand.is_killed
+    assert world.supervisor.child("rng0") is cast(Any, world.child)
+    world.die(hand, status=0)
+    world.die(world.child)
+    assert len(world.spares.given) == 1  # it never held anything
+
+
+def test_one_by_hand_is_sent_away_while_another_is_on_its_way() -> None:
+    world = World()
+    world.swap()
+
+    assert world.volunteer(3).told == ["another successor is on its way"]

@@ -188,6 +188,16 @@ def test_event_as_json(start: Start, capfd: Capture) -> None:
         ("kill idle", "'idle': a machine; which device of it? idle/DEVICE"),
         ("attach rng0", "'rng0': no stream to attach to; there are serial"),
         ("stats idle/rng0", "'idle/rng0': stats is for a machine"),
+        ("device run", "device run: which device? vibevmm device run MODULE[:CLASS]"),
+        ("device run rng", "--attach: which device of which machine is it to be? VM/DEV"),
+        ("device run rngs --attach idle/rng0", "device run: 'rngs' is not a kind of device"),
+        ("device run rng --attach idle/rng9", "'rng9': no such device; there are rng0"),
+        ("device run rng --attach ideal/rng0", "'ideal': no such machine; did you mean 'idle'?"),
+        ("device run rng --attach idle", "'idle': a machine; which device of it? idle/DEVICE"),
+        ("device run null --attach rng0", "device run: a device of type 65535, not 4"),
+        ("device run rng --attach rng0 max-bytes=x", "device run: max_bytes: 'x' ends in 'X'"),
+        ("device run rng --atach rng0", "--atach: no such option; did you mean '--attach'?"),
+        ("device walk", "'device': no such command"),
     ],
 )
 def test_bad_input_is_status_2_and_the_machine_runs_on(

@@ -1,5 +1,6 @@
 """A channel is one peer, one generation, bounded."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,25 @@ def test_a_request_and_its_answer(
     assert answer is not None
     assert (answer.message, answer.sequence) == (Done(), 5)
     vmm.close()
+    device.close()
+
+
+def test_who_listens_and_goes_is_an_end_and_not_connected_to_again(
+    context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
+) -> None:
+    path = f"{tmp_path}/c"
+    device = Channel(context, TO_DEVICE)
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(path)
+        dying.listen()
+        device.connect(path)
+        dying.settimeout(5)
+        dying.accept()[0].close()  # it took the connection, and was no more
+
+        assert device.wait(0.3) is None
+        dying.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            dying.accept()
     device.close()
 
 

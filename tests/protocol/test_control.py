@@ -9,7 +9,7 @@ from protocol.control import BadMessage, Describe, Event, Failed, Kill
 
 
 def test_what_is_encoded_is_decoded() -> None:
-    event = Event(3, "recovered", "blk0", 2, 77, 1_000_000, 5, 12, "of SIGKILL")
+    event = Event(3, "recovered", "blk0", 2, 77, 1_000_000, 5, 12, {"spare": 4}, "of SIGKILL")
 
     envelope = control.decode(control.encode(event), control.FROM_LAUNCHER)
 

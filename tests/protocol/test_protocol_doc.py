@@ -28,6 +28,10 @@ SPECS = (
     specs.Successor,
     specs.BootSpec,
     specs.Forked,
+    specs.Volunteer,
+    specs.Wish,
+    specs.Granted,
+    specs.Notice,
 )
 
 # Name to its fields, each with its type, in order.

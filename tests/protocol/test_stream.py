@@ -403,3 +403,17 @@ def test_no_interleaving_and_no_death_loses_or_repeats_a_byte(
         todo += earlier
     assert arriving == set(before)
     assert len(before) > 100, f"only {len(before)} states"
+
+
+def test_end_that_stood_by_goes_on_where_the_one_before_left_it() -> None:
+    memory = log()
+    producer, consumer = Producer(memory), Consumer(memory)
+    Producer(memory).write(0, [b"one before, "])
+    other = Consumer(memory)
+    other.consume(other.tail + 4)
+
+    producer.take_over()
+    consumer.take_over()
+
+    assert producer.write(producer.head, [b"and on"]) == 6
+    assert take(consumer) == b"before, and on"

@@ -3,6 +3,7 @@ and knows what its disk must hold."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import socket
@@ -38,7 +39,8 @@ FROM_GUEST, FROM_HOST = 1, 2
 
 class Bare:
     """The soak guest on ``hypervisor``, with ``features``, sleeping or looking; ``seed`` decides
-    what it does. ``kinds`` are put in the place of the devices of that name."""
+    what it does, ``patience`` when a request is lost (seconds; 0 for its own). ``kinds`` are put
+    in the place of the devices of that name."""
 
     devices = ("blk0", "rng0", "console0")
 
@@ -49,11 +51,12 @@ class Bare:
         *,
         features: int = EVENT_IDX | INDIRECT_DESC,
         sleep: bool = True,
+        patience: int = 0,
         kinds: dict[str, str] | None = None,
     ) -> None:
         self._seed = seed & 0xFFFFFFFF
         self._hypervisor = hypervisor
-        self._words = (features, int(sleep), self._seed)
+        self._words = (features | patience << 8, int(sleep), self._seed)
         self._kinds = {"blk": "blk", "rng": "rng", "console": "console"} | (kinds or {})
         self._console: _Console | None = None
         self._begun = 0.0
@@ -69,6 +72,7 @@ class Bare:
         self._disk = folder / "disk.img"
         self._disk.write_bytes(bytes(SECTORS * SECTOR))
         self._socket = folder / "console"
+        self._socket.unlink(missing_ok=True)
         self._serial = folder / "serial"
         kinds = self._kinds
         return {
@@ -78,7 +82,7 @@ class Bare:
             "hypervisor": self._hypervisor,
             "stdout": self._serial.open("wb"),
             "devices": [
-                f"{kinds['blk']},{self._disk},id=blk0",
+                f"{kinds['blk']},path={self._disk},id=blk0",
                 f"{kinds['console']},backend=socket,path={self._socket},id=console0",
                 f"{kinds['rng']},id=rng0",
             ],
@@ -93,8 +97,9 @@ class Bare:
         """See harness.Guest."""
         assert self._console is not None
         self._console.end()
-        vm.wait(2 * PATIENCE)
-        self._ended = time.monotonic()
+        with contextlib.suppress(Problem):  # the guest found something, and told
+            self._ended = self._wait_for("ended")
+        vm.wait(PATIENCE)
         self._console.join(PATIENCE)
 
     def verdict(self) -> Verdict:
@@ -103,7 +108,8 @@ class Bare:
         said = self._serial.read_text(errors="replace")
         verdict = Verdict(errors=re.findall(r"FAILED: (.*)", said))
         counts = {
-            what: int(count) for what, count in re.findall(r"(\w+) (\d+)(?= |$)", said, re.MULTILINE)
+            what: int(count)
+            for what, count in re.findall(r"(\w+) (\d+)(?= |$)", said, re.MULTILINE)
         }
         if "soak: done" not in said:
             verdict.errors = verdict.errors or [f"the guest did not finish: {said[-500:]!r}"]
@@ -129,8 +135,8 @@ class Bare:
     def _wait_for(self, what: str) -> float:
         # The time at which the guest was there.
         deadline = time.monotonic() + PATIENCE
-        while f"soak: {what}" not in self._serial.read_text(errors="replace"):
-            if time.monotonic() >= deadline:
+        while f"soak: {what}" not in (said := self._serial.read_text(errors="replace")):
+            if time.monotonic() >= deadline or "FAILED" in said:
                 raise Problem(f"the guest never {what}")
             time.sleep(0.001)
         return time.monotonic()

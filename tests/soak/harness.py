@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 from launcher import rundir
 from launcher.api import VM
-from launcher.client import Refused
+from launcher.client import Gone, Refused
 from protocol.control import Event, Lost
 from protocol.errors import VibeError
 from tests.soak.schedule import Step
@@ -38,6 +39,13 @@ HANG_AFTER = 0.4
 _MORE_DESCRIPTORS = 40
 
 _LOOK = 0.002
+
+# How processes end, and successors do not come so far, if we, or the VMM on account of what we did,
+# had a hand in it. What else they die of is theirs.
+_OURS = re.compile(r"SIGKILL|answer|no progress|in time|not ready|ended|gone|does not read|ends")
+
+# Seconds after which a process has not died young (launcher.policy): the next comes at once.
+_GROWN = 0.12
 
 
 class Problem(Exception):
@@ -146,18 +154,18 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
     guest.begin(vm)
     held = processes.descriptors()
     operator = _Operator(vm.name, watcher, outcome)
-    start = time.monotonic()
+    at = 0.0
     for step in steps:
-        time.sleep(max(0.0, start + step.at - time.monotonic()))
+        # After the one before, however long that took: what was late does not come in a burst.
+        time.sleep(step.at - at)
+        at = step.at
         if not processes.are_there():
             break  # the guest found something: it will tell
         match step.action:
-            case "kill":
-                processes.send(step.device, signal.SIGKILL)
-                outcome.done["kill"] += 1
-            case "hang":
-                processes.send(step.device, signal.SIGSTOP)
-                outcome.done["hang"] += 1
+            case "kill" | "hang":
+                number = signal.SIGKILL if step.action == "kill" else signal.SIGSTOP
+                processes.send(step.device, number, watcher)
+                outcome.done[step.action] += 1
             case _:
                 operator.put(step)
     operator.put(None)
@@ -195,8 +203,9 @@ class _Processes:
                         found.append(pid)
         return found
 
-    def send(self, device: str, number: signal.Signals) -> None:
-        """To a process of that name, whatever it is about to do, once there is one."""
+    def send(self, device: str, number: signal.Signals, watcher: _Watcher) -> None:
+        """To a process of that name, whatever it is about to do; if there is none, to the next
+        that has served for a while."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.are_there():
             for pid in self.pids(device):
@@ -205,7 +214,8 @@ class _Processes:
                         continue  # that would be no news to it
                     os.kill(pid, number)
                     return
-            time.sleep(_LOOK)
+            watcher.until_serves(device)
+            time.sleep(_GROWN)
         if self.are_there():
             raise Problem(f"there was no process of {device} for {PATIENCE:g} s")
 
@@ -254,6 +264,8 @@ class _Watcher(threading.Thread):
             self._outcome.problems.append(f"{event.count} events of the machine were lost")
             return
         self._outcome.seen[event.kind] += 1
+        if event.kind in ("died", "failed") and not _OURS.search(event.detail):
+            self._outcome.problems.append(f"{event.device} {event.kind}: {event.detail}")
         if event.device not in self._serves:
             return
         if event.kind in ("died", "hung"):
@@ -292,6 +304,8 @@ class _Operator(threading.Thread):
             with contextlib.closing(VM.connect(self._name)) as vm:
                 while (step := self._steps.get()) is not None:
                     self._persist(vm, step)
+        except Gone:
+            pass  # the guest found something: it will tell
         except VibeError as error:
             self._outcome.problems.append(f"control interface: {error}")
 
@@ -320,7 +334,20 @@ class _Operator(threading.Thread):
             settings = dict(word.split("=", 1) for word in words if "=" in word)
             vm.swap(step.device, "".join(word for word in words if "=" not in word), **settings)
         else:
-            raise Problem(f"{step.action} is unknown")
+            time.sleep(_GROWN)
+            fault, *points = step.detail.split()
+            for point in points:
+                vm.inject(step.device, fault, at=point)
+            self._see_struck(vm, step)
+
+    def _see_struck(self, vm: VM, step: Step) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not all(fault.strikes for fault in vm.inject(step.device)):
+            if time.monotonic() >= deadline:
+                self._outcome.problems.append(f"{step.device}: {step.detail} did not strike")
+                break
+            time.sleep(_LOOK)
+        vm.inject(step.device, "none")
 
 
 def _left_behind(name: str, launcher: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tests.soak.harness import Gap, Outcome, Took
 
@@ -17,23 +17,22 @@ def text(outcome: Outcome) -> str:
     """Some lines."""
     verdict = outcome.verdict
     lines = [
-        f"steps     {_counts(outcome.done)}",
-        f"events    {_counts(outcome.seen)}",
-        f"requests  {_counts(verdict.requests)}",
-        f"lost {verdict.lost}, corrupted {verdict.corrupted}, "
-        f"guest errors {len(verdict.errors)}, {outcome.seconds:.1f} s",
+        f"  steps      {_counts(outcome.done)}",
+        f"  events     {_counts(outcome.seen)}",
+        f"  requests   {_counts(verdict.requests)}",
+        f"  lost {verdict.lost}, corrupted {verdict.corrupted}, "
+        f"guest errors {len(verdict.errors)}, in {outcome.seconds:.1f} s",
     ]
     for kind in ("recovered", "swapped"):
         took = [each for each in outcome.took if each.kind == kind]
-        lines.append(f"{kind:<9} {_percentiles(each.seconds for each in took)}")
+        lines.append(f"  {kind:<10} {_percentiles(each.seconds for each in took)}")
         stalls = [_stall(each, verdict.gaps) for each in took]
-        lines.append(f"  stall   {_percentiles(stall for stall in stalls if stall is not None)}")
-    lines += [f"PROBLEM   {problem}" for problem in outcome.problems[:_MOST]]
+        lines.append(f"    stalls   {_percentiles(stall for stall in stalls if stall is not None)}")
+    lines += [f"  PROBLEM    {problem}" for problem in outcome.problems[:_MOST]]
     return "\n".join(lines)
 
 
-def _counts(counts: dict[str, int] | object) -> str:
-    assert hasattr(counts, "items")
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{what} {count}" for what, count in counts.items()) or "none"
 
 

@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from protocol.ring.faults import POINTS as ENGINE_POINTS
+
 Action = Literal["kill", "hang", "swap", "restart", "inject"]
 """SIGKILL; SIGSTOP; another implementation, or the same with other options; a fresh process of
-the same; a fault at a point of the protocol, which the detail names (``FAULT POINT``)."""
+the same; a fault (protocol.faults) at points, which the detail names: ``FAULT POINT …``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +36,35 @@ def draw(
     counts: Mapping[Action, int],
     devices: Sequence[str],
     between: float,
-    points: Sequence[str] = (),
 ) -> list[Step]:
     """So many steps of each kind, in an order and at moments that ``seed`` decides, ``between``
-    seconds apart on average (Poisson: the next may come while the last is not over). Faults are
-    injected at each of ``points`` in turn, at whichever device."""
+    seconds apart on average (Poisson: the next may come while the last is not over)."""
     dice = random.Random(seed)
     actions = [action for action, count in counts.items() for _ in range(count)]
     dice.shuffle(actions)
-    at, steps, injected = 0.0, [], 0
+    at, steps = 0.0, []
     for action in actions:
         at += dice.expovariate(1 / between)
         device, detail = dice.choice(devices), ""
         if action == "swap":
             detail = _other(device, dice)
-        elif action == "inject":
-            detail = f"kill {points[injected % len(points)]}"
-            injected += 1
         steps.append(Step(round(at, 4), device, action, detail))
     return steps
+
+
+def at_every_point(devices: Sequence[str]) -> list[Step]:
+    """Each device is killed at each point that it passes while a driver works; at those that only
+    a successor passes, after a death that leaves it something to do."""
+    work = [
+        point
+        for point in ("handle", "complete", "interrupt", *ENGINE_POINTS)
+        if not point.startswith(("begin_", "recover_")) and point != "kicks_disable"
+    ]
+    recover = ["attach", "answer_start", *(p for p in ENGINE_POINTS if p.startswith("recover_"))]
+    details = [*work, *(f"{point} push_used_idx" for point in recover)]
+    return [
+        Step(0.0, device, "inject", f"kill {detail}") for detail in details for device in devices
+    ]
 
 
 def _other(device: str, dice: random.Random) -> str:

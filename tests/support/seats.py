@@ -27,6 +27,7 @@ class FakeRemote:
         self.features = features
         self.queue_sizes = SLOT.queues
         self.config = config
+        self.by_hand = False
         self.bells: Mapping[str, int] = {"call": id(self)}
         self.calls: list[object] = []
         self.refuses: str | None = None

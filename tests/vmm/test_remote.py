@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.specs import DeviceSlot
 from vmm.control import Control
-from vmm.remote import RemoteDevice
+from vmm.remote import DEADLINE, RemoteDevice
 
 HELLO = Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (64,), b"")
 
@@ -44,7 +45,7 @@ HELLO = Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (64,), b"")
 class Pair:
     """A RemoteDevice with its control thread, a stand-in for the process, and its channel."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, patience: float = DEADLINE, by_hand: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL
         )
@@ -52,7 +53,7 @@ class Pair:
         endpoint = f"{run_dir}/rng0.1"
         self.control = Control()
         slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, endpoint)
-        self.remote = RemoteDevice(slot, self.pidfd, {}, self.control)
+        self.remote = RemoteDevice(slot, self.pidfd, {}, self.control, patience, by_hand=by_hand)
         self.control.start()
         self.context = new_context()
         self.device = Channel(self.context, TO_DEVICE, generation=1)
@@ -63,6 +64,13 @@ class Pair:
         assert envelope is not None
         assert isinstance(envelope.message, kind)
         return envelope.message
+
+    def sequence(self, kind: type) -> int:
+        """Of the next request, a ``kind``."""
+        envelope = self.device.wait(5)
+        assert envelope is not None
+        assert isinstance(envelope.message, kind)
+        return envelope.sequence
 
     def get_ready(self) -> None:
         self.device.send(HELLO)
@@ -272,3 +280,34 @@ def test_death_fails_what_waits(pair: Pair) -> None:
 
     with pytest.raises(DeviceGone, match="rng0 is gone"):
         reply.result(5)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path, patience=0.0, by_hand=True)
+    made.get_ready()
+    yield made
+    made.close()
+
+
+def test_one_by_hand_may_be_late_with_what_the_driver_waits_for(by_hand: Pair) -> None:
+    answers = threading.Thread(target=lambda: by_hand.device.send(Done(), by_hand.sequence(Start)))
+    answers.start()
+
+    assert by_hand.remote.start(0, (), b"") is None
+    answers.join()
+    assert by_hand.process.poll() is None
+
+
+def test_one_by_hand_lives_though_it_does_not_count(by_hand: Pair) -> None:
+    asked = by_hand.remote.ask(GetStats())
+
+    assert by_hand.remote.counters(asked, time.monotonic()) == {}
+    assert by_hand.remote.fenced_because == ""
+
+
+def test_one_by_hand_that_is_to_be_replaced_has_no_more_time_than_others(by_hand: Pair) -> None:
+    with pytest.raises(DeviceGone):
+        by_hand.remote.quiesce()
+
+    assert by_hand.process.wait() == -signal.SIGKILL

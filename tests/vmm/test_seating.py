@@ -333,3 +333,18 @@ def test_two_dozen_deaths_keep_what_two_of_them_had(house: House) -> None:
 
     # ZeroMQ closes in its own time; a set of doorbells kept from each death would be 48.
     assert max(held) < 12, held
+
+
+def test_one_that_does_not_fit_is_told_of_and_lives(house: House) -> None:
+    # It has seen nothing of the guest. Who started it by hand is told why by the launcher.
+    first = house.begin()
+    house.seat._features, house.seat._queues = 7 | 1 << 20, ()
+    second = house.successor(waits=True)
+    second.get_ready()
+    house.turn_until(lambda: len(house.of(DeviceOffers)) == 2)
+
+    reply = house.seating.switch(Switch("rng0", 2))
+
+    assert reply == Failed("it lacks negotiated features: 0x100000")
+    assert second.process.poll() is None
+    assert first.process.poll() is None

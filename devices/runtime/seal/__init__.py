@@ -62,18 +62,20 @@ def adopt_orphans(yes: bool) -> None:
     _check("adopting orphans", lib.seal_adopt_orphans(yes))
 
 
-def enter_privileges(parent: int) -> None:
+def enter_privileges(parent: int | None) -> None:
     """Give up everything that belongs to a thread, for good. The process must still have one
-    thread, and ``parent`` must be its parent, with which it dies from now on."""
+    thread, and ``parent`` must be its parent, with which it dies from now on; None for a process
+    that was started by hand, whose parent is a shell."""
     if len(_threads()) != 1:
         raise RuntimeError(
             f"{len(_threads())} threads: what is given up now, the others would keep"
         )
-    # After this a change of credentials would clear the death signal; there is none to come.
-    _check("dying with the launcher", lib.seal_death_with_parent())
-    # It may have died before that.
-    if os.getppid() != parent:
-        raise Orphaned(f"process {parent}, which started this one, is gone")
+    if parent is not None:
+        # After this a change of credentials would clear the death signal; there is none to come.
+        _check("dying with the launcher", lib.seal_death_with_parent())
+        # It may have died before that.
+        if os.getppid() != parent:
+            raise Orphaned(f"process {parent}, which started this one, is gone")
     _check("no new privileges", lib.seal_no_new_privileges())
     _check("dropping capabilities", lib.seal_drop_capabilities())
     # A process made before the seal would not die with the parent, and would stay unsealed.

@@ -7,7 +7,7 @@ extern const volatile struct {
         uint32_t mode, wait, count;
 } parameters;
 
-enum { USE_EVENT_IDX = 1, USE_INDIRECT_DESC = 2 }; // mode
+enum { USE_EVENT_IDX = 1, USE_INDIRECT_DESC = 2, PATIENCE = 8 }; // mode; its bits from 8 on
 
 uint64_t seed;
 static uint64_t state;
@@ -60,6 +60,8 @@ void main(void)
         uint64_t features = (parameters.mode & USE_EVENT_IDX ? EVENT_IDX : 0) |
                             (parameters.mode & USE_INDIRECT_DESC ? INDIRECT_DESC : 0);
         seed = parameters.count;
+        if (parameters.mode >> PATIENCE)
+                patience = parameters.mode >> PATIENCE;
         state = seed * 6364136223846793005 + 1442695040888963407;
         start_disk(find(BLOCK, &disk), features, interrupts);
         start_entropy(find(ENTROPY, &entropy), features, interrupts);

@@ -1,7 +1,8 @@
 #include "traffic.h"
 
-// Some 0.5 ms, 30 s and 0.5 s, on a processor of 2 to 3 GHz.
-static const uint64_t noteworthy = 1ull << 20, lost = 75000000000, often = 1ull << 30;
+// Some 0.5 ms, 0.1 s and 1 s, on a processor of 2 to 3 GHz.
+static const uint64_t noteworthy = 1ull << 20, often = 1ull << 28, second = 2500000000;
+uint64_t patience = 30;
 
 struct gap gaps[MOST_GAPS];
 unsigned gap_count;
@@ -155,7 +156,7 @@ void look_for_lost(struct traffic *traffic)
                 return;
         traffic->looked = now();
         for (unsigned head = 0; head < QUEUE_SIZE; head++)
-                if (traffic->flights[head].request && now() - traffic->flights[head].since > lost)
+                if (traffic->flights[head].request && now() - traffic->flights[head].since > patience * second)
                         fail("slot %u: queue %u has lost chain %u", traffic->device->slot,
                              traffic->number, head);
 }

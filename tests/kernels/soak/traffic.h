@@ -40,7 +40,8 @@ void ring(struct traffic *traffic);
 // the next one interrupts.
 void *take(struct traffic *traffic, uint32_t *written);
 
-// Fails if a chain has been in flight for so long that it must be lost.
+// Fails if a chain has been in flight for so many seconds that it must be lost.
+extern uint64_t patience;
 void look_for_lost(struct traffic *traffic);
 
 // Whether nothing is expected of the queue.

@@ -1,0 +1,142 @@
+"""The soak in short, and its checkers on devices that lie: each lie is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.soak import report, schedule
+from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
+from tests.soak.harness import Outcome, run
+from tests.support.bare import usable_kvm
+from tests.support.leaks import none_left
+
+SEED = 5
+
+# Arbitrary: so much that every kind of step meets every device; some ten seconds.
+COUNTS: dict[schedule.Action, int] = {"kill": 40, "swap": 15, "hang": 2, "restart": 3}
+
+
+@pytest.fixture(params=[pytest.param("kvm", marks=pytest.mark.kvm), "software"])
+def hypervisor(request: pytest.FixtureRequest) -> str:
+    if request.param == "kvm" and (why := usable_kvm()):
+        pytest.skip(why)
+    if request.param == "software":
+        pytest.importorskip("unicorn")
+    return str(request.param)
+
+
+@pytest.mark.slow
+def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
+    tmp_path: Path, hypervisor: str
+) -> None:
+    guest = Bare(SEED, hypervisor)
+    steps = schedule.draw(SEED, COUNTS, guest.devices, between=0.1)
+
+    with none_left():
+        outcome = run(guest, steps, tmp_path)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert {what: outcome.done[what] for what in COUNTS} == COUNTS
+    assert all(outcome.verdict.requests.values())
+    assert outcome.seen["recovered"]
+    assert outcome.seen["swapped"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sleep", [True, False], ids=["interrupts", "looking"])
+@pytest.mark.parametrize("features", [0, EVENT_IDX, INDIRECT_DESC])
+def test_whatever_the_driver_negotiates(tmp_path: Path, features: int, sleep: bool) -> None:
+    pytest.importorskip("unicorn")
+    guest = Bare(SEED, "software", features=features, sleep=sleep)
+    steps = schedule.draw(SEED, {"kill": 6, "swap": 3}, guest.devices, between=0.1)
+
+    outcome = run(guest, steps, tmp_path)
+
+    assert outcome.problems == [], report.text(outcome)
+
+
+@pytest.mark.slow
+def test_every_device_is_killed_at_every_step_of_the_commit_order(
+    tmp_path: Path, hypervisor: str
+) -> None:
+    guest = Bare(SEED, hypervisor)
+    steps = schedule.at_every_point(guest.devices)
+
+    outcome = run(guest, steps, tmp_path, allow_inject=True)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert outcome.done["inject"] == len(steps)
+
+
+# ── lies ──────────────────────────────────────────────────────────────────────────────
+
+
+def lied_to(folder: Path, kind: str, liar: str) -> Outcome:
+    """What is found where ``liar`` has the place of ``kind``."""
+    pytest.importorskip("unicorn")
+    guest = Bare(SEED, "software", kinds={kind: f"tests.soak.liars:{liar}"}, patience=2)
+    # Two swaps give it time, and touch what does not lie.
+    steps = [schedule.Step(2.0, "rng0", "restart"), schedule.Step(4.5, "rng0", "restart")]
+    return run(guest, steps, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "liar", "complaint"),
+    [
+        ("blk", "CorruptingBlk", "differs"),
+        ("blk", "ForgettingBlk", "differs"),
+        ("blk", "LosingBlk", "has lost chain"),
+        ("console", "StutteringConsole", r"line \d+ is b'\\n"),
+        ("console", "DeafConsole", "of the input differs"),
+    ],
+)
+def test_one_lie_is_found(tmp_path: Path, kind: str, liar: str, complaint: str) -> None:
+    outcome = lied_to(tmp_path, kind, liar)
+
+    assert any(re.search(complaint, problem) for problem in outcome.problems), outcome.problems
+
+
+@pytest.mark.slow
+def test_a_request_that_is_completed_twice_is_found(tmp_path: Path, hypervisor: str) -> None:
+    steps = [
+        schedule.Step(0.2, "blk0", "inject", "duplicate-used push_used_idx"),
+        schedule.Step(2.5, "rng0", "restart"),
+    ]
+
+    outcome = run(Bare(SEED, hypervisor, patience=2), steps, tmp_path, allow_inject=True)
+
+    # A mediator does not pass it on, and has one less for the guest.
+    found = "in flight" if hypervisor == "kvm" else "has lost chain"
+    assert any(found in problem for problem in outcome.problems), outcome.problems
+
+
+def test_image_is_compared_with_what_was_written_last() -> None:
+    image = b"".join([sector_content(SEED, 0, 7), bytes(512), sector_content(SEED, 2, 8)])
+
+    assert wrong_sectors(image, SEED, [7, 0, 8]) == []
+    assert wrong_sectors(image, SEED, [7, 0, 9]) == [2]
+    assert wrong_sectors(image, SEED, [6, 3, 8]) == [0, 1]
+    assert wrong_sectors(image[:600] + b"x" + image[601:], SEED, [7, 0, 8]) == [1]
+
+
+def test_schedule_is_the_seed_s_and_survives_its_file(tmp_path: Path) -> None:
+    def draw(seed: int) -> list[schedule.Step]:
+        return schedule.draw(seed, {"kill": 5, "swap": 3}, ("blk0", "rng0"), 0.1)
+
+    schedule.save(draw(1), tmp_path / "steps")
+
+    assert schedule.load(tmp_path / "steps") == draw(1) != draw(2)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"at": 1}', '{"at": 1, "device": "x", "action": "y"}']
+)
+def test_file_that_is_no_schedule_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "steps").write_text(line)
+
+    with pytest.raises(ValueError, match="line 1"):
+        schedule.load(tmp_path / "steps")
