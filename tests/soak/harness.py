@@ -42,7 +42,9 @@ _LOOK = 0.002
 
 # How processes end, and successors do not come so far, if we, or the VMM on account of what we did,
 # had a hand in it. What else they die of is theirs.
-_OURS = re.compile(r"SIGKILL|answer|no progress|in time|not ready|ended|gone|does not read|ends")
+_OURS = re.compile(
+    r"SIGKILL|answer|no progress|in time|not ready|no successor|ended|gone|does not read|ends"
+)
 
 # Seconds after which a process has not died young (launcher.policy): the next comes at once.
 _GROWN = 0.12

@@ -76,7 +76,7 @@ void main(void)
         while (!(finish_disk() & finish_entropy() & finish_console()))
                 turn(interrupts);
         print_raw(sequences, sizeof sequences);
-        unsigned count = gap_count; // printing may take long, too
+        unsigned count = end_gaps(); // printing may take long, too
         print_raw(gaps, count * sizeof *gaps);
         while (!finish_console())
                 turn(interrupts);

@@ -1,11 +1,13 @@
 #include "traffic.h"
 
-// Some 0.5 ms, 0.1 s and 1 s, on a processor of 2 to 3 GHz.
-static const uint64_t noteworthy = 1ull << 20, often = 1ull << 28, second = 2500000000;
+// Some 0.1 s and 1 s, on a processor of 2 to 3 GHz.
+static const uint64_t often = 1ull << 28, second = 2500000000;
+// What a gap must be longer than to be kept: some 0.5 ms at first.
+static uint64_t noteworthy = 1ull << 20;
 uint64_t patience = 30;
 
 struct gap gaps[MOST_GAPS];
-unsigned gap_count;
+static unsigned gap_count;
 
 void begin_traffic(struct traffic *traffic, struct device *device, unsigned number)
 {
@@ -108,12 +110,36 @@ void ring(struct traffic *traffic)
                 traffic->device->registers[QUEUE_NOTIFY] = traffic->number;
 }
 
+static bool is_noteworthy(const struct gap *gap)
+{
+        return gap->end - gap->begin > noteworthy;
+}
+
+// The longest are kept: if there are too many, a gap must be twice as long from now on.
+static void note_gap(struct gap gap)
+{
+        while (is_noteworthy(&gap) && gap_count == MOST_GAPS) {
+                noteworthy *= 2;
+                gap_count = 0;
+                for (unsigned i = 0; i < MOST_GAPS; i++)
+                        if (is_noteworthy(&gaps[i]))
+                                gaps[gap_count++] = gaps[i];
+        }
+        if (is_noteworthy(&gap))
+                gaps[gap_count++] = gap;
+}
+
+unsigned end_gaps(void)
+{
+        noteworthy = -1;
+        return gap_count;
+}
+
 static void note_completion(struct traffic *traffic)
 {
         uint64_t then = traffic->since;
         traffic->since = now();
-        if (traffic->since - then > noteworthy && gap_count < MOST_GAPS)
-                gaps[gap_count++] = (struct gap){ traffic->device->slot, then, traffic->since };
+        note_gap((struct gap){ traffic->device->slot, then, traffic->since });
         traffic->completed++;
         traffic->in_flight--;
 }

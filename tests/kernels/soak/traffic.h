@@ -96,10 +96,12 @@ static inline bool are_same(const char *these, const char *those, unsigned long 
         return same;
 }
 
-// When nothing was completed for a millisecond or so, though something was in flight.
+// When nothing was completed for a while, though something was in flight.
 struct gap {
         uint64_t slot, begin, end;
 };
 enum { MOST_GAPS = 4096 };
 extern struct gap gaps[MOST_GAPS];
-extern unsigned gap_count;
+
+// No more are noted; how many there are.
+unsigned end_gaps(void);
