@@ -57,7 +57,7 @@ ifdef CMD
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- '$(subst ','\'',$(value CMD))'
 else
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS) lab
-	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS) kvm
+	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS) '"kvm and not slow"'
 endif
 
 check: build

@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.guest import KERNELS, build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "add-a-device.md").read_text()
 

@@ -22,6 +22,8 @@ from tests.support import guest
 from tests.support.bare import require_kvm
 from tests.support.leaks import none_left
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHOUT = ROOT / "tests" / "support" / "shout.py"
 DEADLINE = 30.0
