@@ -31,6 +31,10 @@ KINDS = {
 }
 
 
+# What each module's file was like when it was last read, by name: not known of the first time.
+_read: dict[str, tuple[int, int, int] | None] = {}
+
+
 def find(kind: str, option: str = "--device") -> type[AnyDevice]:
     """The class of ``kind``: a word of the table, or where a class is. BadInput, with what may
     have been meant, if there is none.
@@ -50,9 +54,15 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
 
 
 def find_again(kind: str, option: str) -> type[AnyDevice]:
-    """The same, of a module that may have been changed since it was imported, and is read again."""
-    sys.modules.pop(_place(KINDS.get(kind, kind))[0], None)
-    importlib.invalidate_caches()
+    """The same, of a module that may have been changed since it was imported: then it is read
+    again. What was imported stays in memory (caches know its classes), so only then."""
+    name, _ = _place(KINDS.get(kind, kind))
+    name = os.path.abspath(name) if name.endswith(_FILE) else name
+    state = _state(getattr(sys.modules.get(name), "__file__", None))
+    if state is None or _read.get(name) != state:
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        _read[name] = state
     if kind.isidentifier() and kind not in KINDS and importlib.util.find_spec(kind):
         return _load(kind, option)
     return find(kind, option)
@@ -86,6 +96,8 @@ def _import(where: str) -> ModuleType:
     # Named by its path, it is in no other module's way. Compiled here and now: of a file that was
     # changed twice within a second the importer may keep the first.
     path = os.path.abspath(where)
+    if path in sys.modules:
+        return sys.modules[path]
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec")
     module = ModuleType(path)
@@ -95,6 +107,17 @@ def _import(where: str) -> ModuleType:
     sys.modules[path] = module  # dataclasses look here for it
     exec(code, vars(module))
     return module
+
+
+def _state(file: str | None) -> tuple[int, int, int] | None:
+    # What changes with a file's content; None where there is no file.
+    if file is None:
+        return None
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load(path: str, option: str) -> type[AnyDevice]:

@@ -66,7 +66,11 @@ class Client:
         """The reply to ``request``, waited for ``deadline`` seconds, or for as long as the machine
         lives; Refused, Gone, Silent."""
         self._sequence += 1
-        self._connection.send(wire.encode(request, self._sequence))
+        try:
+            frame = wire.encode(request, self._sequence)
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise BadInput(type(request).__name__.lower(), f"cannot be sent: {error}") from error
+        self._connection.send(frame)
         until = None if deadline is None else time.monotonic() + deadline
         while True:
             envelope = self._next(until)

@@ -51,7 +51,7 @@ class ControlServer:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._service = Service(context, path)
         self._fds = (self._service.fd, self._service.doorway)
-        self._is_coming_back = False
+        self._is_coming_back = self._rests = False
         # Of each follower, how many events it has missed.
         self._followers: dict[bytes, int] = {}
         self._history: deque[bytes] = deque(maxlen=KEPT)
@@ -69,19 +69,28 @@ class ControlServer:
         self._service.close()
 
     def _turn(self) -> None:
+        if self._rests:
+            return
         self._is_coming_back = False
         for _ in range(_TURN):
             received = self._service.receive()
             if received is None:
                 return
             self._take(*received)
-        self._come_back(_BREATH)
+        self._rests = True
+        self._loop.on_readable(self._fds[0], None)
+        self._loop.after(_BREATH, self._go_on)
 
-    def _come_back(self, seconds: float) -> None:
+    def _go_on(self) -> None:
+        self._rests = False
+        self._loop.on_readable(self._fds[0], self._turn)
+        self._turn()
+
+    def _come_back(self) -> None:
         # The descriptor says only once that something came, and sending may have been when.
         if not self._is_coming_back:
             self._is_coming_back = True
-            self._loop.after(seconds, self._turn)
+            self._loop.after(0, self._turn)
 
     def _take(self, client: bytes, frame: bytes | None) -> None:
         sequence = 0
@@ -102,6 +111,8 @@ class ControlServer:
             self._reply(client, error.sequence or sequence, wire.Failed(2, str(error)))
         except VibeError as error:
             self._reply(client, sequence, wire.Failed(error.exit_status, str(error)))
+        except Exception as error:  # of ours, or of a device's class: the guest has no part in it
+            self._reply(client, sequence, wire.Failed(3, f"{type(error).__name__}: {error}"))
 
     def _reply(self, client: bytes, sequence: int, message: object) -> None:
         # Who does not read its replies, or is gone, gets none.
@@ -109,7 +120,7 @@ class ControlServer:
 
     def _send(self, client: bytes, frame: bytes) -> Sent:
         sent = self._service.send(client, frame)
-        self._come_back(0)
+        self._come_back()
         return sent
 
     # ── events ────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from launcher import device_options, swap
 from launcher.control import Handler, Reply
 from launcher.events import Events
 from launcher.loop import Loop
-from launcher.plan import Plan, open_device
+from launcher.plan import Plan, PlannedDevice, open_device
 from launcher.relay import Relay
 from launcher.supervisor import Served, Supervisor
 from protocol import control as wire
@@ -41,8 +41,8 @@ Answered = Callable[[object], None]
 class Machine:
     """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
     ``supervisor`` if it has any, its ``relays`` by stream, its ``boards`` by device, where faults
-    may be injected; ``ask`` the VMM, ``stop`` in somebody's name, and ``open_door`` to those who
-    come by hand: the door's path."""
+    may be injected; ``ask`` the VMM, ``hold`` the guest whatever devices come back, or let it go,
+    ``stop`` in somebody's name, and ``open_door`` to those who come by hand: the door's path."""
 
     name: str
     plan: Plan
@@ -52,6 +52,7 @@ class Machine:
     relays: Mapping[str, Relay]
     boards: Mapping[str, Board]
     ask: Callable[[object, Answered], None]
+    hold: Callable[[bool], None]
     stop: Callable[[str], None]
     open_door: Callable[[], str]
 
@@ -136,6 +137,7 @@ class Verbs:
     def _hold(self, request: object, wanted: wire.MachineState, _: object, reply: Reply) -> None:
         def answered(answer: object) -> None:
             if isinstance(answer, messages.Done):
+                self._machine.hold(wanted == "paused")
                 if self._seen.state != wanted and self._seen.state != "ending":
                     self._machine.events.emit("paused" if wanted == "paused" else "resumed")
                 reply(wire.Done())
@@ -201,15 +203,28 @@ class Verbs:
 
     def _swap(self, request: wire.Swap, reply: Reply) -> None:
         supervisor, plan = self._supervisor_of(request.device), self._machine.plan
+        # Before anything is opened: what is locked then is that of one successor.
+        if (why := supervisor.why_busy(request.device)) is not None:
+            raise HostError(why)
         before = supervisor.device(request.device)
         after = swap.planned(request, before)
-        open_device(after, plan.streams, plan.locks)
+
+        def keep(kept: PlannedDevice, other: PlannedDevice) -> None:
+            other.close()
+            plan.locks.keep_only(request.device, list(kept.fds.values()))
 
         def done(served: Served | str) -> None:
-            old, new = (after, before) if isinstance(served, str) else (before, after)
-            old.close()
-            plan.locks.keep_only(request.device, list(new.fds.values()))
+            if isinstance(served, str):
+                keep(before, after)
+            else:
+                keep(after, before)
             _served(reply, served)
+
+        try:
+            open_device(after, plan.streams, plan.locks)
+        except BaseException:
+            keep(before, after)
+            raise
 
         supervisor.swap(request.device, after, done)
 

@@ -53,6 +53,8 @@ class Locks:
         for file, held in list(self._held.items()):
             for lock in [lock for lock in held if lock.owner == owner and file not in wanted]:
                 held.remove(lock)
+                # Whoever served from that file is quiet, and may take its time to die.
+                fcntl.flock(lock.fd, fcntl.LOCK_UN)
                 os.close(lock.fd)
             if not held:
                 del self._held[file]

@@ -73,7 +73,9 @@ class Loop:
                     return
 
     def _fire_timers(self) -> None:
-        while self._timers and self._timers[0].when <= time.monotonic() and not self._ended:
+        # Those due by now: one that sets itself again must not keep descriptors waiting.
+        now = time.monotonic()
+        while self._timers and self._timers[0].when <= now and not self._ended:
             heapq.heappop(self._timers).callback()
 
     def _wait(self) -> float | None:

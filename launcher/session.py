@@ -78,6 +78,9 @@ _PAUSE = 1.0
 
 _KEYBOARD = 0
 
+# Among the devices that the guest is held for: whoever has paused it. No device is called so.
+_USER = ""
+
 
 # How the log tells of what happens to a device: its name, details, and milliseconds.
 _EVENTS: dict[EventKind, tuple[Level, str]] = {
@@ -133,7 +136,7 @@ class Session:
         self._terminal = self._connect_terminal()
         self._outcome: Outcome | None = None
         self._conversation: Conversation | None = None
-        self._paused_for: set[str] = set()
+        self._held_for: set[str] = set()
         self._report = Report(plan, self._name, startup, outputs, self._logs, self._traces)
         self._last_stats: MachineStats | None = None
 
@@ -238,6 +241,7 @@ class Session:
             relays=self._relays,
             boards=self._wiring.boards,
             ask=self._ask,
+            hold=self._hold,
             stop=self._stop_wanted,
             open_door=door.open,
         )
@@ -480,17 +484,24 @@ class Session:
 
     def pause_for(self, child: Child) -> None:
         """The guest stands still, because ``child`` died."""
-        self._paused_for.add(child.name)
+        self._held_for.add(child.name)
         how = f"{child.name} {child.how_it_ended()}"
         self._say(f"{how}; the guest is paused until {child.name} is restarted", fresh_line=True)
         self._ask(Pause(), lambda _: self._events.emit("paused", detail=how))
 
     def resume_for(self, device: str) -> None:
         """It goes on, if it stood still for ``device`` alone (supervisor.Machine)."""
-        if device in self._paused_for:
-            self._paused_for.remove(device)
-            if not self._paused_for:
+        if device in self._held_for:
+            self._held_for.remove(device)
+            if not self._held_for:
                 self._ask(Resume(), lambda _: self._events.emit("resumed"))
+
+    def _hold(self, held: bool) -> None:
+        # What the user says is above what devices need: a pause stays, and a resume ends all.
+        if held:
+            self._held_for.add(_USER)
+        else:
+            self._held_for.clear()
 
     def emit(
         self,

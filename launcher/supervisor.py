@@ -103,7 +103,7 @@ class _Successor:
     # A process on its way to a seat. Its child comes a moment after it was asked for.
     device: PlannedDevice
     number: int
-    done: Done | None  # of a swap; None: a restart that nobody asked for
+    done: Done | None  # None: a restart that nobody asked for
     is_swap: bool
     failing: bool = False
     is_switching: bool = False
@@ -237,29 +237,36 @@ class Supervisor:
     def restart(self, name: str, done: Done) -> None:
         """Put a fresh process of the same device in the place of the one that serves."""
         ward = self._wards[name]
-        self._replace(ward, ward.device, done)
+        self._replace(ward, ward.device, done, is_swap=ward.child is not None)
 
     def swap(self, name: str, device: PlannedDevice, done: Done) -> None:
         """Put ``device`` in the place of what serves as ``name``; its descriptors stay the
         caller's until ``done`` says that it serves."""
-        self._replace(self._wards[name], device, done)
+        # In an empty place, too, it is compared first: what the driver relies on has not changed.
+        self._replace(self._wards[name], device, done, is_swap=True)
 
     def volunteer(self, name: str, hand: Hand, implementation: str, *, holds: bool) -> None:
         """Put ``hand``, which somebody has started as an ``implementation``, in the place of what
         serves as ``name``; it is told how that went. KeyError: no such device."""
-        ward = self._wards[name]
-        if ward.successor is not None or self._is_ended:
-            hand.dismiss("another successor is on its way")
+        if (why := self.why_busy(name)) is not None:
+            hand.dismiss(why)
             return
+        ward = self._wards[name]
         # Its descriptors are its own, and so are its options.
         device = replace(ward.device, kind=implementation, fds={})
         self._begin(ward, device, done=None, is_swap=True, hand=hand, holds=holds)
 
-    def _replace(self, ward: _Ward, device: PlannedDevice, done: Done) -> None:
-        if self._is_ended or ward.successor is not None:
-            done("the machine ends" if self._is_ended else "another successor is on its way")
-            return
-        self._begin(ward, device, done=done, is_swap=ward.child is not None)
+    def why_busy(self, name: str) -> str | None:
+        """Why device ``name`` can be neither restarted nor swapped now, if so."""
+        if self._is_ended:
+            return "the machine ends"
+        return "another successor is on its way" if self._wards[name].successor else None
+
+    def _replace(self, ward: _Ward, device: PlannedDevice, done: Done, *, is_swap: bool) -> None:
+        if (why := self.why_busy(device.name)) is not None:
+            done(why)
+        else:
+            self._begin(ward, device, done=done, is_swap=is_swap)
 
     # ── the steps of a successor ──────────────────────────────────────────────────────
 
@@ -344,7 +351,10 @@ class Supervisor:
         ours, theirs = ward.offers, successor.offers
         if ours is None or theirs is None:
             return None
-        return ward.device.device.why_unfit(ours.config, theirs.config)
+        try:
+            return ward.device.device.why_unfit(ours.config, theirs.config)
+        except Exception as error:  # a class that people write can fail in any way
+            return f"{implementation(ward.device)}.why_unfit: {type(error).__name__}: {error}"
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
         if isinstance(reply, Failed) and ward.successor is successor:

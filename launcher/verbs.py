@@ -50,9 +50,9 @@ _HOLD = Option(
 _JAIL = Option("--jail", None, "seal it, as the machine seals its own devices", _OPTIONS)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
-# Seconds that `ps` waits for one machine, and `stop` for a machine that has ended to be gone
-# (arbitrary).
-_PS_DEADLINE, _GONE_DEADLINE = 2.0, 30.0
+# Seconds that `ps` waits for one machine (arbitrary), and `stop` for a machine that has ended to be
+# gone: longer than its launcher waits for a VMM that does not answer.
+_PS_DEADLINE, _GONE_DEADLINE = 2.0, 45.0
 _STOP_TIMEOUT = 30.0
 
 # Options of inject that are numbers.

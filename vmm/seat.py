@@ -155,9 +155,9 @@ class Seat:
         with self._lock:
             if (reason := self.why_unfit(successor)) is not None:
                 return reason
-            self.empty_since = time.monotonic()
             old, state = self.remote, b""
             if old is not None:
+                self.empty_since = time.monotonic()
                 try:
                     state = old.quiesce()
                 except DeviceGone as error:

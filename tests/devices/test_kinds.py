@@ -143,3 +143,18 @@ def test_a_file_is_found_by_its_path_with_what_lies_beside_it(
 def test_a_file_that_is_not_there_is_bad_input() -> None:
     with pytest.raises(BadInput, match="cannot be imported: FileNotFoundError"):
         kinds.find("nowhere/mine.py")
+
+
+def test_module_is_read_again_when_it_was_changed_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = tmp_path / "changing.py"
+    module.write_text("from devices.rng import Rng\nclass One(Rng): ...\n")
+    kinds.find_again("changing", "--impl")
+    first = kinds.find_again("changing", "--impl")
+
+    assert kinds.find_again("changing", "--impl") is first
+    module.write_text("from devices.rng import Rng\nclass Other(Rng): ...\n")
+    assert kinds.find_again("changing", "--impl").__name__ == "Other"

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +37,6 @@ def _no_leaks(runtime: Path) -> Iterator[None]:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
         monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
         yield Path(directory)
@@ -334,7 +334,7 @@ def test_one_without_what_was_negotiated_is_told_so(
     hand = by_hand(fewer, "--attach", "m/shout0")
 
     assert hand.end() == 3
-    assert "m/shout0: queue 0 has 8 entries, and it takes fewer" in hand.said
+    assert re.search(r"m/shout0: queue 0 has \d+ entries, and it takes fewer", hand.said)
     assert shouting.state() == "running"
 
 

@@ -42,8 +42,9 @@ def test_every_device_serves_the_guest_from_a_process_of_its_own(
     assert "rng0 gave 2 times 32 bytes, which differ" in printed
     assert "Hello from the demo guest, over virtio-console" in printed
     names = {process["name"] for process in stats["processes"]}
-    assert names == {"launcher", "vmm", "zygote", "blk0", "console0", "rng0"}
-    assert len({process["pid"] for process in stats["processes"]}) == 6
+    # And a spare, unless the guest was quicker than its making.
+    assert names - {"spare"} == {"launcher", "vmm", "zygote", "blk0", "console0", "rng0"}
+    assert len({process["pid"] for process in stats["processes"]}) == len(names)
 
 
 @pytest.mark.parametrize("sleep", [False, True])

@@ -7,12 +7,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from launcher.api import VM
 from launcher.client import Refused
+from protocol.errors import BadInput
 from tests.support.bare import require_kvm
 from tests.support.guest import STREAM, demo
 from tests.support.leaks import none_left
@@ -83,6 +85,17 @@ class Stillborn(Blk):
 class Forgetful(Blk):
     def restore(self, state):
         raise ValueError("of another tribe")
+
+class Slow(Blk):
+    def __init__(self, *arguments):
+        time.sleep(1)
+        super().__init__(*arguments)
+
+class Unopenable(Blk):
+    @classmethod
+    def open(cls, config, host):
+        super().open(config, host)
+        raise OSError(5, "a bad day")
 
 class NotOne:
     pass
@@ -188,6 +201,7 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
         ("broken:NotOne", {}, "has no device class 'NotOne'"),
         ("broken", {}, "add :CLASS"),
         ("broken:Stillborn", {}, "exited with status"),
+        ("broken:Unopenable", {}, "OSError: .* a bad day"),
         ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
         ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
         ("", {"colour": "red"}, "has no key 'colour'"),
@@ -247,12 +261,14 @@ def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
         vm.swap("blk7", "blk-mapped")
     with pytest.raises(Refused, match="there are blk0"):
         vm.restart("blk7")
+    with pytest.raises(BadInput, match="cannot be sent"):
+        vm.swap("\udcff", "blk")  # as a byte of the command line that is no text arrives
 
 
 def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
-    vm = machine(50_000, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
+    vm = machine(10_000, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
     events = vm.events()
 
     vm.kill("blk0")
@@ -264,9 +280,72 @@ def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     assert "resumed" in [event.kind for event in events]  # type: ignore[union-attr]
 
 
+def test_a_disk_of_another_size_does_not_fit_an_empty_place_either(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    (tmp_path / "other.img").write_bytes(bytes(128 * SECTOR))
+    vm = machine(FOR_EVER, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
+    vm.kill("blk0")
+    list(_until(vm.events(), "paused"))
+
+    with pytest.raises(Refused, match="its disk has 128 sectors"):
+        vm.swap("blk0", path=tmp_path / "other.img")
+    vm.swap("blk0", "blk-mapped")
+
+    assert _goes_on(vm)
+
+
+def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    vm = machine(FOR_EVER, devices=[f"blk,{tmp_path}/disk.img,on-death=pause-vm"])
+    vm.pause()
+    vm.kill("blk0")
+    list(_until(vm.events(), "died"))
+
+    vm.restart("blk0")
+    vm.stats()  # whatever the restart has asked of the VMM came before this
+
+    assert vm.describe().state == "paused"
+    assert "resumed" not in [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
+
+
+def test_a_swap_that_comes_second_leaves_the_file_of_the_first_locked(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    images = [tmp_path / name for name in ("first.img", "second.img")]
+    for image in images:
+        image.write_bytes(bytes(64 * SECTOR))
+    vm = machine(FOR_EVER)
+    other = VM.connect(vm.name)
+    with contextlib.closing(other), ThreadPoolExecutor() as pool:
+        first = pool.submit(vm.swap, "blk0", "broken:Slow", path=images[0])
+        while not _is_locked(images[0]):
+            assert not first.done(), first.result()
+
+        with pytest.raises(Refused, match="another successor is on its way"):
+            other.swap("blk0", path=images[1])
+        assert first.result().generation == 2
+
+    vm.swap("blk0", "blk-mapped")  # which needs the lock that the first has
+    assert _is_locked(images[0])
+    assert not _is_locked(images[1])
+
+
+def _is_locked(image: Path) -> bool:
+    # To try it would be to hold it for a moment.
+    return f":{image.stat().st_ino} " in Path("/proc/locks").read_text()
+
+
 def _goes_on(vm: VM) -> bool:
-    before, after = (vm.stats().devices[0].counters["requestq.chains"] for _ in range(2))
-    return before < after
+    def chains() -> int:
+        return vm.stats().devices[0].counters["requestq.chains"]
+
+    before, deadline = chains(), time.monotonic() + DEADLINE
+    while chains() == before:
+        if time.monotonic() > deadline:
+            return False
+    return True
 
 
 def _until(events: Iterator[object], kind: str) -> Iterator[object]:

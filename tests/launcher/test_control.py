@@ -34,6 +34,7 @@ class Served:
             wire.Pause: lambda _, reply: reply(wire.Done()),
             wire.Resume: lambda _, reply: self.later.append(reply),
             wire.Kill: self._kill,
+            wire.Measure: lambda _, reply: reply(1 // 0),
         }
         self.server = ControlServer(self.loop, self._context, path, handlers, self.events)
         self._thread = threading.Thread(target=self._run)
@@ -133,6 +134,19 @@ def test_error_of_the_host_has_its_own_status(client: Client) -> None:
     client.send(wire.encode(wire.Kill("blk0"), 1))
 
     assert told(client).message == wire.Failed(3, "no process")
+
+
+def test_error_that_nobody_thought_of_is_told_and_the_next_request_is_served(
+    client: Client,
+) -> None:
+    client.send(wire.encode(wire.Measure(), 5))
+    client.send(wire.encode(wire.Pause(), 6))
+
+    failed, done = told(client), told(client)
+
+    assert failed.sequence == 5
+    assert failed.message == wire.Failed(3, "ZeroDivisionError: integer division or modulo by zero")
+    assert (done.sequence, done.message) == (6, wire.Done())
 
 
 def test_client_that_leaves_before_its_reply_is_not_missed(served: Served, client: Client) -> None:

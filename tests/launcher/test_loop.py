@@ -39,3 +39,25 @@ def test_descriptor_whose_number_is_given_again_within_a_round_is_not_taken_for_
     assert set(called) == {"third"}
     for fd in (*first, second[1], *third):
         os.close(fd)
+
+
+def test_timer_that_sets_itself_again_at_once_does_not_keep_descriptors_waiting() -> None:
+    loop, rounds = Loop(), 0
+    ours, theirs = os.pipe()
+
+    def again() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds < 1000:
+            loop.after(0, again)
+        else:
+            loop.end()
+
+    loop.on_readable(ours, loop.end)
+    os.write(theirs, b"x")
+    loop.after(0, again)
+    loop.run()
+
+    assert rounds < 1000
+    os.close(ours)
+    os.close(theirs)

@@ -142,6 +142,8 @@ class Odd(Rng.__base__[Config]):  # type: ignore[misc]
 
     @classmethod
     def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
+        if theirs == b"":
+            raise ValueError("nothing there")
         return None if theirs == ours else f"{theirs!r} is not {ours!r}"
 
 
@@ -342,6 +344,33 @@ def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
     assert world.child.is_killed
     world.die(world.child, 0)
     assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
+
+
+def test_swap_into_an_empty_place_is_compared_with_who_served_there() -> None:
+    world = World(OnDeath.PAUSE_VM)
+    world.die(world.child)
+    world.swap()
+    world.bound(2)
+
+    world.offers(2, b"another disk")
+
+    assert world.wiring.waits == [True]
+    assert world.answers == ["b'another disk' is not b'fits'"]
+    world.swap()
+    world.serve(3)
+    assert world.answers[1:] == [Served(3, 77, 5_000_000)]
+
+
+def test_class_that_cannot_compare_keeps_its_place() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+
+    world.offers(2, b"")
+
+    (answer,) = world.answers
+    assert "Odd.why_unfit: ValueError: nothing there" in str(answer)
+    assert world.supervisor.child("rng0") is world.child
 
 
 def test_first_swap_is_compared_with_what_the_first_process_offered() -> None:
