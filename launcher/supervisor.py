@@ -107,6 +107,7 @@ class _Successor:
     is_swap: bool
     failing: bool = False
     is_switching: bool = False
+    is_dead: bool = False  # though it may be said to serve yet
     by_hand: bool = False
     holds: bool = False
     child: Child | None = None
@@ -188,8 +189,11 @@ class Supervisor:
         """A device process is dead and reaped, whichever it was."""
         for ward in self._wards.values():
             if ward.successor is not None and ward.successor.child is child:
-                # In the middle of a switch the VMM knows better why, and is about to say so.
-                if not ward.successor.is_switching:
+                # In the middle of a switch the VMM knows better why, and is about to say so; or it
+                # had switched before, and says that.
+                if ward.successor.is_switching:
+                    ward.successor.is_dead = True
+                else:
                     self._fail(ward, f"{ward.device.name} {child.how_it_ended()}")
                 return
             if ward.child is child:
@@ -391,6 +395,8 @@ class Supervisor:
             successor.done(Served(event.generation, pid, took))
         self._machine.resume_for(event.name)
         self._spares.prepare()
+        if successor.is_dead and successor.child is not None:
+            self._bereaved(ward, successor.child)
 
     def failed(self, event: DeviceFailed) -> None:
         """The VMM killed a process. If it served, its death is told by itself."""

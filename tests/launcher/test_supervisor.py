@@ -398,6 +398,22 @@ def test_switch_that_fails_leaves_the_old_one() -> None:
     assert world.supervisor.child("rng0") is world.child
 
 
+def test_one_that_was_switched_to_and_died_before_that_was_heard_of_is_followed() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+    world.offers(2)
+    world.die(world.spares.given[0])
+
+    world.attached(2)
+
+    assert world.answers == [Served(2, 77, 5_000_000)]
+    assert world.supervisor.child("rng0") is None
+    assert world.machine.events[-1] == "rng0 2 died"
+    world.serve(3)
+    assert "rng0 3 recovered" in world.machine.events
+
+
 def test_old_one_dies_before_the_switch_and_the_swap_goes_on() -> None:
     world = World()
     world.swap()

@@ -117,6 +117,7 @@ class Bare:
                 verdict.lost += "lost" in words
                 verdict.corrupted += "differs" in words
             verdict.errors += filter(None, [self._console.error])
+            verdict.errors.append(self._console.state())
             return verdict
         kinds = ("reads", "writes", "zeroes", "flushes")
         verdict.requests = {
@@ -235,6 +236,12 @@ class _Console(threading.Thread):
             if not self._is_ending.is_set() and not wanted.startswith(self.rest):
                 got = bytes(self.rest[: len(wanted)])
                 self.error = self.error or f"line {self.lines} is {got!r}, not {wanted!r}"
+
+    def state(self) -> str:
+        """How far it is, for who looks for what went wrong."""
+        is_there = "listens" if self.is_alive() else "has ended"
+        rest = bytes(self.rest[:80])
+        return f"the console {is_there}: {self.lines} lines and {rest!r}, {self.typed} typed"
 
     def _next(self) -> bytes:
         if self._is_ending.is_set():
