@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,29 +18,12 @@ import pytest
 from launcher.api import VM
 from protocol import control as wire
 from tests.support import guest
-from tests.support.bare import require_kvm
-from tests.support.leaks import none_left
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
 
 ROOT = Path(__file__).parents[2]
 SHOUT = ROOT / "tests" / "support" / "shout.py"
 DEADLINE = 30.0
-
-BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks(runtime: Path) -> Iterator[None]:
-    with none_left():
-        yield
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        yield Path(directory)
 
 
 class Asked:
@@ -74,13 +56,9 @@ class Asked:
         self.until(lambda: self.state() == state, f"{state}, but {self.state()}")
 
 
-@pytest.fixture(params=BACKENDS)
-def asked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Asked]:
-    if request.param == "kvm":
-        require_kvm()
-    else:
-        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
-    with machine(tmp_path, str(request.param)) as made:
+@pytest.fixture
+def asked(backend: str, tmp_path: Path) -> Iterator[Asked]:
+    with machine(tmp_path, backend) as made:
         yield made
 
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,50 +20,16 @@ import pytest
 from launcher.api import VM
 from protocol import control as wire
 from protocol.service import Client as Connection
-from tests.support.bare import assembled, require_kvm
+from tests.support.bare import BACKENDS, assembled, require_backend, require_kvm
 from tests.support.guest import ECHO as ECHO_MODE
 from tests.support.guest import demo
-from tests.support.leaks import none_left
+from tests.support.listings import ECHO, UNTIL_THE_POWER_BUTTON
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
 
 DEADLINE = 30.0
 PROJECT = Path(__file__).parents[2]
 
-POWER_OFF = """
-    66 ba 04 06  # mov dx, 0x604     PM1_CNT
-    66 b8 00 34  # mov ax, 0x3400    sleep type 5, sleep enable
-    66 ef        # out dx, ax
-    eb fe        # jmp .
-"""
-ECHO = (
-    """
-    66 ba f8 03  # mov dx, 0x3f8
-    b0 3e        # mov al, '>'
-    ee           # out dx, al        <-----+
-    b2 fd        # mov dl, 0xfd            |
-    ec           # in al, dx         <--+  |
-    a8 01        # test al, 1           |  |   received data?
-    74 fb        # jz ------------------+  |
-    b2 f8        # mov dl, 0xf8            |
-    ec           # in al, dx               |
-    3c 71        # cmp al, 'q'             |
-    75 f1        # jne --------------------+
-"""
-    + POWER_OFF
-)
-UNTIL_THE_POWER_BUTTON = (
-    """
-    66 ba f8 03  # mov dx, 0x3f8
-    b0 3e        # mov al, '>'
-    ee           # out dx, al
-    66 ba 00 06  # mov dx, 0x600     PM1_STS
-    66 ed        # in ax, dx         <--+
-    f6 c4 01     # test ah, 1           |  PWRBTN_STS
-    74 f9        # jz ------------------+
-"""
-    + POWER_OFF
-)
 RESET_AFTER_A_LETTER = """
     66 ba f8 03  # mov dx, 0x3f8
     b0 3e        # mov al, '>'
@@ -79,25 +44,6 @@ RESET_AFTER_A_LETTER = """
     eb fe        # jmp .
 """
 ARM64_SPIN = bytes.fromhex("1f2003d5 ffffff17")  # nop; b . - 4
-
-BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        with none_left():
-            yield
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "kvm":
-        require_kvm()
-    else:
-        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
-    return str(request.param)
 
 
 @pytest.fixture
@@ -214,7 +160,7 @@ def test_stop_of_a_guest_that_does_not_listen_and_is_paused(echo: tuple[VM, Typi
 def test_arm64_has_no_button_and_is_stopped_by_force_which_is_said(
     start: Callable[..., VM],
 ) -> None:
-    pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+    require_backend("software")
     machine = start(ARM64_SPIN, entry="0x10000", arch="arm64", name="arm")
 
     stopped = subprocess.run(

@@ -19,7 +19,7 @@ import pytest
 from launcher.api import VM
 from protocol import control as wire
 from protocol.ring.faults import POINTS as ENGINE_POINTS
-from tests.support.bare import require_kvm
+from tests.support.bare import BACKENDS, require_backend
 from tests.support.guest import ECHO, demo
 from tests.support.leaks import none_left
 
@@ -27,8 +27,6 @@ pytestmark = pytest.mark.slow
 
 DEADLINE = 60.0
 SECTORS = 1500
-
-BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
 
 # Where a driver's first process begins, and a successor of one that died before it had settled.
 BEGIN = ["attach", *(point for point in ENGINE_POINTS if point.startswith("begin_"))]
@@ -44,10 +42,7 @@ Start = Callable[..., VM]
 @pytest.fixture(scope="module", params=BACKENDS)
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts the demo guest in a mode, with options of VM; each is gone at the end."""
-    if request.param == "kvm":
-        require_kvm()
-    else:
-        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+    require_backend(request.param)
     with (
         tempfile.TemporaryDirectory(prefix="vibe-") as name,
         pytest.MonkeyPatch.context() as patch,

@@ -13,15 +13,14 @@ import pytest
 
 from launcher.api import VM
 from protocol.control import Event
-from tests.support.bare import assembled, require_kvm
+from tests.support.bare import BACKENDS, assembled, require_kvm
 from tests.support.guest import DEMO, KERNELS, build, demo
 from tests.support.leaks import children
+from tests.support.listings import POWER_OFF
 from tests.support.vibevmm import DEADLINE, Running, raw, run, started, vibevmm
 from vmm.platform import ports
 
 pytestmark = pytest.mark.slow
-
-BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
 
 # KiB of the VMM that 50 lives may cost. What is collected late is 0.7 MiB on KVM and 1.6 in
 # software (measured, and no more after 1000); the page tables of a software CPU alone are more.
@@ -34,12 +33,6 @@ COUNT = """
     04 30                 # add al, '0'
     66 ba f8 03           # mov dx, 0x3f8
     ee                    # out dx, al
-"""
-POWER_OFF = """
-    66 ba 04 06  # mov dx, 0x604     PM1_CNT
-    66 b8 00 34  # mov ax, 0x3400    sleep type 5, sleep enable
-    66 ef        # out dx, ax
-    eb fe        # jmp .
 """
 ACPI_RESET = """
     66 ba 08 06  # mov dx, 0x608     RESET_REG

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,9 @@ import pytest
 from launcher.api import VM
 from launcher.client import Refused
 from protocol.errors import BadInput
-from tests.support.bare import require_kvm
 from tests.support.guest import STREAM, demo
-from tests.support.leaks import none_left
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
 
 DEADLINE = 60.0
 FOR_EVER = 1 << 31  # requests
@@ -100,23 +97,6 @@ class Unopenable(Blk):
 class NotOne:
     pass
 """
-
-
-@pytest.fixture(params=[pytest.param("kvm", marks=pytest.mark.kvm), "software"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "kvm":
-        require_kvm()
-    else:
-        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="vibe-") as directory:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        with none_left():
-            yield
 
 
 @pytest.fixture

@@ -65,6 +65,18 @@ def require_kvm() -> None:
         pytest.skip(reason)
 
 
+BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
+"""Each backend's name, as a parameter of tests."""
+
+
+def require_backend(name: str) -> None:
+    """Skip the test, with the reason, where the backend does not work."""
+    if name == "kvm":
+        require_kvm()
+    else:
+        pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
+
+
 BACKEND = ContextVar("BACKEND", default="kvm")
 """What bare machines are made of; tests/vmm/hypervisor/conftest.py runs tests on each."""
 
