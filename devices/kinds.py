@@ -30,6 +30,7 @@ KINDS = {
     "rng": "devices.rng:Rng",
 }
 
+_FILE = ".py"
 
 # What each module's file was like when it was last read, by name: not known of the first time.
 _read: dict[str, tuple[int, int, int] | None] = {}
@@ -56,8 +57,7 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
 def find_again(kind: str, option: str) -> type[AnyDevice]:
     """The same, of a module that may have been changed since it was imported: then it is read
     again. What was imported stays in memory (caches know its classes), so only then."""
-    name, _ = _place(KINDS.get(kind, kind))
-    name = os.path.abspath(name) if name.endswith(_FILE) else name
+    name = _module(_place(KINDS.get(kind, kind))[0])
     state = _state(getattr(sys.modules.get(name), "__file__", None))
     if state is None or _read.get(name) != state:
         sys.modules.pop(name, None)
@@ -73,15 +73,12 @@ def whole(kind: str) -> str:
     where, name = _place(kind)
     if not where.endswith(_FILE):
         return kind
-    return f"{os.path.abspath(where)}:{name}" if name else os.path.abspath(where)
+    return f"{_module(where)}:{name}" if name else _module(where)
 
 
 def label(kind: str, device: type[AnyDevice]) -> str:
     """What devices of ``kind`` are called, before their number."""
     return kind if kind in KINDS else re.sub("[^a-z0-9]", "", device.__name__.lower())[:24]
-
-
-_FILE = ".py"
 
 
 def _place(kind: str) -> tuple[str, str]:
@@ -90,12 +87,17 @@ def _place(kind: str) -> tuple[str, str]:
     return (where, name) if colon else (name, "")
 
 
+def _module(where: str) -> str:
+    # As sys.modules calls it: a file by its full path.
+    return os.path.abspath(where) if where.endswith(_FILE) else where
+
+
 def _import(where: str) -> ModuleType:
     if not where.endswith(_FILE):
         return importlib.import_module(where)
     # Named by its path, it is in no other module's way. Compiled here and now: of a file that was
     # changed twice within a second the importer may keep the first.
-    path = os.path.abspath(where)
+    path = _module(where)
     if path in sys.modules:
         return sys.modules[path]
     with open(path, "rb") as file:

@@ -107,12 +107,7 @@ class Verbs:
                 cpus=options.cpus,
                 memory=options.memory,
                 processes=tuple(
-                    replace(
-                        process,
-                        kind=self._kind(name),
-                        state=self._state(process),
-                        uptime=now - seen.started[name],
-                    )
+                    replace(process, state=self._state(process), uptime=now - seen.started[name])
                     for name, process in seen.processes.items()
                 ),
                 streams=tuple(self._machine.relays),
@@ -263,9 +258,8 @@ class Verbs:
         seen.began = seen.began or event.monotonic
         match event.kind:
             case "started":
-                kind = self._kinds.get(name, name)
                 seen.processes[name] = wire.Process(
-                    name, kind, event.pid, "running", event.generation, 0
+                    name, self._kind(name), event.pid, "running", event.generation, 0
                 )
                 seen.started[name] = event.monotonic
             case "died" | "hung" if name in seen.processes:
@@ -274,6 +268,7 @@ class Verbs:
             case "recovered" | "swapped" if name in seen.processes:
                 seen.processes[name] = replace(
                     seen.processes[name],
+                    kind=self._kind(name),
                     state="running",
                     pid=event.pid,
                     generation=event.generation,

@@ -113,8 +113,6 @@ class Spares:
         if self._is_ended:
             self.end()
         self._serve()
-        if self._waiting:
-            self.prepare()
 
     def give_up(self) -> None:
         """Nobody came in time: a zygote that does not answer is killed, and so replaced."""

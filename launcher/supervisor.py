@@ -69,8 +69,8 @@ class Machine(Protocol):
     def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to the VMM."""
 
-    def request(self, message: object, then: Callable[[object], None] | None = None) -> None:
-        """Ask the VMM; ``then`` gets its reply."""
+    def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
+        """Ask the VMM; ``answered`` gets its reply."""
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back later."""

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class Worker:
     """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
 
-    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened, and ``journal``
-    if a successor is to go on where this process may be killed. ``broken`` is told of a ring that
-    its driver broke, ``changed`` of a new configuration space. With an ``injector`` its queues pass
-    points at which faults can strike.
+    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened; ``journal`` is
+    where a successor finds what was in flight. ``broken`` is told of a ring that its driver broke,
+    ``changed`` of a new configuration space. One that is ``failing`` answers every request with an
+    error. With an ``injector`` its queues pass points at which faults can strike.
     """
 
     def __init__(
