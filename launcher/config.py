@@ -14,7 +14,7 @@ from launcher.device_options import NAME, Request, number
 from launcher.options import RUN_OPTIONS, Option, split, suggestion
 from protocol.errors import BadInput
 from protocol.log import Level
-from protocol.specs import ARCHITECTURES, ON_REBOOT, Architecture, OnReboot
+from protocol.specs import ARCHITECTURES, ON_REBOOT, Architecture, Isolation, OnReboot
 from vmm.memory_map import DEFAULT_MEMORY, check_memory_size, parse_size
 
 MAX_CPUS = 8
@@ -74,6 +74,7 @@ class RunOptions:
     trace: str | None
     dry_run: bool
     allow_inject: bool
+    isolation: Isolation
     help_device: str | None
 
 
@@ -199,6 +200,7 @@ def _typed(given: Iterable[Pair]) -> RunOptions:
         trace=texts.get("--trace"),
         dry_run="--dry-run" in texts,
         allow_inject="--allow-inject" in texts,
+        isolation=device_options.isolation("--isolation", texts.get("--isolation", "jail")),
         help_device=texts.get("--help-device"),
     )
     if options.help_device is None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from launcher.device_options import has_default
 from launcher.policy import OnDeath
+from protocol.specs import LEVELS, ON_VIOLATION
 
 
 def describe(kind: str, config: type[Any]) -> str:
@@ -27,6 +28,16 @@ def describe(kind: str, config: type[Any]) -> str:
     rows.append(rows.pop(0))
     words = "|".join(choice.value for choice in OnDeath)
     rows.append(("on-death", words, "default: restart", "what the death of its process means"))
+    rows += [
+        ("isolation", "|".join(LEVELS), "default: --isolation", "what its process can reach"),
+        (
+            "on-violation",
+            "|".join(ON_VIOLATION),
+            "default: kill",
+            "what a forbidden system call of its process leads to",
+        ),
+        ("process", "NAME", "default: its own", "put it into one process with others of that name"),
+    ]
     lines = [f"--device {kind}[,KEY=VALUE…]", "", *_paragraph(inspect.getdoc(config) or "", "")]
     for key, word, default, doc in rows:
         lines += ["", f"  {key}={word}  ({default})", *_paragraph(doc, "      ")]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Literal
 
 from launcher.options import suggestion
 from launcher.policy import OnDeath
 from protocol.errors import BadInput
+from protocol.specs import LEVELS, ON_VIOLATION, Isolation, OnViolation
 from vmm.memory_map import parse_size
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}\Z")
@@ -89,14 +90,15 @@ def from_table(option: str, table: Mapping[str, object]) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What every device may be told: a ``name`` (its key is ``id``), and what its death means."""
+    """What every device may be told: a ``name`` (its key is ``id``), what its death means, how it
+    is held (None: as ``--isolation`` says), what it costs to break out, and the name of the
+    process that it shares with others (None: it has one of its own)."""
 
     name: str | None = None
     on_death: OnDeath = OnDeath.RESTART
-
-
-COMMON = ("id", "on_death")
-"""The keys of :class:`Common`."""
+    isolation: Isolation | None = None
+    on_violation: OnViolation = "kill"
+    process: str | None = None
 
 
 def configure(request: Request, config: type[Any]) -> tuple[Common, Any]:
@@ -118,18 +120,16 @@ def configure(request: Request, config: type[Any]) -> tuple[Common, Any]:
             raise BadInput(option, f"{request.kind} has no key {wanted!r}{hint}")
         if wanted in values or wanted in common:
             raise BadInput(option, f"{wanted} is given twice")
-        if wanted == "id":
-            common[wanted] = _name(option, text or "")
-            continue
-        if wanted == "on_death":
-            common[wanted] = _on_death(option, text or "")
+        if wanted in COMMON:
+            field_name, read = _COMMON[wanted]
+            common[wanted] = (field_name, read(option, text or ""))
             continue
         values[wanted] = _value(f"{option}: {wanted}", hints[wanted], text)
     for field in fields(config):
         if field.name not in values and not has_default(field):
             raise BadInput(option, f"{request.kind} needs {field.name}=…")
     try:
-        return Common(common.get("id"), common.get("on_death", OnDeath.RESTART)), config(**values)
+        return Common(**dict(common.values())), config(**values)
     except ValueError as error:
         raise BadInput(option, str(error)) from error
 
@@ -171,6 +171,46 @@ def _on_death(option: str, text: str) -> OnDeath:
     except ValueError:
         choices = ", ".join(choice.value for choice in OnDeath)
         raise BadInput(f"{option}: on-death", f"{text!r} is not one of {choices}") from None
+
+
+def isolation(option: str, text: str) -> Isolation:
+    """``none``, ``jail`` or ``bounce``, the latter two with ``+strict``; else BadInput."""
+    for level in LEVELS:
+        if text == level:
+            return Isolation(level)
+        if level != "none" and text == f"{level}+strict":
+            return Isolation(level, strict=True)
+    choices = ", ".join(LEVELS)
+    raise BadInput(option, f"{text!r} is not one of {choices}, or jail+strict, bounce+strict")
+
+
+def _isolation(option: str, text: str) -> Isolation:
+    return isolation(f"{option}: isolation", text)
+
+
+def _on_violation(option: str, text: str) -> OnViolation:
+    for known in ON_VIOLATION:
+        if text == known:
+            return known
+    choices = ", ".join(ON_VIOLATION)
+    raise BadInput(f"{option}: on-violation", f"{text!r} is not one of {choices}")
+
+
+def _process(option: str, text: str) -> str:
+    if not NAME.match(text):
+        raise BadInput(option, f"process {text!r} is not letters, digits, - and _, 31 at most")
+    return text
+
+
+_COMMON: Mapping[str, tuple[str, Callable[[str, str], object]]] = {
+    "id": ("name", _name),
+    "on_death": ("on_death", _on_death),
+    "isolation": ("isolation", _isolation),
+    "on_violation": ("on_violation", _on_violation),
+    "process": ("process", _process),
+}
+COMMON = tuple(_COMMON)
+"""The keys of :class:`Common`."""
 
 
 def _value(where: str, wanted: Any, text: str | None) -> Any:

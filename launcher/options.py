@@ -139,6 +139,15 @@ RUN_OPTIONS = (
         in_file=False,
     ),
     Option(
+        "--isolation",
+        "LEVEL",
+        "what device processes can reach: jail (default), all guest memory and nothing of the "
+        "host; bounce, copies of their buffers only; none, what you can; isolation=LEVEL sets it "
+        "for one device; +strict refuses a host that lacks a part of the jail",
+        _DEVICES,
+        completes="none jail bounce jail+strict bounce+strict",
+    ),
+    Option(
         "--on-reboot",
         "WHAT",
         "what a guest that resets gets: reset (default), it boots again with the same device "

@@ -25,7 +25,7 @@ from launcher.options import suggestion
 from launcher.policy import OnDeath
 from protocol import fds
 from protocol.errors import BadInput, HostError
-from protocol.specs import BootSpec
+from protocol.specs import JAIL, BootSpec, Isolation, OnViolation
 from vmm import arm64_map, memory_map
 from vmm.boot import architecture
 from vmm.boot.architecture import Found
@@ -61,6 +61,9 @@ class PlannedDevice:
     config: Any
     slot: int
     on_death: OnDeath = OnDeath.RESTART
+    isolation: Isolation = JAIL
+    on_violation: OnViolation = "kill"
+    process: str | None = None
     fds: dict[str, int] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -149,7 +152,7 @@ def make(options: RunOptions) -> Plan:
     """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
     check_descriptors(len(options.devices))
     with ExitStack() as resources:
-        planned = _place(options.devices)
+        planned = _place(options.devices, options.isolation)
         check_log_names(options, planned)
         if options.binary is not None:
             kernel = _open(resources, "--binary", options.binary)
@@ -211,7 +214,7 @@ def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> No
             raise BadInput("--log", f"no process is called {process!r}{suggestion(process, known)}")
 
 
-def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
+def _place(requests: Sequence[Request], isolation: Isolation) -> tuple[PlannedDevice, ...]:
     chosen: list[tuple[Request, type[AnyDevice], Common, Any]] = []
     for number, request in enumerate(requests, 1):
         if number > memory_map.MAX_VIRTIO_DEVICES:
@@ -225,7 +228,18 @@ def _place(requests: Sequence[Request]) -> tuple[PlannedDevice, ...]:
     names = _names(chosen)
     slots = _slots([request.kind for request in requests])
     return tuple(
-        PlannedDevice(name, request.kind, request.option, device, config, slot, common.on_death)
+        PlannedDevice(
+            name,
+            request.kind,
+            request.option,
+            device,
+            config,
+            slot,
+            common.on_death,
+            common.isolation or isolation,
+            common.on_violation,
+            common.process,
+        )
         for (request, device, common, config), name, slot in zip(chosen, names, slots, strict=True)
     )
 

@@ -143,6 +143,8 @@ class Wiring:
             journal=self._plan.journal_sizes(device.name),
             failing=failing,
             log=options.log.of(device.name),
+            isolation=device.isolation,
+            on_violation=device.on_violation,
         )
         fds = {
             "memory": self._memory,

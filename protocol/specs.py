@@ -17,6 +17,30 @@ OnReboot = Literal["reset", "exit"]
 
 ON_REBOOT: tuple[OnReboot, ...] = ("reset", "exit")
 
+Level = Literal["none", "jail", "bounce"]
+"""What a device process can reach: what its user can; all guest memory and its own descriptors,
+in a jail; bounce memory instead of guest memory, in the same jail."""
+
+LEVELS: tuple[Level, ...] = ("none", "jail", "bounce")
+
+OnViolation = Literal["kill", "errno", "log"]
+"""What a forbidden system call leads to: the end of the process, EPERM, or EPERM and a log line."""
+
+ON_VIOLATION: tuple[OnViolation, ...] = ("kill", "errno", "log")
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """The ``level`` of a device. One that is ``strict`` is refused where the host lacks a part of
+    the jail, which else is left out."""
+
+    level: Level = "jail"
+    strict: bool = False
+
+
+JAIL = Isolation()
+"""How devices are held unless somebody says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
@@ -25,7 +49,8 @@ class DeviceSpec:
     ``kind`` is its name in the table of kinds, ``config`` its options (msgpack of its Config
     dataclass), ``endpoint`` the path of its control channel, ``log`` a level from 0 to 4;
     ``journal`` are the sizes of the queues that its journal is laid out for. One that is
-    ``failing`` answers every request with an error (Device.fail).
+    ``failing`` answers every request with an error (Device.fail). ``isolation`` is what it is to
+    be held by, ``on_violation`` what breaking out leads to.
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
     that the kind opened for itself, ``trace`` if there is one, and ``faults``, a protocol.faults
     Board, if faults may be injected.
@@ -40,6 +65,8 @@ class DeviceSpec:
     journal: tuple[int, ...]
     failing: bool
     log: int
+    isolation: Isolation = JAIL
+    on_violation: OnViolation = "kill"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ import pytest
 
 from launcher.device_help import describe
 from launcher.device_options import Common, configure, from_table, number, parse
+from launcher.policy import OnDeath
 from protocol.errors import BadInput
+from protocol.specs import Isolation
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,27 @@ def test_id_names_the_device_and_is_no_key_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,isolation=none", Common(isolation=Isolation("none"))),
+        ("a,isolation=bounce+strict", Common(isolation=Isolation("bounce", strict=True))),
+        ("a,on-violation=log", Common(on_violation="log")),
+        ("a,process=disks", Common(process="disks")),
+        ("a,on-death=fail-io", Common(on_death=OnDeath.FAIL_IO)),
+    ],
+)
+def test_keys_that_all_devices_have(text: str, expected: Common) -> None:
+    assert configure(parse("--device", f"thing,{text}"), Config) == (expected, Config("a"))
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "thing needs path="),
+        ("a,isolation=vault", "isolation: 'vault' is not one of none, jail, bounce"),
+        ("a,isolation=none+strict", r"isolation: 'none\+strict' is not one of"),
+        ("a,on-violation=ask", "on-violation: 'ask' is not one of kill, errno, log"),
+        ("a,process=a/b", "process 'a/b' is not"),
         ("readonly=on", "thing needs path="),
         ("a,readonly=maybe", "readonly: 'maybe' is neither on nor off"),
         ("a,mode=warp", "mode: 'warp' is not one of fast, slow"),

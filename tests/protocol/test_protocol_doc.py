@@ -22,6 +22,7 @@ DIRECTIONS = {
 PARTS = (messages.QueueSetup, messages.ExitCount, messages.DeviceReport)
 SPECS = (
     specs.DeviceSpec,
+    specs.Isolation,
     specs.MachineSpec,
     specs.Guard,
     specs.DeviceSlot,
@@ -80,7 +81,9 @@ def test_specs_are_told_with_their_fields() -> None:
 
 def test_every_class_of_the_specs_file_is_told() -> None:
     own = {
-        cls for cls in vars(specs).values() if getattr(cls, "__module__", "") == "protocol.specs"
+        cls
+        for cls in vars(specs).values()
+        if isinstance(cls, type) and cls.__module__ == "protocol.specs"
     }
 
     assert own == set(SPECS)
