@@ -44,11 +44,12 @@ demo-bare: build
 linux: build
 	$(PYTHON) -m tools.linux $(ARCH)
 
-test: build
-	$(PYTEST) -m "not lab"
+# Whole machines one after the other, for two at once would wait for the same CPUs.
+test: test-fast
+	$(PYTEST) -m "(kvm or root or slow) and not lab"
 
 test-fast: build
-	$(PYTEST) -m "not kvm and not root and not lab and not slow"
+	$(PYTEST) -n 2 -m "not (kvm or root or slow or lab)"
 
 # Python is compiled out here, where the CPU is quick.
 lab: build
