@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from devices.runtime.device import Offer
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -356,7 +357,7 @@ class Supervisor:
         if ours is None or theirs is None:
             return None
         try:
-            return ward.device.device.why_unfit(ours.config, theirs.config)
+            return ward.device.device.why_unfit(_offer(ours), _offer(theirs))
         except Exception as error:  # a class that people write can fail in any way
             return f"{implementation(ward.device)}.why_unfit: {type(error).__name__}: {error}"
 
@@ -455,6 +456,10 @@ class Supervisor:
         if ward is not None and ward.successor is not None and ward.successor.number == number:
             return ward, ward.successor
         return ward, None
+
+
+def _offer(event: DeviceOffers) -> Offer:
+    return Offer(event.features, event.config)
 
 
 def implementation(device: PlannedDevice) -> str:

@@ -74,6 +74,15 @@ class QueueDeclaration:
     verdict: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a process of a device shows a driver: its type's own feature bits, and its
+    configuration space."""
+
+    features: int
+    config: bytes
+
+
 def virtqueue(index: int, *, size: int, owes: bool = True, verdict: int = 0) -> Callable[[H], H]:
     """Make a method the handler of queue ``index``, which has up to ``size`` entries.
 
@@ -175,9 +184,10 @@ class Device(Generic[C]):
         return 0
 
     @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        """Why a successor whose configuration space is ``theirs`` cannot take over from this
-        device, whose space is ``ours``, while the driver goes on; None if it can."""
+    def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
+        """Why a successor that offers ``theirs`` cannot take over from this device, which offers
+        ``ours``, while the driver goes on; None if it can. That features which the driver has
+        negotiated are among them is seen to elsewhere."""
         return None
 
     def initial_position(self, index: int) -> int:

@@ -184,6 +184,7 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
         ("broken:Unopenable", {}, "OSError: .* a bad day"),
         ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
         ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
+        ("", {"readonly": "on"}, "it is read-only"),
         ("", {"colour": "red"}, "has no key 'colour'"),
         ("", {"id": "blk1"}, "id stays what it is"),
         ("", {"path": "missing.img"}, "No such file"),

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from devices.rng import Config, Rng
+from devices.runtime.device import Offer
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -141,10 +142,10 @@ class Odd(Rng.__base__[Config]):  # type: ignore[misc]
     device_id = Rng.device_id
 
     @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        if theirs == b"":
+    def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
+        if theirs.config == b"":
             raise ValueError("nothing there")
-        return None if theirs == ours else f"{theirs!r} is not {ours!r}"
+        return None if theirs == ours else f"{theirs.config!r} is not {ours.config!r}"
 
 
 DEVICE = PlannedDevice("rng0", "rng", "--device", Odd, Config(), 3)
