@@ -71,6 +71,11 @@ class PlannedDevice:
         self.fds.clear()
 
     @property
+    def is_bounced(self) -> bool:
+        """Whether it works on copies, in memory of its own, and has no guest memory."""
+        return self.isolation.level == "bounce"
+
+    @property
     def gsi(self) -> int:
         """Its interrupt line."""
         return memory_map.VIRTIO_GSIS[self.slot]

@@ -38,6 +38,8 @@ class Host(Protocol):
 class Runtime(Protocol):
     """What the runtime does for a device; see the methods of the same names in :class:`Device`."""
 
+    largest_chain: int
+
     def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
 
     def unwatch(self, fd: int) -> None: ...
@@ -200,6 +202,12 @@ class Device(Generic[C]):
         after ``start``: a predecessor may have died between publishing and this."""
 
     # What a device calls, in its own process.
+
+    @property
+    def largest_chain(self) -> int:
+        """A chain of more bytes does not reach this device, which works on copies; 0: any does.
+        Of a device whose requests may be larger, the driver has to be told."""
+        return self._runtime.largest_chain
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` when something came to ``fd``, which does not block: once now, if
