@@ -112,11 +112,9 @@ class _ByHand:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
         if self._is_sealed:
             seal.enter_privileges(None)
+        member = entry.Member(spec, self._device, {**handover.fds, **opened}, self._config)
         entry.serve(
-            spec,
-            self._device,
-            self._config,
-            {**handover.fds, **opened},
+            [member],
             is_sealed=self._is_sealed,
             also=(self._launcher.fileno(), self._told),
         )

@@ -184,11 +184,12 @@ class Verbs:
     # ── kill, attach ──────────────────────────────────────────────────────────────────
 
     def _kill(self, request: wire.Kill, reply: Reply) -> None:
-        child = self._supervisor_of(request.device).child(request.device)
+        supervisor = self._supervisor_of(request.device)
+        child = supervisor.child(request.device)
         if child is None or child.status is not None:
             raise HostError(f"{request.device} has no process now")
         child.kill()
-        reply(wire.Killed(child.pid))
+        reply(wire.Killed(child.pid, supervisor.companions(request.device)))
 
     # ── restart, swap ─────────────────────────────────────────────────────────────────
 
@@ -214,8 +215,10 @@ class Verbs:
         reply(inject.armed(board))
 
     def _enlist(self, request: wire.Enlist, reply: Reply) -> None:
-        device = self._supervisor_of(request.device).device(request.device)
-        if why := device.place.why_not(request.device_id, request.queues):
+        supervisor = self._supervisor_of(request.device)
+        device = supervisor.device(request.device)
+        why = supervisor.why_bound(device.name)
+        if why := why or device.place.why_not(request.device_id, request.queues):
             raise BadInput("device run", why)
         path = self._machine.open_door()
         reply(wire.Enlisted(path, device.model.settings))

@@ -71,6 +71,11 @@ class PlannedDevice:
         self.fds.clear()
 
     @property
+    def process_name(self) -> str:
+        """What its process is called; others that have the same are in it, too."""
+        return self.process or self.name
+
+    @property
     def is_bounced(self) -> bool:
         """Whether it works on copies, in memory of its own, and has no guest memory."""
         return self.isolation.level == "bounce"
@@ -121,6 +126,14 @@ class Plan:
         """Give back all that is held, and remove what devices asked to have removed."""
         self._resources.close()
 
+    @property
+    def processes(self) -> dict[str, list[PlannedDevice]]:
+        """The devices, by the process that serves them: mostly one in each."""
+        found: dict[str, list[PlannedDevice]] = {}
+        for device in self.devices:
+            found.setdefault(device.process_name, []).append(device)
+        return found
+
     def journal_sizes(self, name: str) -> tuple[int, ...]:
         """Of the queues of device ``name``: what its journal is laid out for, whoever serves it."""
         return next(device.queues for device in self.devices if device.name == name)
@@ -139,7 +152,7 @@ class Plan:
                 f"GSI {device.gsi}, {len(device.queues)} queue(s), {device.model.shown}"
             )
         lines += self._consoles()
-        names = ", ".join(["vmm", *(device.name for device in self.devices)])
+        names = ", ".join(["vmm", *map(_with_devices, self.processes.items())])
         lines += [
             "",
             f"processes: {names}",
@@ -218,7 +231,7 @@ def check_descriptors(devices: int) -> None:
 
 def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> None:
     """BadInput if --log names a process that there will not be."""
-    known = ["vmm", "launcher", *(device.name for device in devices)]
+    known = ["vmm", "launcher", *dict.fromkeys(device.process_name for device in devices)]
     for process, _ in options.log.by_process:
         if process not in known:
             raise BadInput("--log", f"no process is called {process!r}{suggestion(process, known)}")
@@ -238,7 +251,7 @@ def _place(
         chosen.append((request, _look(request, check)))
     names = _names(chosen)
     slots = _slots([request.kind for request in requests])
-    return tuple(
+    planned = tuple(
         PlannedDevice(
             name,
             request.kind,
@@ -252,6 +265,26 @@ def _place(
         )
         for (request, found), name, slot in zip(chosen, names, slots, strict=True)
     )
+    _check_processes(planned)
+    return planned
+
+
+def _check_processes(devices: Iterable[PlannedDevice]) -> None:
+    # What is done to a process is done to every device in it.
+    firsts: dict[str, PlannedDevice] = {}
+    for device in devices:
+        first = firsts.setdefault(device.process_name, device)
+        for key, ours, theirs in (
+            ("on-death", device.on_death.value, first.on_death.value),
+            ("isolation", str(device.isolation), str(first.isolation)),
+            ("on-violation", device.on_violation, first.on_violation),
+        ):
+            if ours != theirs:
+                raise BadInput(
+                    f"{device.option}: {key}",
+                    f"{ours} of {device.name} is not {theirs} of {first.name}, "
+                    f"in whose process it is to be ({device.process})",
+                )
 
 
 def _look(request: Request, check: Callable[[], object]) -> Model:
@@ -270,6 +303,10 @@ def _names(chosen: Sequence[tuple[Request, Model]]) -> list[str]:
             raise BadInput(request.option, f"id={found.name} is taken")
         if found.name is not None:
             taken.add(found.name)
+    for request, found in chosen:
+        if found.process in taken:
+            raise BadInput(f"{request.option}: process", f"{found.process} is taken")
+    taken.update(found.process for _, found in chosen if found.process)
     names: list[str] = []
     for _, found in chosen:
         free = (f"{found.label}{number}" for number in range(len(taken) + 1))
@@ -277,6 +314,13 @@ def _names(chosen: Sequence[tuple[Request, Model]]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
+
+
+def _with_devices(process: tuple[str, list[PlannedDevice]]) -> str:
+    name, devices = process
+    if devices[0].process is None:
+        return name
+    return f"{name} ({', '.join(device.name for device in devices)})"
 
 
 def _slots(kinds_in_order: Sequence[str]) -> list[int]:

@@ -212,7 +212,7 @@ class Session:
             # The zygote's children become ours.
             seal.adopt_orphans(True)
             self._resources.callback(seal.adopt_orphans, False)
-            self._nursery.ask([device.name for device in self._plan.devices])
+            self._nursery.ask(list(self._plan.processes))
             self._listen_to_zygote()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
@@ -271,8 +271,11 @@ class Session:
 
     def _listen(self, child: Child) -> None:
         self._family.listen(child)
-        if child.name not in (ZYGOTE, SPARE, HAND):
-            self._events.emit("started", child.name, generation=1, pid=child.pid)
+        if child.name in (ZYGOTE, SPARE, HAND):
+            return
+        devices = self._plan.processes.get(child.name, ())
+        for name in [device.name for device in devices] or [child.name]:
+            self._events.emit("started", name, generation=1, pid=child.pid)
 
     def _welcome(self, child: Child) -> None:
         self._family.adopt(child)
@@ -297,14 +300,14 @@ class Session:
             self._kill_all()
         elif forked:
             self._startup.mark("devices forked")
-            serving = {d.name: (d, self._family.named[d.name]) for d in self._plan.devices}
+            named = self._family.named
+            serving = {d.name: (d, named[d.process_name]) for d in self._plan.devices}
             self._supervisor = Supervisor(self, self._wiring, self._spares, serving)
             self._hand_over_vmm()
 
     def _hand_over_vmm(self) -> None:
-        pidfds = {
-            device.name: self._family.named[device.name].pidfd for device in self._plan.devices
-        }
+        named = self._family.named
+        pidfds = {d.name: named[d.process_name].pidfd for d in self._plan.devices}
         self.hand_over(self._vmm, *self._wiring.for_vmm(pidfds))
         self._loop.on_readable(self._vmm.handover.fileno(), self._bound)
         self._startup.mark("handed over")
@@ -342,8 +345,8 @@ class Session:
         self._resources.callback(self._conversation.close)
         self.request(Attach())
         for device in self._plan.devices:
-            first = self._wiring.first(device)
-            self.hand_over(self._family.named[device.name], *self._wiring.for_device(device, first))
+            handover = self._wiring.for_device(device, self._wiring.first(device))
+            self.hand_over(self._family.named[device.process_name], *handover)
 
     def _late(self) -> None:
         if not self._startup.is_ready:
@@ -497,7 +500,8 @@ class Session:
         """The guest stands still, because ``child`` died."""
         self._held_for.add(child.name)
         how = f"{child.name} {child.how_it_ended()}"
-        self._say(f"{how}; the guest is paused until {child.name} is restarted", fresh_line=True)
+        device = self._plan.processes[child.name][0].name
+        self._say(f"{how}; the guest is paused until {device} is restarted", fresh_line=True)
         self._ask(Pause(), lambda _: self._events.emit("paused", detail=how))
 
     def resume_for(self, device: str) -> None:

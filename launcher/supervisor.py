@@ -10,12 +10,15 @@ The words below name the steps in :class:`protocol.control.Event`.
 
 Where something fails, a restart is tried again later, and later still, without end; a swap is
 given up, and the process that serves goes on.
+
+A process mostly serves one device. Those that share one die together, and are followed by one
+process for all of them; one of them is not swapped alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -88,8 +91,8 @@ class Machine(Protocol):
     def pause_for(self, child: Child) -> None:
         """Pause the guest, because ``child`` died."""
 
-    def resume_for(self, device: str) -> None:
-        """Let it go on, if it was paused because ``device`` had died."""
+    def resume_for(self, process: str) -> None:
+        """Let it go on, if it was paused because one of that name had died."""
 
     def emit(
         self,
@@ -108,10 +111,11 @@ class Machine(Protocol):
 @dataclass(slots=True, eq=False)
 class _Successor:
     # A process on its way to a seat. Its child comes a moment after it was asked for.
+    ward: _Ward
     device: PlannedDevice
-    number: int
     done: Done | None  # None: a restart that nobody asked for
     is_swap: bool
+    number: int = 0
     failing: bool = False
     is_switching: bool = False
     is_dead: bool = False  # though it may be said to serve yet
@@ -122,6 +126,10 @@ class _Successor:
     offers: DeviceOffers | None = None
     steps: dict[str, int] = field(default_factory=dict)
     at: int = field(default_factory=time.monotonic_ns)
+
+    @property
+    def is_expected(self) -> bool:
+        return self.ward.successor is self
 
     def has_done(self, step: str) -> None:
         # Nanoseconds since the step before.
@@ -135,15 +143,32 @@ class _Ward:
     # by hand serves, what is to come back. If that ``holds`` the place, nobody does.
     device: PlannedDevice
     child: Child | None
-    dead: Child | None = None
+    household: _Household
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
     restarts: int = 0
     by_hand: bool = False
     holds: bool = False
-    back_off: BackOff = field(default_factory=BackOff)
     successor: _Successor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Household:
+    # The devices that share a process: mostly one. ``wanted`` is whose restart they all wait for.
+    name: str
+    wards: list[_Ward] = field(default_factory=list)
+    dead: Child | None = None
+    wanted: tuple[_Ward, Done] | None = None
+    back_off: BackOff = field(default_factory=BackOff)
+
+    @property
+    def is_empty(self) -> bool:
+        return all(ward.child is None and ward.successor is None for ward in self.wards)
+
+    @property
+    def is_whole(self) -> bool:
+        return all(ward.child is not None for ward in self.wards)
 
 
 class Supervisor:
@@ -159,7 +184,13 @@ class Supervisor:
         self._machine = machine
         self._wiring = wiring
         self._spares = spares
-        self._wards = {name: _Ward(device, child) for name, (device, child) in devices.items()}
+        self._wards: dict[str, _Ward] = {}
+        self._households: dict[str, _Household] = {}
+        for name, (device, child) in devices.items():
+            process = device.process_name
+            household = self._households.setdefault(process, _Household(process))
+            self._wards[name] = _Ward(device, child, household)
+            household.wards.append(self._wards[name])
         self._is_ended = False
 
     def end(self) -> None:
@@ -167,6 +198,10 @@ class Supervisor:
         self._is_ended = True
         for ward in self._wards.values():
             self._fail(ward, "the machine ends")
+        for household in self._households.values():
+            if household.wanted is not None:
+                (_, done), household.wanted = household.wanted, None
+                done("the machine ends")
 
     # ── what there is ─────────────────────────────────────────────────────────────────
 
@@ -186,6 +221,11 @@ class Supervisor:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
         return self._wards[name].device
 
+    def companions(self, name: str) -> tuple[str, ...]:
+        """The other devices of the same process."""
+        wards = self._wards[name].household.wards
+        return tuple(ward.device.name for ward in wards if ward.device.name != name)
+
     def is_by_hand(self, name: str) -> bool:
         """Whether the process that serves was started by hand."""
         return self._wards[name].by_hand
@@ -202,129 +242,145 @@ class Supervisor:
                     ward.successor.is_dead = True
                 else:
                     self._fail(ward, f"{ward.device.name} {child.how_it_ended()}")
-                return
-            if ward.child is child:
+            elif ward.child is child:
                 self._bereaved(ward, child)
-                return
 
     def _bereaved(self, ward: _Ward, child: Child) -> None:
-        ward.child, ward.dead = None, child
+        ward.child, ward.household.dead = None, child
         if ward.successor is not None and ward.successor.is_swap and child.status == 0:
             return  # told to quit by the VMM, which will say that it has switched
         how = child.how_it_ended()
         self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
-        self._mourn(ward)
+        self._mourn(ward.household)
 
-    def _mourn(self, ward: _Ward) -> None:
-        # Nobody serves: do what is to be done then, unless somebody is on the way.
-        if self._is_ended or ward.dead is None or ward.successor is not None:
+    def _mourn(self, household: _Household) -> None:
+        # Nobody serves: do what is to be done then, unless somebody is on the way. Of several that
+        # have died as one, the last that is told of gets so far.
+        if self._is_ended or household.dead is None or not household.is_empty:
             return
-        if ward.by_hand:
+        first = household.wards[0]  # what is asked of it here is the same of all
+        if first.by_hand:
             # None of ours has died: on-death is not for this.
-            if not ward.holds:
-                self._restart_later(ward, failing=False)
+            if not first.holds:
+                self._restart_later(household, failing=False)
             return
-        match ward.device.on_death:
+        if household.wanted is not None:
+            self._restart(household, failing=False)
+            return
+        match first.device.on_death:
             case OnDeath.STOP_VM:
-                self._machine.stop_for(ward.dead)
+                self._machine.stop_for(household.dead)
             case OnDeath.PAUSE_VM:
-                self._machine.pause_for(ward.dead)
+                self._machine.pause_for(household.dead)
             case OnDeath.RESTART | OnDeath.FAIL_IO:
-                self._restart_later(ward, failing=ward.device.on_death is OnDeath.FAIL_IO)
+                is_failing = first.device.on_death is OnDeath.FAIL_IO
+                self._restart_later(household, failing=is_failing)
 
-    def _restart_later(self, ward: _Ward, *, failing: bool) -> None:
-        delay = ward.back_off.delay()
+    def _restart_later(self, household: _Household, *, failing: bool) -> None:
+        delay = household.back_off.delay()
         if delay:
-            self._machine.after(delay, lambda: self._restart(ward, failing=failing))
+            self._machine.after(delay, lambda: self._restart(household, failing=failing))
         else:
-            self._restart(ward, failing=failing)
+            self._restart(household, failing=failing)
 
-    def _restart(self, ward: _Ward, *, failing: bool) -> None:
-        if ward.child is None and ward.successor is None and not self._is_ended:
-            self._begin(ward, ward.device, done=None, is_swap=False, failing=failing)
+    def _restart(self, household: _Household, *, failing: bool) -> None:
+        if household.is_empty and not self._is_ended:
+            wanted, household.wanted = household.wanted, None
+            self._begin(
+                _Successor(
+                    ward,
+                    ward.device,
+                    wanted[1] if wanted is not None and wanted[0] is ward else None,
+                    is_swap=False,
+                    failing=failing,
+                )
+                for ward in household.wards
+            )
 
     # ── what somebody wants ───────────────────────────────────────────────────────────
 
     def restart(self, name: str, done: Done) -> None:
-        """Put a fresh process of the same device in the place of the one that serves."""
+        """Put a fresh process of the same device in the place of the one that serves. One that
+        serves several is killed for that, and the next one serves them all."""
         ward = self._wards[name]
-        self._replace(ward, ward.device, done, is_swap=ward.child is not None)
+        if (why := self.why_busy(name)) is not None:
+            done(why)
+        elif ward.child is not None and len(ward.household.wards) == 1:
+            self._begin([_Successor(ward, ward.device, done, is_swap=True)])
+        else:
+            ward.household.wanted = ward, done
+            if ward.child is None:
+                self._restart(ward.household, failing=False)
+            else:
+                ward.child.kill()
 
     def swap(self, name: str, device: PlannedDevice, done: Done) -> None:
         """Put ``device`` in the place of what serves as ``name``; its descriptors stay the
         caller's until ``done`` says that it serves."""
         # In an empty place, too, it is compared first: what the driver relies on has not changed.
-        self._replace(self._wards[name], device, done, is_swap=True)
+        if (why := self.why_busy(name)) is not None:
+            done(why)
+        else:
+            self._begin([_Successor(self._wards[name], device, done, is_swap=True)])
 
     def volunteer(self, name: str, hand: Hand, implementation: str, *, holds: bool) -> None:
         """Put ``hand``, which somebody has started as an ``implementation``, in the place of what
         serves as ``name``; it is told how that went. KeyError: no such device."""
-        if (why := self.why_busy(name)) is not None:
+        if (why := self.why_busy(name) or self.why_bound(name)) is not None:
             hand.dismiss(why)
             return
         ward = self._wards[name]
         # Its descriptors are its own, and so are its options.
-        device = replace(ward.device, kind=implementation, fds={})
-        self._begin(ward, device, done=None, is_swap=True, hand=hand, holds=holds)
+        device = replace(ward.device, kind=implementation, process=None, fds={})
+        self._begin([_Successor(ward, device, None, is_swap=True, by_hand=True, holds=holds)], hand)
 
     def why_busy(self, name: str) -> str | None:
         """Why device ``name`` can be neither restarted nor swapped now, if so."""
         if self._is_ended:
             return "the machine ends"
-        return "another successor is on its way" if self._wards[name].successor else None
+        household = self._wards[name].household
+        is_busy = household.wanted or any(ward.successor for ward in household.wards)
+        return "another successor is on its way" if is_busy else None
 
-    def _replace(self, ward: _Ward, device: PlannedDevice, done: Done, *, is_swap: bool) -> None:
-        if (why := self.why_busy(device.name)) is not None:
-            done(why)
-        else:
-            self._begin(ward, device, done=done, is_swap=is_swap)
+    def why_bound(self, name: str) -> str | None:
+        """Why nothing else can be put into the place of device ``name``, if so."""
+        if others := self.companions(name):
+            process = self._wards[name].household.name
+            return f"it shares process {process} with {', '.join(others)}; restart takes them all"
+        return None
 
     # ── the steps of a successor ──────────────────────────────────────────────────────
 
-    def _begin(
-        self,
-        ward: _Ward,
-        device: PlannedDevice,
-        *,
-        done: Done | None,
-        is_swap: bool,
-        failing: bool = False,
-        hand: Hand | None = None,
-        holds: bool = False,
-    ) -> None:
-        ward.last_number += 1
-        successor = _Successor(
-            device,
-            ward.last_number,
-            done,
-            is_swap,
-            failing,
-            by_hand=hand is not None,
-            holds=holds,
-        )
-        ward.successor = successor
+    def _begin(self, successors: Iterable[_Successor], hand: Hand | None = None) -> None:
+        # Of one process, which serves a household, or a single device of it.
+        coming = tuple(successors)
+        for successor in coming:
+            successor.ward.last_number += 1
+            successor.number = successor.ward.last_number
+            successor.ward.successor = successor
         deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
-        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
+        self._machine.after(deadline, lambda: self._late(coming, deadline))
         if hand is None:
-            self._spares.take(lambda child: self._arrived(ward, successor, child))
+            self._spares.take(lambda child: self._arrived(coming, child))
         else:
-            self._arrived(ward, successor, hand)
+            self._arrived(coming, hand)
 
-    def _arrived(self, ward: _Ward, successor: _Successor, child: Child) -> None:
-        if ward.successor is not successor:
+    def _arrived(self, coming: tuple[_Successor, ...], child: Child) -> None:
+        if not all(successor.is_expected for successor in coming):
             child.kill()  # it came too late
             return
-        successor.has_done("spare")
-        child.name = successor.device.name
-        successor.child = child
-        successor.generation, payload, descriptors = self._wiring.successor(
-            successor.device,
-            successor.number,
-            child.pidfd,
-            waits=successor.is_swap,
-            by_hand=successor.by_hand,
-        )
-        self._machine.hand_vmm(payload, descriptors)
+        child.name = coming[0].device.process_name
+        for successor in coming:
+            successor.has_done("spare")
+            successor.child = child
+            successor.generation, payload, descriptors = self._wiring.successor(
+                successor.device,
+                successor.number,
+                child.pidfd,
+                waits=successor.is_swap,
+                by_hand=successor.by_hand,
+            )
+            self._machine.hand_vmm(payload, descriptors)
 
     def bound(self, event: DeviceBound) -> None:
         """The VMM listens for a successor: tell it where."""
@@ -386,7 +442,7 @@ class Supervisor:
         ward.by_hand, ward.holds = successor.by_hand, successor.holds
         if not successor.by_hand:
             ward.device = successor.device
-        ward.back_off.served()
+        ward.household.back_off.served()
         if not successor.is_swap:
             ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
@@ -401,7 +457,8 @@ class Supervisor:
         self._emit(kind, event.name, event.generation, pid=pid, took=took, steps=steps, detail=what)
         if successor.done is not None:
             successor.done(Served(event.generation, pid, took))
-        self._machine.resume_for(event.name)
+        if ward.household.is_whole:
+            self._machine.resume_for(ward.household.name)
         self._spares.prepare()
         if successor.is_dead and successor.child is not None:
             self._bereaved(ward, successor.child)
@@ -414,11 +471,12 @@ class Supervisor:
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
 
-    def _late(self, ward: _Ward, successor: _Successor, deadline: float) -> None:
-        if ward.successor is successor:
-            if successor.child is None:
-                self._spares.give_up()
-            self._fail(ward, f"it was not ready within {deadline:g} s")
+    def _late(self, coming: tuple[_Successor, ...], deadline: float) -> None:
+        late = [successor for successor in coming if successor.is_expected]
+        if late and late[0].child is None:
+            self._spares.give_up()
+        for successor in late:
+            self._fail(successor.ward, f"it was not ready within {deadline:g} s")
 
     def _fail(self, ward: _Ward, why: str) -> None:
         successor, ward.successor = ward.successor, None
@@ -434,8 +492,7 @@ class Supervisor:
         if not self._is_ended:
             self._emit("failed", ward.device.name, successor.number, detail=why)
             self._spares.prepare()
-            if ward.child is None:
-                self._mourn(ward)
+            self._mourn(ward.household)
 
     def _emit(
         self,

@@ -20,7 +20,7 @@ from launcher.plan import Plan, PlannedDevice
 from launcher.scout import Found, Opened, Scouts
 from launcher.supervisor import Served, Supervisor
 from protocol import control as wire
-from protocol.errors import HostError, VibeError
+from protocol.errors import BadInput, HostError, VibeError
 
 Done = Callable[[Served | VibeError], object]
 
@@ -41,8 +41,10 @@ class Swaps:
         why = supervisor.why_busy(name)
         if why is not None or name in self._busy:
             raise HostError(why or "another successor is on its way")
-        before = supervisor.device(name)
-        option, kind = f"swap of {name}", request.implementation or before.kind
+        before, option = supervisor.device(name), f"swap of {name}"
+        if (why := supervisor.why_bound(name)) is not None:
+            raise BadInput(option, why)
+        kind = request.implementation or before.kind
         asked = Request(option, kind, device_options.parse_settings(option, request.settings))
         self._busy.add(name)
         self._scouts.send(

@@ -251,8 +251,12 @@ def _kill(target: str | None, given: Arguments) -> int:
 
     name, device = client.find_part("kill", target, "device")
     with client.Client(name) as machine:
-        pid = machine.ask(wire.Kill(device)).pid
-    return _say(given, f"{name}/{device}: killed process {pid}", vm=name, device=device, pid=pid)
+        killed = machine.ask(wire.Kill(device))
+    text = f"{name}/{device}: killed process {killed.pid}"
+    if killed.others:
+        text += f", and with it {', '.join(killed.others)}"
+    values = {"vm": name, "device": device, "pid": killed.pid, "others": killed.others}
+    return _say(given, text, **values)
 
 
 def _restart(target: str | None, given: Arguments) -> int:

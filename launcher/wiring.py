@@ -150,10 +150,12 @@ class Wiring:
             regions=self._regions(device),
             journal=self._plan.journal_sizes(device.name),
             failing=failing,
-            log=options.log.of(device.name),
+            log=options.log.of(device.process_name),
             isolation=device.isolation,
             on_violation=device.on_violation,
             largest_chain=memory_map.LARGEST_CHAIN if device.is_bounced else 0,
+            process=device.process_name,
+            sharing=len(self._plan.processes.get(device.process_name, (device,))),
         )
         fds = {
             "memory": self._bounce.get(device.name, self._memory),

@@ -22,7 +22,7 @@ from protocol import codec
 from protocol.errors import ProtocolError
 from protocol.messages import MachineStats
 
-CONTROL_VERSION = 1
+CONTROL_VERSION = 2
 """Of this file: raised whenever a message changes its meaning or fields."""
 
 EventKind = Literal[
@@ -194,9 +194,10 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """Reply to Kill: which process it was."""
+    """Reply to Kill: which process it was, and the other devices that it served."""
 
     pid: int
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ class Isolation:
     level: Level = "jail"
     strict: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.level}+strict" if self.strict else self.level
+
 
 JAIL = Isolation()
 """How devices are held unless somebody says otherwise."""
@@ -51,7 +54,8 @@ class DeviceSpec:
     ``journal`` are the sizes of the queues that its journal is laid out for. One that is
     ``failing`` answers every request with an error (Device.fail). ``isolation`` is what it is to
     be held by, ``on_violation`` what breaking out leads to. A chain of more than ``largest_chain``
-    bytes will not reach it; 0: of any size will.
+    bytes will not reach it; 0: of any size will. Its process is called ``process`` (empty: as the
+    device) and serves ``sharing`` devices, for each of which there comes such a spec.
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
     that the kind opened for itself, ``trace`` if there is one, and ``faults``, a protocol.faults
     Board, if faults may be injected.
@@ -69,6 +73,8 @@ class DeviceSpec:
     isolation: Isolation = JAIL
     on_violation: OnViolation = "kill"
     largest_chain: int = 0
+    process: str = ""
+    sharing: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The start and the end of a device process: ``python -m devices.runtime.entry FD``.
 
 FD is a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
-name. Whatever this process and its device ever import, they import before the seal.
+name, of each device that this process is to be, mostly of one. Whatever it and they ever import,
+they import before the seal.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import stat
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,15 +56,13 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 def _status(arguments: Sequence[str]) -> int:
     sys.unraisablehook = lambda bug: report(bug.exc_type, bug.exc_value, bug.exc_traceback)
-    with socket.socket(fileno=int(arguments[0])) as channel:
-        parent = _peer(channel)
-        handover = fds.receive(channel)
-    if handover is None:  # the launcher gave up before it had anything for us
-        return 0
     try:
-        spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
-        log.set_up(spec.log)
-        _be(spec, handover.fds, parent)
+        with socket.socket(fileno=int(arguments[0])) as channel:
+            parent = _peer(channel)
+            told = _receive(channel)
+        if told:
+            log.set_up(told[0][0].log)
+            _be(told, parent)
     except seal.Orphaned:
         return 0
     except VibeError as error:
@@ -75,70 +74,122 @@ def _status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
-    _call_ourselves(spec.name)
-    kind = kinds.find(spec.kind)
-    config: Any = codec.from_plain(kind.config_type, codec.unpack(spec.config))
-    _check_names(kind, handed)
+def _receive(channel: socket.socket) -> list[tuple[DeviceSpec, dict[str, int]]]:
+    # What the devices of this process are told; nothing, if the launcher gave up before.
+    told: list[tuple[DeviceSpec, dict[str, int]]] = []
+    while not told or len(told) < told[0][0].sharing:
+        handover = fds.receive(channel)
+        if handover is None:
+            return []
+        spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
+        told.append((spec, handover.fds))
+    return told
+
+
+def _be(told: Sequence[tuple[DeviceSpec, dict[str, int]]], parent: int) -> None:
+    _call_ourselves(told[0][0].process or told[0][0].name)
+    members = [Member(spec, kinds.find(spec.kind), handed) for spec, handed in told]
     seal.enter_privileges(parent)
-    serve(spec, kind, config, handed)
+    serve(members)
+
+
+class Member:
+    """A device of this process: what it was told by the launcher, ``spec`` and ``handed``, and
+    what it is, ``kind`` with ``config``; None: as in the spec."""
+
+    def __init__(
+        self,
+        spec: DeviceSpec,
+        kind: type[AnyDevice],
+        handed: Mapping[str, int],
+        config: object = None,
+    ) -> None:
+        _check_names(kind, handed)
+        self.spec = spec
+        self.kind = kind
+        self.handed = handed
+        self._config: Any = config
+        if config is None:
+            self._config = codec.from_plain(kind.config_type, codec.unpack(spec.config))
+
+    def open(self) -> None:
+        """Map what is shared with others."""
+        self._memory = GuestMemory(self.handed["memory"], self.spec.regions)
+        self._journal = Journal(self.handed["journal"], self.spec.journal)
+        traced = "trace" in self.handed
+        self._trace = Trace(self.handed["trace"], self.spec.name) if traced else None
+
+    def greet(self, context: zmq.Context[zmq.Socket[bytes]], loop: Loop) -> Session:
+        """Come to be the device, to be served by ``loop``, and say hello to the VMM."""
+        injector = _injector(self.handed["faults"]) if "faults" in self.handed else None
+        worker = Worker(
+            self.kind,
+            self._config,
+            self.handed,
+            self._memory,
+            self._journal,
+            loop,
+            self._trace,
+            failing=self.spec.failing,
+            largest_chain=self.spec.largest_chain,
+            injector=injector,
+        )
+        self._channel = Channel(context, TO_DEVICE, self.spec.generation)
+        self._channel.connect(self.spec.endpoint)
+        converse = Session if injector is None else injector.session
+        session = converse(self._channel, worker, loop, self._trace)
+        session.greet(self.spec.kind)
+        return session
+
+    def close(self) -> None:
+        """Send what is to be sent yet, and write what is to be written."""
+        self._channel.close(_LINGER_SECONDS)
+        if self._trace is not None:
+            self._trace.flush()
 
 
 def serve(
-    spec: DeviceSpec,
-    kind: type[AnyDevice],
-    config: Any,
-    handed: Mapping[str, int],
+    members: Sequence[Member],
     *,
     is_sealed: bool = True,
     also: tuple[int, Callable[[Loop], None]] | None = None,
 ) -> None:
-    """Be a device of ``kind`` until the VMM says Quit; ``spec`` and ``handed`` came from the
-    launcher. Where it ``is_sealed``, privileges were given up before. ``also`` is a further
-    descriptor, and who is called when something comes there."""
-    held = dict(handed)
+    """Be ``members`` until the VMM has said Quit to each. Where this process ``is_sealed``,
+    privileges were given up before. ``also`` is a further descriptor, and who is called when
+    something comes there."""
+    held = [fd for member in members for fd in member.handed.values()]
     if also is not None:
-        held["launcher"] = also[0]
-    memory = GuestMemory(handed["memory"], spec.regions)
-    journal = Journal(handed["journal"], spec.journal)
-    trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
+        held.append(also[0])
+    for member in members:
+        member.open()
     if is_sealed:
-        seal.audit(_held(held), channel=False)
+        seal.audit(_held(held), channels=0)
     loop = Loop()
     if also is not None:
         loop.add(also[0], partial(also[1], loop))
-    injector = _injector(handed["faults"]) if "faults" in handed else None
-    worker = Worker(
-        kind,
-        config,
-        handed,
-        memory,
-        journal,
-        loop,
-        trace,
-        failing=spec.failing,
-        largest_chain=spec.largest_chain,
-        injector=injector,
-    )
-
     context = zmq.Context()
-    channel = Channel(context, TO_DEVICE, spec.generation)
-    channel.connect(spec.endpoint)
-    converse = Session if injector is None else injector.session
-    session = converse(channel, worker, loop, trace)
-    session.greet(spec.kind)
+    sessions = [member.greet(context, loop) for member in members]
     allowed = 0
     if is_sealed:
-        seal.audit(_held(held), channel=True)
-        allowed = seal.seal(kind.jail.syscalls)
-        _logger.info("sealed, with %s", ", ".join(handed))
-    session.sealed(allowed, tuple(handed))
+        seal.audit(_held(held), channels=len(members))
+        allowed = seal.seal(frozenset().union(*(member.kind.jail.syscalls for member in members)))
+    serving = set(sessions)
+    for member, session in zip(members, sessions, strict=True):
+        session.on_quit = partial(_quit, loop, serving, session)
+        if is_sealed:
+            _logger.info("sealed, with %s", ", ".join(member.handed))
+        session.sealed(allowed, tuple(member.handed))
 
     loop.run()
-    channel.close(_LINGER_SECONDS)
+    for member in members:
+        member.close()
     context.term()
-    if trace is not None:
-        trace.flush()
+
+
+def _quit(loop: Loop, serving: set[Session], session: Session) -> None:
+    serving.discard(session)
+    if not serving:
+        loop.stop()
 
 
 def _injector(board: int) -> Injector:
@@ -162,15 +213,15 @@ def _check_names(kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")
 
 
-def _held(handed: Mapping[str, int]) -> set[int]:
+def _held(handed: Iterable[int]) -> set[int]:
     # Python's mmap keeps a duplicate of what it maps.
-    files = [found for fd in handed.values() if stat.S_ISREG((found := os.fstat(fd)).st_mode)]
+    files = [found for fd in handed if stat.S_ISREG((found := os.fstat(fd)).st_mode)]
     same = {
         fd
         for fd in fds.open_descriptors()
         if any(os.path.samestat(os.fstat(fd), file) for file in files)
     }
-    return {*handed.values(), *same}
+    return {*handed, *same}
 
 
 def _peer(channel: socket.socket) -> int:

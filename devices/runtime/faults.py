@@ -33,7 +33,6 @@ class Injector:
     def __init__(self, board: faults.Board) -> None:
         self._board = board
         self.pushing: FaultyQueue | None = None
-        engine.set_hook(self._stored)
 
     @property
     def queue_type(self) -> type[FaultyQueue]:
@@ -71,6 +70,11 @@ class Injector:
                 case _:
                     left = strike
         return left
+
+    def attend(self) -> None:
+        """The ring engine is about to work for this device. It has one hook, and the process may
+        serve other devices, too."""
+        engine.set_hook(self._stored)
 
     def _stored(self, point: str) -> None:
         # The ring engine's hook, in the middle of a push or a pop.
@@ -115,6 +119,7 @@ class FaultyQueue(Queue):
     ) -> None:
         """See Queue."""
         self.injector.reached(faults.ATTACH)
+        self.injector.attend()
         super().attach(memory, setup, features, journal, position)
         self._setup, self._used = setup, memory.view(setup.used, _USED_RING + 8 * setup.size)
 
@@ -138,7 +143,12 @@ class FaultyQueue(Queue):
             _flip(views, random.randrange(size), random.randrange(8))
         super()._finish(chain, written)
 
+    def _serve(self) -> None:
+        self.injector.attend()
+        super()._serve()
+
     def _publish(self) -> None:
+        self.injector.attend()
         self.injector.pushing = self
         super()._publish()
 

@@ -23,7 +23,7 @@ _WELCOME_SECONDS = 30.0
 
 
 class Session:
-    """Speaks with the VMM over ``channel`` on behalf of ``worker``, and ends ``loop``."""
+    """Speaks with the VMM over ``channel`` on behalf of ``worker``, in ``loop``."""
 
     def __init__(self, channel: Channel, worker: Worker, loop: Loop, trace: Trace | None) -> None:
         self._channel = channel
@@ -31,6 +31,8 @@ class Session:
         self._loop = loop
         self._trace = trace
         self._life = Lifecycle()
+        self.on_quit: Callable[[], None] = loop.stop
+        """The VMM has said Quit."""
         self._requests: dict[type, Callable[[Any], object]] = {
             messages.Start: self._start,
             messages.Stop: self._stop,
@@ -123,7 +125,7 @@ class Session:
 
     def _quit(self, request: messages.Quit) -> messages.Done:
         self._worker.stop()
-        self._loop.stop()
+        self.on_quit()
         return messages.Done()
 
     def _broken(self, reason: str) -> None:

@@ -186,6 +186,41 @@ def test_sixteenth_device(refused: Run, guest: tuple[str, ...]) -> None:
     assert line.startswith("--device: this is virtio device number 16")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "line"),
+    [
+        ("id=a", "process=a", "--device: process: a is taken"),
+        ("process=vmm", "id=b", "--device: process: vmm is taken"),
+        (
+            "id=a,process=p",
+            "id=b,process=p,isolation=none",
+            "--device: isolation: none of b is not jail of a, in whose process it is to be (p)",
+        ),
+        (
+            "id=a,process=p,isolation=jail+strict",
+            "id=b,process=p",
+            "--device: isolation: jail of b is not jail+strict of a, "
+            "in whose process it is to be (p)",
+        ),
+        (
+            "id=a,process=p",
+            "id=b,process=p,on-violation=log",
+            "--device: on-violation: log of b is not kill of a, in whose process it is to be (p)",
+        ),
+        (
+            "id=a,process=p,on-death=stop-vm",
+            "id=b,process=p",
+            "--device: on-death: restart of b is not stop-vm of a, "
+            "in whose process it is to be (p)",
+        ),
+    ],
+)
+def test_processes_that_cannot_be_shared(
+    refused: Run, guest: tuple[str, ...], one: str, other: str, line: str
+) -> None:
+    assert refused(*guest, "--device", f"rng,{one}", "--device", f"rng,{other}") == line
+
+
 def test_unknown_kind_of_device(refused: Run, guest: tuple[str, ...]) -> None:
     line = refused(*guest, "--device", "blkk")
 

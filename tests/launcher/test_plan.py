@@ -42,6 +42,16 @@ def test_made_up_names_avoid_those_that_were_asked_for(binary: str) -> None:
     assert [name for name, _, _ in devices(binary, *options)] == ["rng1", "rng0", "rng2"]
 
 
+def test_devices_that_share_a_process_are_shown_with_it(
+    binary: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--device", "rng,process=rng0", "--device", "rng", "--device", "rng,process=rng0"]
+
+    assert cli.main(["--binary", binary, "--entry", "0x10000", *options, "--dry-run"]) == 0
+
+    assert "processes: vmm, rng0 (rng1, rng3), rng2\n" in capfd.readouterr().out
+
+
 def test_names_of_other_processes_are_taken(binary: str, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["run", "--binary", binary, "--entry", "0x10000", "--device", "rng,id=vmm"]
 

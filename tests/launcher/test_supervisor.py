@@ -550,3 +550,124 @@ def test_one_by_hand_is_sent_away_while_another_is_on_its_way() -> None:
     world.swap()
 
     assert world.volunteer(3).told == ["another successor is on its way"]
+
+
+# ── several devices in one process ────────────────────────────────────────────────────────
+
+
+class Shared(World):
+    """rng0 and rng1 are served by process "both"."""
+
+    def __init__(self, on_death: OnDeath = OnDeath.RESTART) -> None:
+        super().__init__()
+        self.child = FakeChild("both")
+        self.supervisor = Supervisor(
+            self.machine,
+            cast(Wiring, self.wiring),
+            cast(Spares, self.spares),
+            {
+                name: (
+                    replace(DEVICE, name=name, on_death=on_death, process="both"),
+                    cast(Any, self.child),
+                )
+                for name in ("rng0", "rng1")
+            },
+        )
+
+    def come(self, number: int, *names: str) -> None:
+        """The successors of that number go all their way, of these devices."""
+        for name in names:
+            self.supervisor.bound(DeviceBound(name, number))
+        for name in names:
+            self.supervisor.offers(DeviceOffers(name, number, 0, (64,), b"fits"))
+            self.supervisor.attached(DeviceAttached(name, number, 5000))
+
+
+def test_devices_of_one_process_are_followed_by_one_process() -> None:
+    world = Shared()
+
+    world.die(world.child)
+    world.come(2, "rng0", "rng1")
+
+    (child,) = world.spares.given
+    assert child.name == "both"
+    assert world.machine.told == ["vmm: successor", "vmm: successor", "both: spec", "both: spec"]
+    assert [world.supervisor.child(name) for name in ("rng0", "rng1")] == [child, child]
+    assert world.machine.events == [
+        "rng0 1 died",
+        "rng1 1 died",
+        "rng0 2 recovered",
+        "rng1 2 recovered",
+        "resume for both",
+    ]
+
+
+def test_a_process_that_dies_when_it_serves_one_of_its_devices_is_one_failure() -> None:
+    world = Shared()
+    world.die(world.child)
+    (first,) = world.spares.given
+    world.come(2, "rng0")
+
+    world.die(first)
+
+    assert world.machine.events[-2:] == ["rng0 2 died", "rng1 2 failed"]
+    assert len([seconds for seconds in world.delays() if seconds < 0.1]) == 1
+    world.fire()
+    world.come(3, "rng0", "rng1")
+    assert len(world.spares.given) == 2
+    assert world.supervisor.child("rng1") is world.spares.given[1]
+
+
+def test_one_that_is_of_no_use_to_a_device_is_killed_and_so_gone_for_all() -> None:
+    world = Shared()
+    world.die(world.child)
+    (first,) = world.spares.given
+
+    world.supervisor.failed(DeviceFailed("rng1", 2, "it is none", False))
+    assert first.is_killed
+    assert world.supervisor.why_busy("rng0") is not None
+    world.die(first)
+
+    world.fire()
+    world.come(3, "rng0", "rng1")
+    assert world.machine.events[-1] == "resume for both"
+
+
+def test_a_restart_kills_a_process_and_tells_when_its_device_is_served_again() -> None:
+    world = Shared(OnDeath.STOP_VM)
+
+    world.supervisor.restart("rng1", world.answers.append)
+    assert world.child.is_killed
+    world.supervisor.restart("rng0", world.answers.append)
+    assert world.answers == ["another successor is on its way"]
+    world.die(world.child)
+    world.come(2, "rng0")
+    assert len(world.answers) == 1
+    world.come(2, "rng1")
+
+    assert world.answers[1] == Served(2, 77, 5_000_000)
+    assert "stop for both" not in world.machine.events
+
+
+def test_a_restart_that_the_machine_does_not_live_to_see_is_answered() -> None:
+    world = Shared()
+    world.supervisor.restart("rng1", world.answers.append)
+
+    world.supervisor.end()
+
+    assert world.answers == ["the machine ends"]
+
+
+def test_a_machine_ends_or_waits_once_for_a_process_of_several_devices() -> None:
+    for on_death, event in ((OnDeath.STOP_VM, "stop"), (OnDeath.PAUSE_VM, "pause")):
+        world = Shared(on_death)
+        world.die(world.child)
+        assert world.machine.events == ["rng0 1 died", "rng1 1 died", f"{event} for both"]
+
+
+def test_none_of_several_devices_is_replaced_by_hand() -> None:
+    world = Shared()
+
+    hand = world.volunteer(2)
+
+    assert hand.told == ["it shares process both with rng1; restart takes them all"]

@@ -130,6 +130,7 @@ def test_kill_is_of_the_device_that_is_named(start: Start, capfd: Capture) -> No
         "vm": "idle",
         "device": "other",
         "pid": pids["other"],
+        "others": [],
     }
     # The supervisor's policy as it is: a dead device ends the machine.
     assert machine.wait(20) == 3

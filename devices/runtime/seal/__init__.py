@@ -89,17 +89,17 @@ def enter_privileges(parent: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def audit(held: Collection[int], *, channel: bool) -> None:
+def audit(held: Collection[int], *, channels: int) -> None:
     """HostError if any descriptor is open besides ``held`` and the three standard ones.
 
-    With ``channel``, there may be what libzmq and the loop have made: eventfds, epolls and one
-    socket.
+    With ``channels``, there may be what libzmq and the loop have made: eventfds, epolls and so
+    many sockets.
     """
     sockets = 0
     for fd, what in fds.open_descriptors().items():
-        if fd in held or fd <= 2 or (channel and what in _OWN):
+        if fd in held or fd <= 2 or (channels and what in _OWN):
             continue
-        if channel and stat.S_ISSOCK(os.fstat(fd).st_mode) and not sockets:
+        if sockets < channels and stat.S_ISSOCK(os.fstat(fd).st_mode):
             sockets += 1
             continue
         raise HostError(f"descriptor {fd} ({what}) is open, and nobody handed it over")

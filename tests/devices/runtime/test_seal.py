@@ -299,10 +299,10 @@ def test_the_audit_lets_one_socket_of_the_channel_pass_and_no_second() -> None:
     one, two = socket.socketpair()
     with one, two:
         with pytest.raises(HostError, match=r"descriptor \d+ \(socket:"):
-            seal.audit(held, channel=True)
+            seal.audit(held, channels=1)
         with pytest.raises(HostError):
-            seal.audit(held | {one.fileno()}, channel=False)
-        seal.audit(held | {one.fileno()}, channel=True)
+            seal.audit(held | {one.fileno()}, channels=0)
+        seal.audit(held | {one.fileno()}, channels=1)
 
 
 def test_errno_of_a_refused_seal_is_told() -> None:
