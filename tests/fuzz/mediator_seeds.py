@@ -67,6 +67,19 @@ MEDIATION = {
     + CROWD
     + KICK
     + (answer(0, 1) + COMPLETE + bytes([0, 0, 0])) * 4,
+    # Found: heads made available before they were used, behind a chain that waited.
+    "too-early": bytes([2, INDIRECT])
+    + CROWD
+    + KICK
+    + descriptor(0, LOW, 1, NEXT, 0)
+    + descriptor(1, LOW, 1, 0, 0)
+    + descriptor(3, LOW, 1, 0, 0)
+    + offer(1)
+    + offer(0)
+    + offer(0)
+    + answer(0, 1)
+    + answer(0, 1)
+    + COMPLETE,
     "larger": bytes([2, INDIRECT | LARGER]) + CROWD + KICK + answer(2, 4) * 2 + COMPLETE + RESTART,
     "malformed": bytes([2, 0]) + descriptor(0, LOW, 1, NEXT, 0) + ONCE,
     "too-much": bytes([3, 0]) + PLAIN + offer(0) + KICK + lie(0, 65) + COMPLETE + KICK,
