@@ -14,7 +14,7 @@ GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -
 SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
-.PHONY: build setup demo demo-bare linux test test-fast lab check bench soak clean
+.PHONY: build setup demo demo-bare linux test test-fast lab check bench fuzz soak clean
 build: $(BUILT)
 
 ifneq ($(shell tools/setup --missing),)
@@ -66,6 +66,10 @@ check: build
 	$(PYTHON_BIN)/ruff check .
 	$(PYTHON_BIN)/ruff format --check .
 	$(PYTHON_BIN)/mypy
+
+# Until something is found: TARGET=mediation SECONDS=600; all of them, and a minute each, by default.
+fuzz: build
+	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),60)
 
 bench: build
 	$(PYTHON) -m tests.perf
