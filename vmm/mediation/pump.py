@@ -58,7 +58,7 @@ class Pump:
         self._turn = threading.RLock()
         self._state = threading.Condition()
         self._is_wanted = self._is_running = self._is_closed = False
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
 
     # ── vmm.mediation.device.Runner ───────────────────────────────────────────────────
 
@@ -96,10 +96,10 @@ class Pump:
             with self._state:
                 self._is_closed = True
                 self._state.notify_all()
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join(_DEADLINE)
-                if self._thread.is_alive():
-                    log.error("%s does not end", self._thread.name)
+            if self.thread is not None and self.thread is not threading.current_thread():
+                self.thread.join(_DEADLINE)
+                if self.thread.is_alive():
+                    log.error("%s does not end", self.thread.name)
                     return
             lib.pump_free(self._pump)
             fds.close_all([*self.kicks, self.line])
@@ -112,9 +112,9 @@ class Pump:
         with self._state:
             self._is_wanted = True
             self._state.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"{self._name} mediation")
-            self._thread.start()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name=f"{self._name} mediation")
+            self.thread.start()
 
     def _halt(self) -> None:
         until = time.monotonic() + _DEADLINE
@@ -123,8 +123,8 @@ class Pump:
             if not self._is_running:
                 return
             lib.pump_stop(self._pump)
-            assert self._thread is not None
-            thread = self._thread.native_id
+            assert self.thread is not None
+            thread = self.thread.native_id
             while not self._state.wait_for(lambda: not self._is_running, _NUDGE):
                 lib.pump_nudge(thread)
                 if time.monotonic() > until:
