@@ -106,6 +106,14 @@ class Child:
                 self.usage = usage
         return self.status is not None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped, by SIGSTOP say, and does nothing until somebody continues it."""
+        if self.status is not None:
+            return False
+        how = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PIDFD, self.pidfd, how) is not None
+
     def kill_and_reap(self) -> None:
         """Kill it if it lives, and wait until it is gone."""
         self.kill()
