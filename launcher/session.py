@@ -41,7 +41,7 @@ from launcher.trace import Traces
 from launcher.wiring import Wiring
 from protocol import fds
 from protocol.control import EventKind
-from protocol.errors import HostError, ProtocolError
+from protocol.errors import HostError, ProtocolError, Unheard
 from protocol.log import Level
 from protocol.messages import (
     Attach,
@@ -357,6 +357,8 @@ class Session:
             self.request(request, answered)
 
     def _breach(self, error: ProtocolError) -> None:
+        if isinstance(error, Unheard) and self._vmm.is_dying:
+            return  # of which its pidfd tells
         self._kill_all()
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 

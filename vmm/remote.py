@@ -19,7 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from protocol.errors import DeviceGone, ProtocolError
+from protocol.errors import DeviceGone, ProtocolError, Unheard
 from protocol.lifecycle import Event, Lifecycle, State
 from protocol.messages import (
     FROM_DEVICE,
@@ -63,6 +63,8 @@ _MAX_COUNTERS = 32
 _MAX_NAME = 40
 # Seconds that a SIGKILLed process has to be gone (measured: 0.6 to 74 ms).
 _FENCE_DEADLINE = 5.0
+# The same from when its sockets are closed (arbitrary: the kernel does little in between).
+_DYING = 0.1
 
 
 class RemoteDevice:
@@ -268,6 +270,10 @@ class RemoteDevice:
 
     def on_violation(self, error: ProtocolError) -> None:
         """The device broke the protocol: it is not talked to again."""
+        with self._pidfd_lock:
+            if isinstance(error, Unheard) and self._is_dead(_DYING):
+                self.gone()  # it broke nothing, it died
+                return
         self.fence(f"it broke the protocol: {error}")
 
     def _not_ready(self, why: str) -> None:

@@ -15,7 +15,7 @@ import zmq
 
 from protocol import codec
 from protocol.channel import Channel, new_context
-from protocol.errors import DeviceGone
+from protocol.errors import DeviceGone, Unheard
 from protocol.lifecycle import State
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -311,3 +311,31 @@ def test_one_by_hand_that_is_to_be_replaced_has_no_more_time_than_others(by_hand
         by_hand.remote.quiesce()
 
     assert by_hand.process.wait() == -signal.SIGKILL
+
+
+def test_a_device_that_dies_while_it_is_written_to_has_broken_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.remote._DYING", 20.0)
+    pair.get_ready()
+    error = Unheard("the peer does not read its messages")
+    waiting = threading.Thread(target=pair.remote.on_violation, args=(error,))
+    waiting.start()
+
+    pair.process.kill()
+
+    waiting.join(20)
+    assert pair.remote.fenced_because == ""
+    with pytest.raises(DeviceGone, match="rng0 is gone"):
+        pair.remote.ask(Ping()).result(5)
+
+
+def test_a_device_that_lives_and_does_not_read_is_killed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.remote._DYING", 0.0)
+
+    pair.remote.on_violation(Unheard("the peer does not read its messages"))
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert "does not read" in pair.remote.fenced_because
