@@ -11,6 +11,7 @@ may answer late (vmm.remote.BY_HAND_DEADLINE).
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -78,6 +79,9 @@ class _ByHand:
             return error.exit_status
         except Exception as error:
             if not self._is_sealed:
+                # The collector must not take apart what a debugger lets go of: CPython 3.11 clears
+                # memoryviews that a ring still has, and crashes.
+                gc.freeze()
                 raise  # with its places in the source, and into the debugger
             entry.report(type(error), error, error.__traceback__)
             return 1

@@ -28,8 +28,8 @@ from protocol.errors import BadInput, HostError, VibeError
 if TYPE_CHECKING:
     from protocol.faults import Board
 
-# Requests that may wait for the VMM, which hears one at a time, and the seconds between two: it
-# cuts off a peer that sends more than 500 messages a second (arbitrary, and below that).
+# Requests that may wait for the VMM, or it for devices, and the seconds between two: it cuts off a
+# peer that sends more than 500 messages a second (arbitrary, and below that).
 _MOST_WAITING, _BETWEEN = 64, 0.005
 
 # Nanoseconds that a guest may be given to power off: a day (arbitrary).
@@ -80,7 +80,8 @@ class Verbs:
         self._swaps = Swaps(machine.plan, machine.scouts)
         self._stopping: list[tuple[Reply, list[str]]] = []
         self._waiting: deque[tuple[object, Answered]] = deque()
-        self._is_asking = False
+        self._unanswered = 0
+        self._is_pausing = False  # between two
         machine.events.listen(self._heard)
         self.table: Mapping[type, Handler] = {
             wire.Describe: self._describe,
@@ -267,20 +268,23 @@ class Verbs:
     # ── the VMM ───────────────────────────────────────────────────────────────────────
 
     def _ask(self, request: object, answered: Answered) -> None:
-        if len(self._waiting) >= _MOST_WAITING:
+        if self._unanswered >= _MOST_WAITING:
             raise HostError("too many requests wait for the VMM")
+        self._unanswered += 1
         self._waiting.append((request, answered))
-        if not self._is_asking:
+        if not self._is_pausing:
             self._ask_next()
 
     def _ask_next(self) -> None:
-        self._is_asking = bool(self._waiting)
+        # The next does not wait for the answer to this one, for which a device may be asked.
+        self._is_pausing = bool(self._waiting)
         if not self._waiting:
             return
+        self._machine.loop.after(_BETWEEN, self._ask_next)
         request, answered = self._waiting.popleft()
 
         def took(answer: object) -> None:
-            self._machine.loop.after(_BETWEEN, self._ask_next)
+            self._unanswered -= 1
             answered(answer)
 
         self._machine.ask(request, took)

@@ -38,7 +38,8 @@ from protocol.messages import (
 )
 from protocol.specs import Notice
 
-# Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
+# Seconds from a successor's first step to its last, while nobody waits for it (arbitrary: an import
+# from a cold disk fits).
 _DEADLINE = 10.0
 # The same of one that was started by hand, in a debugger maybe (arbitrary).
 _BY_HAND_DEADLINE = 600.0
@@ -139,7 +140,6 @@ class _Ward:
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
-    restarts: int = 0
     by_hand: bool = False
     holds: bool = False
     back_off: BackOff = field(default_factory=BackOff)
@@ -147,7 +147,11 @@ class _Ward:
 
 
 class Supervisor:
-    """Of the devices in ``children``, which serve now."""
+    """Of ``devices``, each with the process that serves it now.
+
+    Where nobody serves, a successor that is not ready within ``hang_after`` seconds hangs as a
+    device would; 0: :data:`_DEADLINE`.
+    """
 
     def __init__(
         self,
@@ -155,11 +159,13 @@ class Supervisor:
         wiring: Wiring,
         spares: Spares,
         devices: Mapping[str, tuple[PlannedDevice, Child]],
+        hang_after: float,
     ) -> None:
         self._machine = machine
         self._wiring = wiring
         self._spares = spares
         self._wards = {name: _Ward(device, child) for name, (device, child) in devices.items()}
+        self._hang_after = hang_after
         self._is_ended = False
 
     def end(self) -> None:
@@ -173,14 +179,6 @@ class Supervisor:
     def child(self, name: str) -> Child | None:
         """The process that serves device ``name``; None while there is none. KeyError: no such."""
         return self._wards[name].child
-
-    def generation(self, name: str) -> int:
-        """Of the process that serves, or served last."""
-        return self._wards[name].number
-
-    def restarts(self, name: str) -> int:
-        """How often a process of the device has died and was followed by another."""
-        return self._wards[name].restarts
 
     def device(self, name: str) -> PlannedDevice:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
@@ -213,6 +211,8 @@ class Supervisor:
             return  # told to quit by the VMM, which will say that it has switched
         how = child.how_it_ended()
         self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
+        if (successor := ward.successor) is not None and not successor.is_switching:
+            self._expect(ward, successor)  # sooner than while somebody served
         self._mourn(ward)
 
     def _mourn(self, ward: _Ward) -> None:
@@ -303,8 +303,7 @@ class Supervisor:
             holds=holds,
         )
         ward.successor = successor
-        deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
-        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
+        self._expect(ward, successor)
         if hand is None:
             self._spares.take(lambda child: self._arrived(ward, successor, child))
         else:
@@ -387,8 +386,6 @@ class Supervisor:
         if not successor.by_hand:
             ward.device = successor.device
         ward.back_off.served()
-        if not successor.is_swap:
-            ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
         took, what = event.microseconds * 1000, successor.device.model.implementation
@@ -413,6 +410,17 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
+
+    def _expect(self, ward: _Ward, successor: _Successor) -> None:
+        # It is given up if it does not serve in time.
+        if successor.by_hand:
+            deadline = _BY_HAND_DEADLINE
+        elif ward.child is not None or not self._hang_after:
+            deadline = _DEADLINE
+        else:
+            longest = max(_DEADLINE, self._hang_after)
+            deadline = ward.back_off.patience(self._hang_after, longest)
+        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
 
     def _late(self, ward: _Ward, successor: _Successor, deadline: float) -> None:
         if ward.successor is successor:

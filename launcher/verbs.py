@@ -324,13 +324,17 @@ def _injection(device: str, given: Arguments) -> Any:
     if fault and fault != faults.NONE:
         faults.check(fault, given.get("--at", ""))
     counts = {name: device_options.number(name, given.get(name, "0")) for name in _COUNTS}
+    lasts = int(_seconds(given.get("--for", "0"), "--for") * 1e9)
+    for name, value in (("--every", counts["--every"]), ("--for", lasts)):
+        if name in given and not value:
+            raise BadInput(name, "0 is never; leave it out for once")
     return wire.Inject(
         device,
         fault,
         given.get("--at", ""),
         counts["--after"],
         counts["--every"],
-        int(_seconds(given.get("--for", "0"), "--for") * 1e9),
+        lasts,
         counts["--seed"] if "--seed" in given else None,
         int(delay),
     )
