@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from launcher import cli
+from launcher import cli, rundir
+from launcher.api import VM
 from launcher.experiment import attacks, file
 from launcher.experiment.attacks import Outcome
 from launcher.experiment.measures import MEASURES, grouped, rows
 from launcher.experiment.results import Results
 from tests.support import guest
 from tests.support.bare import require_backend
+from tests.support.vibevmm import ROOT
 
 EXPERIMENT = """
 devices = ["{}"]
@@ -71,3 +78,30 @@ def test_everything_is_measured(
             assert samples.get("failed", 0) == 0
             assert all(latency > 0 for latency in samples.get("latency_us", []))
     assert list(runtime.glob("vibevmm/*")) == []
+
+
+@pytest.mark.slow
+def test_ended_by_hand_it_leaves_no_machine(tmp_path: Path, runtime: Path) -> None:
+    require_backend("software")
+    guest.build()
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "isolation = ['jail']\nloads = ['read-1']\nseconds = 60\nhypervisor = 'software'"
+    )
+    words = [sys.executable, "-m", "launcher", "experiment", path, "--out", tmp_path / "out"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not rundir.running():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with contextlib.closing(VM.connect(rundir.running()[0])) as machine:
+            told = machine.describe()
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate()
+
+    assert running.returncode == 128 + signal.SIGINT
+    assert "go on with: vibevmm experiment --resume" in said
+    pids = [told.pid, *(process.pid for process in told.processes)]
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert list(runtime.glob("vibevmm/*")) == []
+    assert list((tmp_path / "out" / "raw").iterdir()) == []
