@@ -81,6 +81,10 @@ def _measure(results: Results) -> None:
     cells = ordered(results.experiment, results.seed)
     left = [cell for cell in cells if not results.has(cell)]
     print(f"seed {results.seed}, {len(cells)} cells, {len(left)} to do", file=sys.stderr)
+    busy, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if busy > cpus / 2:
+        why = f"this host has other work: a load of {busy:.1f} on {cpus} CPUs"
+        print(f"vibevmm: {why}; intervals will be wide", file=sys.stderr)
     with progress.shown(cells, len(cells) - len(left)) as bar:
         for cell in left:
             bar.begins(cell)

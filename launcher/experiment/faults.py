@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Protocol
 
 from launcher.api import VM
+from protocol.control import Process
 from protocol.faults import HANG
 
 # What a swap puts in the place of a kind: another implementation, where there is one.
@@ -17,8 +21,13 @@ class Fault(Protocol):
     ends: str
     """The event that says that somebody serves again."""
 
-    def strike(self, vm: VM, device: str) -> None:
-        """Have it happen now, to ``device`` of ``vm``."""
+    def strike(self, vm: VM, device: str) -> float:
+        """Have it happen to ``device`` of ``vm``; when it did, of time.monotonic(). Of what is over
+        by then the machine's events say it better."""
+
+
+def _serving(vm: VM, device: str) -> Process:
+    return next(process for process in vm.describe().processes if process.name == device)
 
 
 class Kill:
@@ -26,9 +35,13 @@ class Kill:
 
     ends = "recovered"
 
-    def strike(self, vm: VM, device: str) -> None:
+    def strike(self, vm: VM, device: str) -> float:
         """See Fault."""
-        vm.kill(device)
+        pid = _serving(vm, device).pid
+        at = time.monotonic()
+        # Not vm.kill(), which happens when the launcher comes to it.
+        os.kill(pid, signal.SIGKILL)
+        return at
 
 
 class Hang:
@@ -36,9 +49,10 @@ class Hang:
 
     ends = "recovered"
 
-    def strike(self, vm: VM, device: str) -> None:
+    def strike(self, vm: VM, device: str) -> float:
         """See Fault."""
         vm.inject(device, HANG)
+        return time.monotonic()
 
 
 class Swap:
@@ -46,10 +60,11 @@ class Swap:
 
     ends = "swapped"
 
-    def strike(self, vm: VM, device: str) -> None:
+    def strike(self, vm: VM, device: str) -> float:
         """See Fault."""
-        serving = next(p.kind for p in vm.describe().processes if p.name == device)
+        serving = _serving(vm, device).kind
         vm.swap(device, _OTHER.get(serving, serving))
+        return time.monotonic()
 
 
 class Restart:
@@ -57,9 +72,10 @@ class Restart:
 
     ends = "swapped"
 
-    def strike(self, vm: VM, device: str) -> None:
+    def strike(self, vm: VM, device: str) -> float:
         """See Fault."""
         vm.restart(device)
+        return time.monotonic()
 
 
 FAULTS: dict[str, Fault] = {"kill": Kill(), "hang": Hang(), "swap": Swap(), "restart": Restart()}

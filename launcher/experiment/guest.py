@@ -33,7 +33,7 @@ _PARAMETERS = 8  # where the image has them: a magic word, then operation, wait,
 _READ, _WRITE, _TAKE = range(3)
 
 _DISK_SIZE = 16 << 20  # arbitrary: it stays in the page cache, for the device is measured
-_TAPE_SIZE = (16 << 20) + 4096
+_TAPE_SIZE = (16 << 20) + 4096  # by which the guest knows it
 _HEADER = struct.Struct("<8s3Q16Q")
 _MARKS, _RECORDS_AT = 8, 4096
 

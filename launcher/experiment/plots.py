@@ -231,7 +231,7 @@ def recovery(data: _Data) -> Figure | None:
     faults = data.names("fault")
     if not faults:
         return None
-    heights = [len(data.cells("fault", fault)) + 1.6 for fault in faults]
+    heights = [max(4.5, len(data.cells("fault", fault)) + 1.6) for fault in faults]
     figure, axes = _axes(
         len(faults), 1, 7.5, 0.42 * sum(heights) + 0.3, gridspec_kw={"height_ratios": heights}
     )

@@ -79,7 +79,8 @@ def markdown(results: Results, found: Sequence[Found]) -> str:
     lines = [
         "# Results",
         "",
-        f"{done} runs in an order by seed {results.seed}, on {', '.join(results.host.values())}.",
+        f"{done} runs in an order by seed {results.seed}, hypervisor {experiment.hypervisor}, "
+        f"on {', '.join(results.host.values())}.",
         f"Medians, in brackets the {CONFIDENCE:.0%} interval of each by bootstrap.",
     ]
     attacks = verdicts(groups)

@@ -78,9 +78,11 @@ def fault(cell: Cell, setting: Setting) -> Samples:
         events = _events(vm)
         for _ in range(experiment.strikes):
             time.sleep(chance.uniform(*_BEFORE))
-            at = time.monotonic()
-            kind.strike(vm, SUBJECT)
-            strikes.append((at, *_until(events, kind.ends)))
+            at = kind.strike(vm, SUBJECT)
+            noticed, ended = _until(events, kind.ends)
+            if noticed is ended:  # until then somebody served
+                at = (ended.monotonic - (ended.took or 0)) / 1e9
+            strikes.append((at, noticed, ended))
         time.sleep(_AFTER)
         end = time.monotonic()
         tape = machine.end()

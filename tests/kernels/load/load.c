@@ -1,5 +1,5 @@
 // The load guest: keeps so many requests of one kind in flight until the power button is pressed,
-// and writes down when each was given and answered: on the last disk, its tape, which is for that.
+// and writes down when each was given and answered: on its tape, the disk of that size.
 //
 //     sector 0   struct header
 //     sector 8   struct record, one for each request, in the order in which they were answered
@@ -36,6 +36,7 @@ struct record {
 // 64 MiB of memory: what is behind the image, and too large for it.
 static struct record *const records = (struct record *)0x1000000;
 enum { MOST_RECORDS = 0x1000000 / sizeof(struct record) };
+enum { TAPE_SECTORS = RECORDS_AT + 0x1000000 / SECTOR };
 static uint8_t *const data = (uint8_t *)0x2000000;
 
 static struct request {
@@ -73,7 +74,6 @@ static uint16_t in16(uint16_t port)
         return value;
 }
 
-// The first of the kind; the tape is the last disk, and none of those that are loaded.
 static void find_devices(void)
 {
         unsigned id = parameters.operation == TAKE ? ENTROPY : BLOCK;
@@ -81,10 +81,10 @@ static void find_devices(void)
                 struct device found;
                 if (!probe(&found, slot))
                         continue;
-                if (found.id == id && !subject.registers)
-                        subject = found;
-                else if (found.id == BLOCK)
+                if (found.id == BLOCK && found.registers[CONFIG] == TAPE_SECTORS)
                         tape = found;
+                else if (found.id == id)
+                        subject = found;
         }
         if (!subject.registers || !tape.registers)
                 fail("there is nothing to load, or no tape");

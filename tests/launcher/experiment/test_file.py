@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,20 @@ def test_it_is_kept_as_it_was(tmp_path: Path) -> None:
     found = read(tmp_path, "loads = ['big']\nhang-after = 1\n[load.big]\ndepth = 2")
 
     assert file.from_plain(found.as_plain(), "again") == found
+
+
+def test_page_tells_of_every_key_with_its_default() -> None:
+    page = (Path(file.__file__).parents[2] / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    told = {key: default for key, default in rows if key in file._KEYS}
+
+    assert set(told) == set(file._KEYS) - {"load"}
+    assert {key: default for key, default in told.items() if "`" in default} == {
+        key: f"`{json.dumps(value)}`"
+        for key, value in Experiment().as_plain().items()
+        if key in ("devices", "grouping", "surface", "under", "hypervisor")
+    }
+    numbers = ("repetitions", "seconds", "strikes", "hang-after")
+    assert [float(told[key]) for key in numbers] == [
+        Experiment().as_plain()[key] for key in numbers
+    ]

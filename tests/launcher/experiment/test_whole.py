@@ -43,7 +43,11 @@ size = 8192
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("device", "backend"),
-    [pytest.param("blk", "kvm", marks=pytest.mark.kvm), ("blk", "software"), ("rng", "software")],
+    [
+        pytest.param("blk", "kvm", marks=pytest.mark.kvm),
+        ("blk-mapped", "software"),
+        ("rng", "software"),
+    ],
 )
 def test_everything_is_measured(
     tmp_path: Path, device: str, backend: str, runtime: Path, monkeypatch: pytest.MonkeyPatch
