@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Literal
 
 from devices.runtime import files
-from devices.runtime.device import Device, Host, Jail, Runtime, virtqueue
+from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
@@ -79,7 +79,7 @@ _SEG_MAX = _QUEUE_SIZE - 2
 # Arbitrary. With _SEG_MAX it bounds what one request moves, and so how long a reset can wait for
 # it: a chain may name one guest page many times over.
 _SIZE_MAX = 256 * 1024
-_MAX_DATA = _SEG_MAX * _SIZE_MAX
+_PAGE = 4096
 
 # Of one DISCARD or WRITE_ZEROES (arbitrary). Zeros may have to be written; holes cost little.
 _MAX_RANGES = 16
@@ -152,6 +152,11 @@ class Blk(Device[Config]):
         super().__init__(config, fds, runtime)
         self._image = fds["image"]
         self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
+        self._size_max = _SIZE_MAX
+        if runtime.largest_chain:
+            # The largest request with its header and its status, in whole pages.
+            most = (runtime.largest_chain - _HEADER.size - 1) // _SEG_MAX
+            self._size_max = min(_SIZE_MAX, most // _PAGE * _PAGE)
         self._write_flags = 0
         self._operations: dict[int, Operation] = {}
 
@@ -170,7 +175,7 @@ class Blk(Device[Config]):
         alignment = self.config.block_size // SECTOR
         return _CONFIG.pack(
             self._sectors,
-            _SIZE_MAX,
+            self._size_max,
             _SEG_MAX,
             self.config.block_size,
             0,  # writeback: not offered
@@ -224,12 +229,14 @@ class Blk(Device[Config]):
         return data.size if data.write(bytes([Status.IOERR])) else 0
 
     @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        """The driver read its limits once: a successor's may not be lower, and the disk must be
-        the same size."""
-        if len(theirs) < _CONFIG.size:
-            return f"a configuration of {len(theirs)} bytes"
-        now, then = _CONFIG.unpack_from(ours), _CONFIG.unpack_from(theirs)
+    def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
+        """A driver that was not offered RO writes. It read its limits once: a successor's may not
+        be lower, and the disk must be the same size."""
+        if theirs.features & ~ours.features & bit(Feature.RO):
+            return "it is read-only (RO), and the driver may write to this one"
+        if len(theirs.config) < _CONFIG.size:
+            return f"a configuration of {len(theirs.config)} bytes"
+        now, then = _CONFIG.unpack_from(ours.config), _CONFIG.unpack_from(theirs.config)
         if now[0] != then[0]:
             return f"its disk has {then[0]} sectors, and this one {now[0]}"
         if now[3] != then[3]:
@@ -329,7 +336,7 @@ class Blk(Device[Config]):
         return found
 
     def _offset(self, sector: int, size: int) -> int:
-        if size % SECTOR or size > _MAX_DATA:
+        if size % SECTOR or size > _SEG_MAX * self._size_max:
             raise _Refused(Status.IOERR, f"{size} bytes of data")
         self._check_bounds(sector, size // SECTOR)
         return sector * SECTOR

@@ -119,18 +119,16 @@ def _run(argv: list[str]) -> int:
     loop = Loop()
     # From before there are files that would be left behind.
     with signals.Signals(loop, signals.ALL) as coming:
-        planned = plan.make(options)
         try:
-            coming.check()
-            if not options.dry_run:
-                from launcher import run
+            with contextlib.closing(plan.make(options, coming.check)) as planned:
+                coming.check()
+                if not options.dry_run:
+                    from launcher import run
 
-                return run.run(planned, loop, coming)
-            text = planned.text()
+                    return run.run(planned, loop, coming)
+                text = planned.text()
         except signals.Interrupted as interrupted:
             return interrupted.exit_status
-        finally:
-            planned.close()
     return print_text(text)
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.runtime import seal
+from devices.runtime.device import Offer
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
 from launcher.door import HAND, Door, Hand, Wishes
@@ -27,11 +28,12 @@ from launcher.logs import Logs
 from launcher.loop import Loop
 from launcher.nursery import SPARE, ZYGOTE, Nursery, Spares
 from launcher.outcome import Outcome
-from launcher.plan import Plan
+from launcher.plan import Plan, PlannedDevice
 from launcher.relay import Relay
 from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
 from launcher.rundir import CONTROL, DOOR, RunDirectory
+from launcher.scout import Scouts
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -122,6 +124,8 @@ class Session:
         self._family.adopt(vmm)
         self._spares: Spares | None = None
         self._supervisor: Supervisor | None = None
+        self._scouts = Scouts(loop)
+        resources.callback(self._scouts.close)
         if nursery is not None:
             self._family.adopt(nursery.zygote)
             self._spares = Spares(nursery, self._welcome)
@@ -240,6 +244,7 @@ class Session:
             supervisor=self._supervisor,
             relays=self._relays,
             boards=self._wiring.boards,
+            scouts=self._scouts,
             ask=self._ask,
             hold=self._hold,
             stop=self._stop_wanted,
@@ -473,6 +478,12 @@ class Session:
     def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to the VMM."""
         self._send(self._vmm, payload, descriptors)
+
+    def compare(
+        self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        """Whether a successor fits (supervisor.Machine)."""
+        self._scouts.compare(device.model.judge, ours, theirs, then)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back later."""

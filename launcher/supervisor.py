@@ -17,8 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
+from devices.runtime.device import Offer
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -71,6 +73,11 @@ class Machine(Protocol):
 
     def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
         """Ask the VMM; ``answered`` gets its reply."""
+
+    def compare(
+        self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        """Tell ``then`` why a successor that offers ``theirs`` cannot take over from ``device``."""
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back later."""
@@ -342,23 +349,24 @@ class Supervisor:
         successor.offers = event
         if not successor.is_swap:
             return
-        if (why := self._why_unfit(ward, successor)) is not None:
-            self._fail(ward, why)
+        if ward.offers is None:
+            self._compared(ward, successor, None)
+        else:
+            ours, theirs = _offer(ward.offers), _offer(event)
+            then = partial(self._compared, ward, successor)
+            self._machine.compare(ward.device, ours, theirs, then)
+
+    def _compared(self, ward: _Ward, successor: _Successor, why_unfit: str | None) -> None:
+        if ward.successor is not successor:
+            return  # it has ended meanwhile, or was too late
+        if why_unfit is not None:
+            self._fail(ward, why_unfit)
             return
         successor.is_switching = True
         self._machine.request(
-            Switch(event.name, event.generation),
+            Switch(ward.device.name, successor.number),
             lambda reply: self._switched(ward, successor, reply),
         )
-
-    def _why_unfit(self, ward: _Ward, successor: _Successor) -> str | None:
-        ours, theirs = ward.offers, successor.offers
-        if ours is None or theirs is None:
-            return None
-        try:
-            return ward.device.device.why_unfit(ours.config, theirs.config)
-        except Exception as error:  # a class that people write can fail in any way
-            return f"{implementation(ward.device)}.why_unfit: {type(error).__name__}: {error}"
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
         if isinstance(reply, Failed) and ward.successor is successor:
@@ -383,7 +391,7 @@ class Supervisor:
             ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
-        took, what = event.microseconds * 1000, implementation(successor.device)
+        took, what = event.microseconds * 1000, successor.device.model.implementation
         if successor.by_hand:
             what = f"{successor.device.kind}, by hand"
         if isinstance(successor.child, Hand):
@@ -457,6 +465,5 @@ class Supervisor:
         return ward, None
 
 
-def implementation(device: PlannedDevice) -> str:
-    """The implementation of ``device``, as --impl names it."""
-    return f"{device.device.__module__}:{device.device.__qualname__}"
+def _offer(event: DeviceOffers) -> Offer:
+    return Offer(event.features, event.config)

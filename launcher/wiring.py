@@ -55,6 +55,13 @@ class Wiring:
         self._has_shadows = plan.backend.name == SOFTWARE
         size = memory_map.file_size(plan.options.memory, shadows=self._has_shadows)
         self._memory = self._own(create_memfd(f"vibevmm-{name}", size))
+        self._bounce = {
+            device.name: self._own(
+                create_memfd(f"vibevmm-{name}-{device.name}-bounce", _bounce_region(device).size)
+            )
+            for device in plan.devices
+            if device.is_bounced
+        }
         self._journals = {
             device.name: self._own(journal.create(f"vibevmm-{name}-{device.name}", device.queues))
             for device in plan.devices
@@ -112,6 +119,7 @@ class Wiring:
             fds |= {f"{name}.{bell}": fd for bell, fd in first.bells.items()}
             fds[f"{name}.pidfd"] = pidfds[name]
             fds[f"{name}.journal"] = self._journals[name]
+        fds |= {f"{name}.bounce": fd for name, fd in self._bounce.items()}
         return codec.pack(codec.to_plain(spec)), fds
 
     def first(self, device: PlannedDevice) -> Generation:
@@ -136,7 +144,7 @@ class Wiring:
         spec = DeviceSpec(
             name=device.name,
             kind=device.kind,
-            config=codec.pack(codec.to_plain(device.config)),
+            config=device.model.config,
             generation=generation.number,
             endpoint=generation.endpoint,
             regions=self._regions(device),
@@ -145,9 +153,10 @@ class Wiring:
             log=options.log.of(device.name),
             isolation=device.isolation,
             on_violation=device.on_violation,
+            largest_chain=memory_map.LARGEST_CHAIN if device.is_bounced else 0,
         )
         fds = {
-            "memory": self._memory,
+            "memory": self._bounce.get(device.name, self._memory),
             "journal": self._journals[device.name],
             **generation.bells,
             **device.fds,
@@ -157,6 +166,8 @@ class Wiring:
         return codec.pack(codec.to_plain(spec)), fds
 
     def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:
+        if device.is_bounced:
+            return (_bounce_region(device),)
         memory = self._plan.options.memory
         shadows = [memory_map.shadow_region(memory, device.slot)] if self._has_shadows else []
         return (*memory_map.regions(memory), *shadows)
@@ -178,11 +189,16 @@ class Wiring:
         return DeviceSlot(
             name=device.name,
             kind=device.kind,
-            device_id=device.device.device_id,
+            device_id=device.model.device_id,
             slot=device.slot,
             gsi=device.gsi,
             queues=device.queues,
             owing=device.owing,
             generation=self._firsts[device.name].number,
             endpoint=self._firsts[device.name].endpoint,
+            bounced=device.is_bounced,
         )
+
+
+def _bounce_region(device: PlannedDevice) -> Region:
+    return memory_map.bounce_region(len(device.queues))

@@ -50,7 +50,8 @@ class DeviceSpec:
     dataclass), ``endpoint`` the path of its control channel, ``log`` a level from 0 to 4;
     ``journal`` are the sizes of the queues that its journal is laid out for. One that is
     ``failing`` answers every request with an error (Device.fail). ``isolation`` is what it is to
-    be held by, ``on_violation`` what breaking out leads to.
+    be held by, ``on_violation`` what breaking out leads to. A chain of more than ``largest_chain``
+    bytes will not reach it; 0: of any size will.
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
     that the kind opened for itself, ``trace`` if there is one, and ``faults``, a protocol.faults
     Board, if faults may be injected.
@@ -67,6 +68,7 @@ class DeviceSpec:
     log: int
     isolation: Isolation = JAIL
     on_violation: OnViolation = "kill"
+    largest_chain: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class DeviceSlot:
     ``queues`` are the sizes that its journal is laid out for, ``owing`` the indices of those
     queues on which a chain is to be answered without anything else having to happen. With the
     VMM's spec come, for each device, ``NAME.journal``, ``NAME.pidfd``, ``NAME.kick0`` …
-    ``NAME.kickN`` and ``NAME.call``.
+    ``NAME.kickN`` and ``NAME.call``; for one that is ``bounced``, that is, works on copies,
+    ``NAME.bounce``, the memory for them.
     """
 
     name: str
@@ -88,6 +91,7 @@ class DeviceSlot:
     owing: tuple[int, ...]
     generation: int
     endpoint: str
+    bounced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

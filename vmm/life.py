@@ -32,14 +32,15 @@ from vmm.boot.hardware import Hardware, VirtioMmio
 from vmm.boot.placing import load
 from vmm.bus import Bus
 from vmm.hypervisor.base import ExitHandler, Hypervisor, MediatedVm, Stop, Vcpu, Vm
-from vmm.mediation import NativeHook
-from vmm.mediation.device import MediatedDevice
+from vmm.mediation import Arena, NativeHook
+from vmm.mediation.device import MediatedDevice, OnVcpu
+from vmm.mediation.pump import Pump
 from vmm.platform.board import board_of
 from vmm.platform.power import Reason
 from vmm.seat import Seat, Wires
 from vmm.transport.mmio import MmioTransport
 from vmm.transport.page import RegisterPage
-from vmm.wires import DirectWires, MediatedWires
+from vmm.wires import DirectWires, MediatedWires, PumpedWires
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +149,11 @@ class Life:
         page = RegisterPage(self.vm, gpa, _FIRST_PAGE_SLOT + slot.slot if read_only else None)
         line = Line(self.vm, slot.gsi)
         backend: Seat | MediatedDevice = seat
-        wires: Wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues))
-        if not self._capabilities.coherent:
-            backend = self._mediate(seat, line, rings)
-            wires = MediatedWires(cast(MediatedVm, self.vm), gpa, backend, len(slot.queues))
+        wires: Wires
+        if slot.bounced or not self._capabilities.coherent:
+            backend, wires = self._mediate(seat, line, rings)
+        else:
+            wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues))
         transport = MmioTransport(page, backend, line, seat.config)
         seat.on_broken = transport.needs_reset
         seat.on_config = transport.config_changed
@@ -164,12 +166,19 @@ class Life:
         self._pages.append(page)
         self._transports.append(transport)
 
-    def _mediate(self, seat: Seat, line: Line, rings: GuestMemory) -> MediatedDevice:
-        hook = NativeHook(*cast(MediatedVm, self.vm).written_hook())
-        mediated = MediatedDevice(seat, self._memory, rings, line.pulse, hook)
-        mediated.on_broken = lambda reason: seat.on_broken(reason)
+    def _mediate(self, seat: Seat, line: Line, rings: GuestMemory) -> tuple[MediatedDevice, Wires]:
+        slot, gpa = seat.slot, memory_map.slot_address(seat.slot.slot)
+        count = len(slot.queues)
+        hook = None
+        if not self._capabilities.coherent:
+            hook = NativeHook(*cast(MediatedVm, self.vm).written_hook())
+        mediated = MediatedDevice(seat, self._memory, rings, hook, _arena if slot.bounced else None)
         self._mediated.append(mediated)
-        return mediated
+        if self._capabilities.coherent:
+            mediated.runner = pump = Pump(seat.name, count, mediated.broken)
+            return mediated, PumpedWires(self.vm, gpa, slot.gsi, pump)
+        mediated.runner = here = OnVcpu(line.pulse, mediated.broken)
+        return mediated, MediatedWires(cast(MediatedVm, self.vm), gpa, here, count)
 
     def _ignore_acknowledgements(self, gpa: int) -> None:
         # An acknowledgement of "used buffer" alone needs no answer, so nobody reads this one.
@@ -295,3 +304,7 @@ class Life:
         self.vm.close()
         descriptors.close_all(self._acks)
         self._acks.clear()
+
+
+def _arena(queue: int) -> Arena:
+    return Arena(memory_map.arena_address(queue), memory_map.ARENA_SIZE)

@@ -82,7 +82,10 @@ class Machine:
         """Give the device of ``seat``, in which somebody sits who has said hello, its registers,
         doorbells and interrupt line."""
         rings = self.memory
-        if not self._hypervisor.capabilities.coherent:
+        if seat.slot.bounced:
+            region = memory_map.bounce_region(len(seat.slot.queues))
+            rings = GuestMemory(self._fds[f"{seat.name}.bounce"], (region,))
+        elif not self._hypervisor.capabilities.coherent:
             shadow = memory_map.shadow_region(self._spec.memory_size, seat.slot.slot)
             rings = GuestMemory(self._fds["memory"], (shadow,))
         gpa = memory_map.slot_address(seat.slot.slot)

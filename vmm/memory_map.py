@@ -11,6 +11,7 @@
     0xFEE0_0000  local APICs
     0x1_0000_0000  high RAM: what exceeds the low part
     0x4000_0000_0000  shadow rings, which no guest sees; 4 MiB for each virtio slot
+    0x5000_0000_0000  bounce memory, for the eyes of one device: shadow rings, 8 MiB for each queue
 
 The offset of a region in the memfd is congruent to its guest address modulo 2 MiB, so
 that huge pages can back it: low RAM lies at its own address, high RAM where the low
@@ -39,6 +40,13 @@ HIGH_RAM = 0x1_0000_0000
 # Where vmm.mediation puts rings for devices: 4 MiB hold four queues of the largest size.
 SHADOW_RINGS = 0x4000_0000_0000
 SHADOW_SIZE = 4 * MIB
+# Memory of a device that is handed no guest memory: it has an address space to itself. What a queue
+# has for copies takes the largest request of a stock Linux, of 126 segments of 64 KiB, which is the
+# largest page of arm64, with its header and status. Memory files are populated as they are used.
+BOUNCE = 0x5000_0000_0000
+ARENA_SIZE = 8 * MIB
+# What a chain may have to fit, however it is divided (vmm.mediation.largest_chain).
+LARGEST_CHAIN = ARENA_SIZE - 126
 
 MIN_MEMORY = 16 * MIB
 DEFAULT_MEMORY = 512 * MIB
@@ -109,6 +117,16 @@ def shadow_region(size: int, slot: int) -> Region:
     """The shadow rings of the device in ``slot`` of a machine with ``--mem size``."""
     offset = -(-size // (2 * MIB)) * 2 * MIB + slot * SHADOW_SIZE
     return Region(SHADOW_RINGS + slot * SHADOW_SIZE, SHADOW_SIZE, offset)
+
+
+def bounce_region(queues: int) -> Region:
+    """The memory of a device with so many queues that works on copies; a file of its own."""
+    return Region(BOUNCE, SHADOW_SIZE + queues * ARENA_SIZE, 0)
+
+
+def arena_address(queue: int) -> int:
+    """Where in there the copies of ``queue`` lie."""
+    return BOUNCE + SHADOW_SIZE + queue * ARENA_SIZE
 
 
 def file_size(size: int, *, shadows: bool) -> int:

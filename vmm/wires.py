@@ -8,7 +8,8 @@ from functools import partial
 from protocol import doorbell
 from protocol.virtio import Mmio
 from vmm.hypervisor.base import MediatedVm, Vm
-from vmm.mediation.device import MediatedDevice
+from vmm.mediation.device import OnVcpu
+from vmm.mediation.pump import Pump
 
 
 class DirectWires:
@@ -38,10 +39,24 @@ class DirectWires:
             doorbell.ring(bells["call"])
 
 
-class MediatedWires:
-    """Between device and guest: ``device``'s mediators, on the vCPU's thread."""
+class PumpedWires:
+    """Between device and guest: ``pump``, whose doorbells are KVM's for good."""
 
-    def __init__(self, vm: MediatedVm, gpa: int, device: MediatedDevice, queues: int) -> None:
+    def __init__(self, vm: Vm, gpa: int, gsi: int, pump: Pump) -> None:
+        self._pump = pump
+        for queue, kick in enumerate(pump.kicks):
+            vm.add_ioeventfd(kick, gpa + Mmio.QUEUE_NOTIFY, 4, queue)
+        vm.add_irqfd(pump.line, gsi)
+
+    def connect(self, bells: Mapping[str, int]) -> None:
+        """Lead ``bells`` to the guest (vmm.seat.Wires)."""
+        self._pump.connect(bells)
+
+
+class MediatedWires:
+    """Between device and guest: mediators on the vCPU's thread."""
+
+    def __init__(self, vm: MediatedVm, gpa: int, device: OnVcpu, queues: int) -> None:
         self._vm = vm
         self._device = device
         self._call: int | None = None

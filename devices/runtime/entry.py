@@ -117,6 +117,7 @@ def serve(
         loop,
         trace,
         failing=spec.failing,
+        largest_chain=spec.largest_chain,
         injector=injector,
     )
 

@@ -29,7 +29,8 @@ class Worker:
     ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened; ``journal`` is
     where a successor finds what was in flight. ``broken`` is told of a ring that its driver broke,
     ``changed`` of a new configuration space. One that is ``failing`` answers every request with an
-    error. With an ``injector`` its queues pass points at which faults can strike.
+    error. Chains of more than ``largest_chain`` bytes do not reach it; 0: any does. With an
+    ``injector`` its queues pass points at which faults can strike.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Worker:
         trace: Trace | None,
         *,
         failing: bool = False,
+        largest_chain: int = 0,
         injector: Injector | None = None,
     ) -> None:
         self.broken: Callable[[str], None] = lambda reason: None
         self.changed: Callable[[], None] = lambda: None
+        self.largest_chain = largest_chain
         self._memory = memory
         self._journal = journal
         self._loop = loop

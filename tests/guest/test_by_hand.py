@@ -193,9 +193,9 @@ def test_one_that_was_replaced_ends_and_so_does_one_whose_machine_ends(
 
     assert first.end() == 0
     assert "another has its place" in first.said
+    asked.says("HELLO!", "HELLO1", "HELLO2")
     asked.machine.stop(force=True)
     assert second.end() == 0
-    assert asked.said.count("guest: ") == 3
 
 
 def test_launcher_that_was_killed_takes_it_along(

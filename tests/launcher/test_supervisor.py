@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
-from devices.rng import Config, Rng
+from devices.runtime.device import Offer
+from launcher import model
+from launcher.device_options import Request
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -109,6 +112,8 @@ class Machine:
     events: list[str] = field(default_factory=list)
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
+    is_slow: bool = False  # to compare
+    compared: list[Callable[[], None]] = field(default_factory=list)
 
     def hand_over(self, child: FakeChild, payload: bytes, descriptors: object) -> None:
         self.told.append(f"{child.name}: {payload.decode()}")
@@ -118,6 +123,16 @@ class Machine:
 
     def request(self, message: object, then: Callable[[object], None]) -> None:
         self.requests.append((message, then))
+
+    def compare(
+        self, device: object, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        same = theirs == ours
+        self.compared.append(
+            partial(then, None if same else f"{theirs.config!r} is not {ours.config!r}")
+        )
+        if not self.is_slow:
+            self.compared.pop()()
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         self.timers.append((seconds, callback))
@@ -135,19 +150,8 @@ class Machine:
         self.events.append(f"{device} {what['generation']} {kind}")
 
 
-class Odd(Rng.__base__[Config]):  # type: ignore[misc]
-    """Fits whatever says ``fits``."""
-
-    device_id = Rng.device_id
-
-    @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        if theirs == b"":
-            raise ValueError("nothing there")
-        return None if theirs == ours else f"{theirs!r} is not {ours!r}"
-
-
-DEVICE = PlannedDevice("rng0", "rng", "--device", Odd, Config(), 3)
+LOOK = model.look(Request("--device", "rng", ()), "--device")
+DEVICE = PlannedDevice("rng0", "rng", "--device", LOOK, 3)
 
 
 class World:
@@ -361,15 +365,19 @@ def test_swap_into_an_empty_place_is_compared_with_who_served_there() -> None:
     assert world.answers[1:] == [Served(3, 77, 5_000_000)]
 
 
-def test_class_that_cannot_compare_keeps_its_place() -> None:
+def test_successor_that_ends_while_it_is_compared_is_not_switched_to() -> None:
     world = World()
+    world.machine.is_slow = True
     world.swap()
     world.bound(2)
+    world.offers(2)
 
-    world.offers(2, b"")
+    world.die(world.spares.given[0])
+    (compared,) = world.machine.compared
+    compared()
 
-    (answer,) = world.answers
-    assert "Odd.why_unfit: ValueError: nothing there" in str(answer)
+    assert world.answers == ["rng0 ended with -9"]
+    assert world.machine.requests == []
     assert world.supervisor.child("rng0") is world.child
 
 

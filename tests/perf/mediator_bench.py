@@ -78,6 +78,8 @@ def _compile(directory: Path) -> tuple[Any, Any]:
         engine / "ring.c",
         engine / "journal.c",
         mediation / "mediator.c",
+        mediation / "arena.c",
+        mediation / "pump.c",
         here / "ring_bench.c",
         here / "mediator_bench.c",
     )
@@ -85,7 +87,7 @@ def _compile(directory: Path) -> tuple[Any, Any]:
     builder.cdef(declarations() + LOOPS)
     builder.set_source(
         "_mediator_bench",
-        '#include "mediator.h"' + LOOPS,
+        '#include "pump.h"' + LOOPS,
         sources=[str(source) for source in sources],
         include_dirs=[str(engine), str(mediation)],
         extra_compile_args=["-std=gnu11", "-O2"],
@@ -121,7 +123,9 @@ def _native(ffi: Any, lib: Any, *, mediated: bool, kind: str) -> float:
             hook = ffi.addressof(lib, "bench_hook")
             memory = (shadow_memory.gpa, len(shadow_memory.view), window)
             mediator = lib.mediator_new(
-                ffi.new("struct mediator_config *", (config, shadow_config, memory, hook, told)),
+                ffi.new(
+                    "struct mediator_config *", (config, shadow_config, memory, 0, 0, hook, told)
+                ),
                 ffi.new("struct ring_region[]", regions),
                 len(regions),
                 ffi.new("struct mediator_outcome *"),

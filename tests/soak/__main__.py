@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from protocol.specs import LEVELS
 from tests.soak import report, schedule
 from tests.soak.bare import Bare
 from tests.soak.harness import Guest, run
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="the steps of another run")
     parser.add_argument("--guest", choices=list(COUNTS), help="only this one")
     parser.add_argument("--hypervisor", choices=["kvm", "software"], help="only this one")
+    parser.add_argument("--isolation", choices=LEVELS, default="jail", help="of all devices")
     parser.add_argument("--fio", type=Path, help="a static fio, for Linux to load its disk with")
     for action in COUNTS["bare"]:
         parser.add_argument(f"--{action}s", type=int, help="so many")
@@ -104,12 +106,13 @@ def _hypervisors(guest: str, options: argparse.Namespace) -> list[str]:
 
 
 def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
-    name = f"{soak.guest}-{soak.hypervisor}-{options.seed}-{soak.name}"
+    what = f"{soak.guest}-{soak.hypervisor}-{options.isolation}"
+    name = f"{what}-{options.seed}-{soak.name}"
     folder = ROOT / ".cache" / "soak" / name
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "schedule.jsonl"
     schedule.save(soak.steps, file)
-    print(f"{soak.guest}, {soak.hypervisor}, {soak.name}: seed {options.seed}, ", end="")
+    print(f"{what}, {soak.name}: seed {options.seed}, ", end="")
     print(f"{len(soak.steps)} steps in {file}", flush=True)
     may_inject = any(step.action == "inject" for step in soak.steps)
     outcome = run(_guest(soak, options), soak.steps, folder, allow_inject=may_inject)
@@ -117,6 +120,7 @@ def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
     if outcome.problems:
         again = ["--seed", str(options.seed), "--guest", soak.guest]
         again += ["--hypervisor", soak.hypervisor, "--schedule", str(file)]
+        again += ["--isolation", options.isolation]
         again += ["--fio", str(options.fio)] if options.fio else []
         print(f"repeat it with: {sys.executable} -m tests.soak {shlex.join(again)}")
     print(flush=True)
@@ -125,10 +129,10 @@ def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
 
 def _guest(soak: Soak, options: argparse.Namespace) -> Guest:
     if soak.guest == "bare":
-        return Bare(options.seed, soak.hypervisor)
+        return Bare(options.seed, soak.hypervisor, isolation=options.isolation)
     # fio ends by itself: some time after the last step, which a slow machine is late with.
     last = max((step.at for step in soak.steps), default=0)
-    return Linux(soak.hypervisor, options.fio, int(2 * last) + 10)
+    return Linux(soak.hypervisor, options.fio, int(2 * last) + 10, options.isolation)
 
 
 if __name__ == "__main__":

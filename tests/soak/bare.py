@@ -40,7 +40,7 @@ FROM_GUEST, FROM_HOST = 1, 2
 class Bare:
     """The soak guest on ``hypervisor``, with ``features``, sleeping or looking; ``seed`` decides
     what it does, ``patience`` when a request is lost (seconds; 0 for its own). ``kinds`` are put
-    in the place of the devices of that name."""
+    in the place of the devices of that name, all of which are held by ``isolation``."""
 
     devices = ("blk0", "rng0", "console0")
 
@@ -53,7 +53,9 @@ class Bare:
         sleep: bool = True,
         patience: int = 0,
         kinds: dict[str, str] | None = None,
+        isolation: str = "jail",
     ) -> None:
+        self._isolation = isolation
         self._seed = seed & 0xFFFFFFFF
         self._hypervisor = hypervisor
         self._words = (features | patience << 8, int(sleep), self._seed)
@@ -80,6 +82,7 @@ class Bare:
             "entry": ENTRY,
             "mem": "64M",
             "hypervisor": self._hypervisor,
+            "isolation": self._isolation,
             "stdout": self._serial.open("wb"),
             "devices": [
                 f"{kinds['blk']},path={self._disk},id=blk0",

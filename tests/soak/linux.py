@@ -25,12 +25,19 @@ BOOT = 180.0
 
 
 class Linux:
-    """On ``hypervisor``; with ``fio``, a static program, the raw blocks are that's for ``seconds``,
-    which must be more than the steps take."""
+    """On ``hypervisor``, its devices held by ``isolation``; with ``fio``, a static program, the raw
+    blocks are that's for ``seconds``, which must be more than the steps take."""
 
     devices = ("blk0", "rng0", "console0")
 
-    def __init__(self, hypervisor: str, fio: Path | None = None, seconds: int = 60) -> None:
+    def __init__(
+        self,
+        hypervisor: str,
+        fio: Path | None = None,
+        seconds: int = 60,
+        isolation: str = "jail",
+    ) -> None:
+        self._isolation = isolation
         self._hypervisor, self._fio, self._seconds = hypervisor, fio, seconds
         self._reader: _Reader | None = None
 
@@ -50,6 +57,7 @@ class Linux:
             "cmdline": f"console=ttyS0 panic=-1 quiet soak.seconds={self._seconds}",
             "mem": "512M",
             "hypervisor": self._hypervisor,
+            "isolation": self._isolation,
             "stdout": self._serial.open("wb"),
             "disk": self._disk,
             "console": f"backend=socket,path={self._socket}",

@@ -17,9 +17,12 @@ from protocol.messages import QueueSetup
 from protocol.ring import Ring
 from tests.support.driver import Driver
 from tests.support.ring_pair import HIGH, LOW
-from vmm.mediation import Hook, Mediator, ShadowMemory, lay_out
+from vmm.mediation import Arena, Hook, Mediator, ShadowMemory, lay_out
 
 SHADOW = Region(0x8000_0000, 0x10_0000, LOW.offset + LOW.size)
+
+ARENA = SHADOW.gpa + 0x8_0000
+"""Where an arena is, if there is one: behind every shadow ring of these tests."""
 
 
 @dataclass
@@ -45,13 +48,14 @@ class Mediated:
 
 
 @contextmanager
-def memories() -> Iterator[tuple[GuestMemory, ShadowMemory, GuestMemory]]:
-    """Guest RAM and shadow memory as the VMM maps them, and both as the device does."""
+def memories(*, bounced: bool = False) -> Iterator[tuple[GuestMemory, ShadowMemory, GuestMemory]]:
+    """Guest RAM and shadow memory as the VMM maps them, and both as the device does; one that is
+    ``bounced`` does without the guest's."""
     fd = create_memfd("mediated", SHADOW.offset + SHADOW.size)
     try:
         with (
             GuestMemory(fd, (LOW, HIGH)) as guest,
-            GuestMemory(fd, (LOW, HIGH, SHADOW)) as device,
+            GuestMemory(fd, (SHADOW,) if bounced else (LOW, HIGH, SHADOW)) as device,
             mmap.mmap(fd, SHADOW.size, offset=SHADOW.offset) as mapping,
             memoryview(mapping) as view,
         ):
@@ -69,15 +73,17 @@ def mediated(
     indirect: bool = True,
     start: int = 0,
     hook: Hook | None = None,
+    arena: int = 0,
 ) -> Iterator[Mediated]:
-    """All three of a queue of ``size``, whose indices begin at ``start`` on the guest's side."""
+    """All three of a queue of ``size``, whose indices begin at ``start`` on the guest's side; with
+    an ``arena`` of so many bytes, if any."""
     stale: list[tuple[int, int]] = []
-    with memories() as (guest, shadow_memory, device_memory):
+    with memories(bounced=bool(arena)) as (guest, shadow_memory, device_memory):
         driver = Driver(guest, size, event_idx=event_idx, start=start)
         shadow = lay_out(SHADOW.gpa, shadow_size or size)
         told: Hook = hook or (lambda gpa, length: stale.append((gpa, length)))
         with (
-            attach(driver, shadow, shadow_memory, told, indirect=indirect) as mediator,
+            attach(driver, shadow, shadow_memory, told, indirect=indirect, arena=arena) as mediator,
             shadow_ring(device_memory, shadow) as device,
         ):
             yield Mediated(driver, mediator, device, device_memory, shadow, stale)
@@ -90,6 +96,7 @@ def attach(
     hook: Hook | Callable[[int, int], None],
     *,
     indirect: bool = True,
+    arena: int = 0,
 ) -> Mediator:
     """A mediator for the queue that ``driver`` laid out."""
     return Mediator(
@@ -98,6 +105,7 @@ def attach(
         shadow,
         shadow_memory,
         hook=hook,
+        arena=Arena(ARENA, arena) if arena else None,
         event_idx=driver.event_idx,
         indirect=indirect,
     )

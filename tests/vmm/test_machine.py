@@ -53,6 +53,9 @@ class FakeSeat:
     def stop(self) -> None:
         self.calls.append("stop")
 
+    def forget(self) -> None:
+        """Nothing is kept here."""
+
     def connect(self, wires: Wires) -> None:
         self.wires.append(wires)
 

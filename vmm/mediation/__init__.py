@@ -7,24 +7,29 @@ on a second ring, in memory that only the VMM and the device map::
 
     guest's ring ──► Mediator.kick ──────► shadow ring ──► device process
          ▲                                      │
-         └── Mediator.complete ◄── hook ◄───────┘        payload: directly in guest memory
+         └── Mediator.complete ◄── hook ◄───────┘
 
-Descriptors of the shadow ring hold the guest's own addresses, without indirect tables; neither
+Payload stays in guest memory, and descriptors of the shadow ring hold the guest's own addresses.
+Or, with an :class:`Arena`, it is copied, and the device needs no guest memory at all: a chain is
+one readable and one writable buffer of the arena. Either way there are no indirect tables; neither
 INDIRECT_DESC nor EVENT_IDX is to be offered to the device. A device that cannot take a kick now
 may say so in its ring, but that is only advice, and the mediator does not ask (2.7.10).
 
 **Size of the shadow ring.** A chain has no more segments than the guest's queue has entries,
 for the ring engine refuses longer ones, through an indirect table too: seg_max + 2 of Linux's
 virtio-blk are just that many. A shadow ring of the guest's size therefore takes every chain,
-and one that finds too few descriptors free waits for some of those before it. A larger ring, up
-to what the device accepts, only lets more chains of many segments be in flight at once.
+and one that finds too few descriptors free, or no gap in the arena that is large enough, waits for
+some of those before it. One that is larger than the arena is refused like a malformed one. A larger
+ring, up to what the device accepts, only lets more chains of many segments be in flight at once.
 
-**What is stale.** The hook is told of every writable buffer of a chain, whole, whatever length
-the device reported, before the guest can see that it is used; and at the end of what was still
-in flight. A hostile device that maps all of the guest's memory can write where it was not asked
-to, or later: that is a matter of its isolation level, and no mediator notices.
+**What is stale.** Without an arena the hook is told of every writable buffer of a chain, whole,
+whatever length the device reported, before the guest can see that it is used; and at the end of
+what was still in flight. A hostile device that maps all of the guest's memory can write where it
+was not asked to, or later, and no mediator notices. With one it is told of what was copied: as many
+bytes as the device reported, at the start of the writable part.
 
-All calls are made by the thread that runs the guest, between two runs.
+One thread at a time makes calls: that which runs the guest, between two runs, or, where the guest's
+memory is coherent, that of a :class:`vmm.mediation.pump.Pump`.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "Arena",
     "Hook",
     "Mediator",
     "MediatorBroken",
@@ -50,6 +56,7 @@ __all__ = [
     "NativeHook",
     "Outcome",
     "ShadowMemory",
+    "largest_chain",
     "lay_out",
     "shadow_size",
 ]
@@ -95,6 +102,14 @@ Hook = NativeHook | Callable[[int, int], None]
 """Told of ``length`` bytes at ``gpa`` that the device may have written."""
 
 
+class Arena(NamedTuple):
+    """Bounce memory of one queue: ``size`` bytes at ``gpa``, a multiple of 64, which lie in the
+    shadow memory."""
+
+    gpa: int
+    size: int
+
+
 class ShadowMemory(NamedTuple):
     """Writable memory that the device maps too: ``view`` begins at address ``gpa``, of which the
     guest knows nothing."""
@@ -107,6 +122,12 @@ def shadow_size(queue_size: int) -> int:
     """Bytes that a shadow ring of ``queue_size`` descriptors takes."""
     layout = lay_out(0, queue_size)
     return layout.used + _RING + _USED * queue_size
+
+
+def largest_chain(arena_size: int) -> int:
+    """The most bytes that a chain may have to fit an arena of ``arena_size``, however they are
+    divided into what is readable and what is writable."""
+    return int(lib.mediator_largest_chain(arena_size))
 
 
 def lay_out(base_gpa: int, queue_size: int, index: int = 0) -> QueueSetup:
@@ -148,10 +169,11 @@ def mediator_call_python(context: Any, gpa: int, length: int) -> None:
 class Mediator:
     """Stands between the ring of a guest, ``guest``, and that of a device, ``shadow``.
 
-    ``event_idx`` and ``indirect`` are what the guest's driver negotiated. The shadow ring, which
+    ``event_idx`` and ``indirect`` are what the guest's driver negotiated. With an ``arena`` the
+    device sees copies; the ``hook``, if there is one, is told what it wrote. The shadow ring, which
     lies in ``shadow_memory``, is cleared: hand it to a device afterwards, and then call
     :meth:`kick` once, for what the guest made available before. RingBroken if the guest misplaced
-    its ring; ValueError if the shadow ring is misplaced or smaller than the guest's.
+    its ring; ValueError if shadow ring or arena is misplaced, or the ring smaller than the guest's.
     """
 
     def __init__(
@@ -161,17 +183,21 @@ class Mediator:
         shadow: QueueSetup,
         shadow_memory: ShadowMemory,
         *,
-        hook: Hook,
+        hook: Hook | None,
+        arena: Arena | None = None,
         event_idx: bool,
         indirect: bool,
     ) -> None:
         self._mediator: Any = None
-        self._python_hook = None if isinstance(hook, NativeHook) else _PythonHook(hook)
-        self._handle = ffi.new_handle(self._python_hook)
-        if isinstance(hook, NativeHook):
+        self._python_hook: _PythonHook | None = None
+        if hook is None:
+            function = context = ffi.NULL
+        elif isinstance(hook, NativeHook):
             function = ffi.cast("mediator_hook *", hook.function)
             context = ffi.cast("void *", hook.context)
         else:
+            self._python_hook = _PythonHook(hook)
+            self._handle = ffi.new_handle(self._python_hook)
             function, context = lib.mediator_call_python, self._handle
         self._mappings = [ffi.from_buffer(memory.whole, require_writable=True)]
         try:
@@ -182,6 +208,8 @@ class Mediator:
                 "guest": _ring_config(guest, event_idx=event_idx, indirect=indirect),
                 "shadow": _ring_config(shadow, event_idx=False, indirect=False),
                 "shadow_memory": (shadow_memory.gpa, len(window), window),
+                "arena": arena.gpa if arena else 0,
+                "arena_size": arena.size if arena else 0,
                 "hook": function,
                 "context": context,
             }
@@ -209,9 +237,24 @@ class Mediator:
         """
         return self._report(lib.mediator_complete(self._alive()))
 
+    def restore(self) -> None:
+        """Write all that the device is told once more, for a successor: the one before is dead, or
+        quiet, and may have left anything there."""
+        lib.mediator_restore(self._alive())
+
+    @property
+    def native(self) -> Any:
+        """The ``struct mediator *``, for as long as this is not closed."""
+        return self._alive()
+
+    @property
+    def too_large(self) -> int:
+        """Chains that were refused because no arena of this size would hold them."""
+        return int(lib.mediator_too_large(self._alive()))
+
     @property
     def in_flight(self) -> int:
-        """Chains that the guest waits for: with the device, or waiting for descriptors."""
+        """Chains that the guest waits for: with the device, or waiting."""
         return int(lib.mediator_in_flight(self._alive()))
 
     @property
@@ -277,7 +320,7 @@ def _new(config: dict[str, Any], regions: list[tuple[Any, ...]]) -> Any:
     if mediator:
         return mediator
     if outcome.device == lib.MEDIATOR_SHADOW_MISPLACED:
-        raise ValueError("the shadow ring is misplaced, or smaller than the guest's")
+        raise ValueError("shadow ring or arena is misplaced, or the ring smaller than the guest's")
     if outcome.guest and outcome.guest != lib.RING_NO_MEMORY:
         raise RingBroken(RingError(outcome.guest))
     raise MemoryError("no memory for a mediator")

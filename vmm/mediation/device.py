@@ -1,23 +1,34 @@
 """A device process whose rings are mediated, as the transport sees it.
 
-The device is told of shadow rings, one for each queue, in memory of its own behind the guest's;
-it does without EVENT_IDX and INDIRECT_DESC. Kicks and interrupts end here, on the vCPU's thread::
+The device is told of shadow rings, one for each queue, in memory of its own; it does without
+EVENT_IDX and INDIRECT_DESC. Kicks and interrupts end here: on the vCPU's thread, where the guest is
+not to run meanwhile, or on one of the device's own (vmm.mediation.pump)::
 
-    guest's QueueNotify ──► kick() ──► mediator ──► shadow ring, the device's kick eventfd
-    the device's call eventfd ──► complete() ──► mediator ──► guest's ring, interrupt line
+    guest's QueueNotify ──► kick ──► mediator ──► shadow ring, the device's kick eventfd
+    the device's call eventfd ──► complete ──► mediator ──► guest's ring, interrupt line
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from protocol import doorbell
+from protocol.errors import VibeError
 from protocol.memory import GuestMemory, Region
 from protocol.messages import QueueSetup
 from protocol.ring import RingBroken
 from protocol.virtio import Feature, bit
-from vmm.mediation import Hook, Mediator, MediatorBroken, ShadowMemory, lay_out, shadow_size
+from vmm.mediation import (
+    Arena,
+    Hook,
+    Mediator,
+    MediatorBroken,
+    ShadowMemory,
+    lay_out,
+    shadow_size,
+)
 from vmm.seat import Seat
 
 log = logging.getLogger(__name__)
@@ -25,32 +36,95 @@ log = logging.getLogger(__name__)
 _GUESTS_ONLY = bit(Feature.EVENT_IDX) | bit(Feature.INDIRECT_DESC)
 
 
-class MediatedDevice:
-    """``seat`` behind mediators (transport.mmio.Backend). All calls are the vCPU thread's.
+class Runner(Protocol):
+    """What calls the mediators, when somebody rings."""
 
-    ``shadow`` maps the device's shadow region; ``bells`` are the doorbells of whoever sits there
-    now, ``kick0`` … and ``call``; ``interrupt`` raises the guest's line, ``hook`` is for mediators.
-    A shadow ring outlives its device process, as a guest's does: the journal fits either.
+    def serve(self, mediators: Mapping[int, Mediator]) -> None:
+        """Call these, by queue, from now on, and look at each at once; those from before are not
+        touched any more when it returns."""
+        ...
+
+    def close(self) -> None:
+        """Call none any more."""
+        ...
+
+
+class OnVcpu:
+    """Calls them on the thread that runs the guest, which calls :meth:`kick` and :meth:`complete`.
+
+    ``bells`` are the doorbells of whoever is the device now, ``kick0`` … and ``call``;
+    ``interrupt`` raises the guest's line, ``broken`` hears who broke a ring (MediatedDevice).
     """
+
+    def __init__(self, interrupt: Callable[[], None], broken: Callable[[VibeError], None]) -> None:
+        self.bells: Mapping[str, int] = {}
+        self._interrupt = interrupt
+        self._broken = broken
+        self._mediators: Mapping[int, Mediator] = {}
+
+    def serve(self, mediators: Mapping[int, Mediator]) -> None:
+        """Call these (Runner.serve)."""
+        self._mediators = dict(mediators)
+        for index in self._mediators:
+            self.kick(index)
+
+    def close(self) -> None:
+        """Call none any more."""
+        self._mediators = {}
+
+    def kick(self, index: int) -> None:
+        """The guest has rung for queue ``index``."""
+        if mediator := self._mediators.get(index):
+            self._move(index, mediator.kick)
+
+    def complete(self) -> None:
+        """The device has rung; between two blocks of the guest's code."""
+        doorbell.drain(self.bells["call"])
+        for index, mediator in self._mediators.items():
+            self._move(index, mediator.complete)
+
+    def _move(self, index: int, step: Callable[[], tuple[bool, bool]]) -> None:
+        try:
+            ring_device, interrupt_guest = step()
+        except RingBroken as error:
+            # What came before the fault has been moved.
+            ring_device = interrupt_guest = True
+            self._broken(error)
+        except MediatorBroken as error:
+            self._broken(error)
+            return
+        if ring_device:
+            doorbell.ring(self.bells[f"kick{index}"])
+        if interrupt_guest:
+            self._interrupt()
+
+
+class MediatedDevice:
+    """``seat`` behind mediators (transport.mmio.Backend), which ``runner`` calls.
+
+    ``shadow`` maps the device's shadow region. Where ``arenas`` says which part of it each queue
+    has for copies, the device needs no other memory. ``hook`` is for mediators. A shadow ring
+    outlives its device process, as a guest's does: the journal fits either.
+    """
+
+    runner: Runner
 
     def __init__(
         self,
         seat: Seat,
         memory: GuestMemory,
         shadow: GuestMemory,
-        interrupt: Callable[[], None],
-        hook: Hook,
+        hook: Hook | None,
+        arenas: Callable[[int], Arena] | None = None,
     ) -> None:
         self.name = seat.name
         self.device_id = seat.device_id
-        self.bells: Mapping[str, int] = {}
-        self.on_broken: Callable[[str], None] = lambda reason: None
         self._seat = seat
         self._memory = memory
         (self._region,) = shadow.regions
         self._view = shadow.view(self._region.gpa, self._region.size)
-        self._interrupt = interrupt
         self._hook = hook
+        self._arenas = arenas
         self._mediators: dict[int, Mediator] = {}
 
     # ── transport.mmio.Backend ────────────────────────────────────────────────────────
@@ -70,15 +144,7 @@ class MediatedDevice:
         shadows = shadow_setups(queues, self._region)
         try:
             for guest, shadow in zip(queues, shadows, strict=True):
-                self._mediators[guest.index] = Mediator(
-                    self._memory,
-                    guest,
-                    shadow,
-                    ShadowMemory(self._region.gpa, self._view),
-                    hook=self._hook,
-                    event_idx=bool(features & bit(Feature.EVENT_IDX)),
-                    indirect=bool(features & bit(Feature.INDIRECT_DESC)),
-                )
+                self._mediators[guest.index] = self._mediator(features, guest, shadow)
         except RingBroken as error:
             self._close()
             return str(error)
@@ -86,24 +152,42 @@ class MediatedDevice:
         if reason is not None:
             self._close()
             return reason
-        for index in self._mediators:
-            self.kick(index)
+        self.runner.serve(self._mediators)
         return None
+
+    def _mediator(self, features: int, guest: QueueSetup, shadow: QueueSetup) -> Mediator:
+        return Mediator(
+            self._memory,
+            guest,
+            shadow,
+            ShadowMemory(self._region.gpa, self._view),
+            hook=self._hook,
+            arena=self._arenas(guest.index) if self._arenas else None,
+            event_idx=bool(features & bit(Feature.EVENT_IDX)),
+            indirect=bool(features & bit(Feature.INDIRECT_DESC)),
+        )
 
     def stop(self) -> None:
         """Return when the device is quiet, or dead; what it had is forgotten."""
+        self.runner.serve({})
         try:
             self._seat.stop()
         finally:
             self._close()
 
+    def forget(self) -> None:
+        """The driver has reset what it had not started."""
+        self._seat.forget()
+
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
+        stopped = self._mediators.pop(index, None)
+        self.runner.serve(self._mediators)
         try:
             self._seat.stop_queue(index)
         finally:
-            if mediator := self._mediators.pop(index, None):
-                mediator.close()
+            if stopped is not None:
+                self._end(stopped)
 
     def write_config(self, offset: int, data: bytes) -> bytes:
         """Change the configuration; what it is now."""
@@ -111,42 +195,33 @@ class MediatedDevice:
 
     # ── the data path ─────────────────────────────────────────────────────────────────
 
-    def kick(self, index: int) -> None:
-        """The guest has rung for queue ``index``."""
-        if mediator := self._mediators.get(index):
-            self._move(index, mediator.kick)
-
-    def complete(self) -> None:
-        """The device has rung; between two blocks of the guest's code."""
-        doorbell.drain(self.bells["call"])
-        for index, mediator in list(self._mediators.items()):
-            self._move(index, mediator.complete)
-
-    def _move(self, index: int, step: Callable[[], tuple[bool, bool]]) -> None:
-        try:
-            ring_device, interrupt_guest = step()
-        except RingBroken as error:
-            # What came before the fault has been moved.
-            ring_device = interrupt_guest = True
-            self.on_broken(str(error))
-        except MediatorBroken as error:
-            log.error("%s: %s", self.name, error)
-            self._seat.condemn(str(error))
+    def broken(self, error: VibeError) -> None:
+        """Somebody broke a ring: the guest its own (RingBroken), or else the device."""
+        if isinstance(error, RingBroken):
+            self._seat.on_broken(str(error))
             return
-        if ring_device:
-            doorbell.ring(self.bells[f"kick{index}"])
-        if interrupt_guest:
-            self._interrupt()
+        log.error("%s: %s", self.name, error)
+        self._seat.condemn(str(error))
 
     def close(self) -> None:
         """Let go of all memory. The device must be quiet, or dead."""
+        self.runner.close()
         self._close()
         self._view.release()
 
     def _close(self) -> None:
         for mediator in self._mediators.values():
-            mediator.close()
+            self._end(mediator)
         self._mediators.clear()
+
+    def _end(self, mediator: Mediator) -> None:
+        if mediator.too_large:
+            log.warning(
+                "%s: %d requests were larger than its bounce memory, and refused",
+                self.name,
+                mediator.too_large,
+            )
+        mediator.close()
 
 
 def shadow_setups(queues: Sequence[QueueSetup], region: Region) -> tuple[QueueSetup, ...]:

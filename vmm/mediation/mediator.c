@@ -2,16 +2,18 @@
 
 #include "mediator.h"
 
+#include "arena.h"
+
 #include <linux/virtio_ring.h>
 #include <stdlib.h>
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian (2.7)");
 
-/* A descriptor of the shadow ring as we know it, or a member of the list of free ones. The
- * table that the device sees is written from this and never read back. */
+/* A segment of a chain that the device has, by descriptor of the shadow ring, or a member of the
+ * list of free ones. The table that the device sees is written from this and never read back. */
 struct slot {
-    uint64_t gpa;
+    uint8_t *host;
     uint32_t len;
     uint16_t next;
     bool writable;
@@ -19,14 +21,16 @@ struct slot {
 
 /* A chain that the device has, by its head in the shadow ring; length 0 if it has none there. */
 struct loan {
-    uint32_t writable_size; /* bytes */
-    uint16_t length;        /* descriptors */
+    uint32_t readable_size; /* bytes */
+    uint32_t writable_size;
+    uint16_t length; /* slots */
     uint16_t guest_head;
     bool returned; /* used by the device, in the batch that is being taken */
 };
 
 /* Progress: a chain has at most as many descriptors as the guest's queue, and the shadow is no
- * smaller. So a chain can wait for descriptors only while the device has others. */
+ * smaller; what does not fit an empty arena is refused. So a chain can wait for either only while
+ * the device has others. */
 struct mediator {
     struct ring *guest;
     uint32_t guest_size;
@@ -38,6 +42,9 @@ struct mediator {
     struct vring_avail *avail;
     const struct vring_used *used;
     uint32_t size;
+    struct arena arena;  /* without size the device sees the guest's own buffers */
+    uint8_t *copies;     /* the arena's first byte here … */
+    uint64_t copies_gpa; /* … and for the device */
 
     /* What we know of it. */
     uint16_t avail_idx; /* ahead of the one in shared memory until publish() */
@@ -45,12 +52,14 @@ struct mediator {
     uint32_t lent;      /* chains that the device has */
     uint16_t free_first;
     uint32_t free_count;
+    uint16_t *heads;              /* the avail ring once more */
     struct slot *slots;           /* one a descriptor */
     struct loan *loans;           /* one a descriptor */
     struct ring_completion *done; /* as many: a batch cannot be larger */
+    uint64_t too_large;           /* chains that no arena of this size would hold */
     enum mediator_error broken;
 
-    /* The chain popped last; with waiting set it found too few descriptors. */
+    /* The chain popped last; with waiting set it found too few descriptors, or no extent. */
     bool waiting;
     struct ring_chain chain;
     struct iovec segments[RING_MAX_SEGMENTS];
@@ -59,8 +68,7 @@ struct mediator {
     struct ring_region regions[];
 };
 
-/* Buffers. These two functions are all that knows where the device finds a guest's bytes:
- * here in guest memory itself. */
+/* Buffers: where the device finds a guest's bytes, in guest memory itself or in the arena. */
 
 /* The guest address of a segment. Safe without an answer for "none": ring.c made the segment
  * from one of these regions, with which it was created. */
@@ -72,70 +80,142 @@ static uint64_t guest_address(const struct mediator *m, const uint8_t *host)
     return region->gpa + (uint64_t)(host - region->host);
 }
 
-static struct slot lend_buffer(const struct mediator *m, const struct iovec *segment,
-                               bool writable)
+static void tell(const struct mediator *m, const struct slot *slot, uint32_t length)
 {
-    return (struct slot){
-        .gpa = guest_address(m, segment->iov_base),
-        .len = (uint32_t)segment->iov_len,
-        .writable = writable,
+    if (m->hook && length)
+        m->hook(m->context, guest_address(m, slot->host), length);
+}
+
+static uint64_t aligned(uint32_t size)
+{
+    return ((uint64_t)size + ARENA_ALIGNMENT - 1) & ~(uint64_t)(ARENA_ALIGNMENT - 1);
+}
+
+/* Plain stores to shared memory: the device looks at a descriptor only after the avail.idx that
+ * publish() stores; one that looks earlier deceives itself. The index is from our own list. */
+static void write_descriptor(struct mediator *m, uint16_t index, uint64_t address, uint32_t length,
+                             bool writable, bool more)
+{
+    m->desc[index] = (struct vring_desc){
+        .addr = address,
+        .len = length,
+        .flags = (writable ? VRING_DESC_F_WRITE : 0) | (more ? VRING_DESC_F_NEXT : 0),
+        .next = more ? m->slots[index].next : 0,
     };
 }
 
-/* The whole buffer, whatever length the device reported: one that reports too little, or writes
- * elsewhere in the chain than at its start, must not leave code behind that is not the code
- * which was translated. */
-static void take_buffer_back(const struct mediator *m, const struct slot *slot)
+static void show_originals(struct mediator *m, uint16_t head)
 {
-    if (slot->writable)
-        m->hook(m->context, slot->gpa, slot->len);
+    uint16_t index = head;
+    for (uint16_t left = m->loans[head].length; left; index = m->slots[index].next, left--) {
+        const struct slot *slot = &m->slots[index];
+        uint64_t gpa = slot->len ? guest_address(m, slot->host) : 0;
+        write_descriptor(m, index, gpa, slot->len, slot->writable, left > 1);
+    }
+}
+
+/* One descriptor for all that is readable, and one for all that is writable: a device must not
+ * rely on framing (2.7.4). The readable bytes are copied now, and the copy is what the device may
+ * change. Of the writable part nothing is cleared: what an earlier chain left there is bytes that
+ * this very device has had in its hands. */
+static void show_copies(struct mediator *m, uint16_t head)
+{
+    const struct loan *loan = &m->loans[head];
+    uint32_t offset = m->arena.extents[head].offset;
+    uint8_t *to = m->copies + offset;
+    uint16_t index = head;
+    for (uint16_t left = loan->length; left; index = m->slots[index].next, left--) {
+        const struct slot *slot = &m->slots[index];
+        if (slot->writable || !slot->len)
+            continue;
+        memcpy(to, slot->host, slot->len);
+        to += slot->len;
+    }
+    uint64_t readable = m->copies_gpa + offset;
+    uint64_t writable = readable + aligned(loan->readable_size);
+    bool has_both = loan->readable_size && loan->writable_size;
+    if (loan->readable_size || !loan->writable_size)
+        write_descriptor(m, head, readable, loan->readable_size, false, has_both);
+    if (loan->writable_size)
+        write_descriptor(m, has_both ? m->slots[head].next : head, writable, loan->writable_size,
+                         true, false);
+}
+
+static void show(struct mediator *m, uint16_t head)
+{
+    (m->arena.size ? show_copies : show_originals)(m, head);
+}
+
+/* Without an arena the whole buffer, whatever length the device reported: one that reports too
+ * little, or writes elsewhere in the chain than at its start, must not leave code behind that is
+ * not the code which was translated. With one, what is copied is what was written. Returns the
+ * last of the chain's slots: our own links, of a chain that is lent, so in range. */
+static uint16_t take_back(struct mediator *m, uint16_t head, uint32_t written)
+{
+    const struct loan *loan = &m->loans[head];
+    const uint8_t *from = NULL;
+    if (m->arena.size)
+        from = m->copies + m->arena.extents[head].offset + aligned(loan->readable_size);
+    uint16_t index = head;
+    for (uint16_t left = loan->length; left; left--) {
+        const struct slot *slot = &m->slots[index];
+        if (slot->writable && from) {
+            uint32_t length = written < slot->len ? written : slot->len;
+            memcpy(slot->host, from, length);
+            tell(m, slot, length);
+            from += length;
+            written -= length;
+        } else if (slot->writable) {
+            tell(m, slot, slot->len);
+        }
+        if (left > 1)
+            index = slot->next;
+    }
+    return index;
 }
 
 /* From the guest to the device. */
 
 /* A chain without a segment, of empty descriptors only, still takes one, which is empty. */
-static uint32_t descriptors(const struct ring_chain *chain)
+static uint32_t slots_of(const struct ring_chain *chain)
 {
     uint32_t segments = (uint32_t)chain->readable + chain->writable;
     return segments ? segments : 1;
 }
 
-/* Plain stores to shared memory: the device looks at a descriptor only after the avail.idx that
- * publish() stores; one that looks earlier deceives itself. The index is from our own list. */
-static void write_descriptor(struct mediator *m, uint16_t index, bool more)
+static uint64_t arena_need(const struct ring_chain *chain)
 {
-    const struct slot *slot = &m->slots[index];
-    m->desc[index] = (struct vring_desc){
-        .addr = slot->gpa,
-        .len = slot->len,
-        .flags = (slot->writable ? VRING_DESC_F_WRITE : 0) | (more ? VRING_DESC_F_NEXT : 0),
-        .next = more ? slot->next : 0,
-    };
+    return aligned(chain->readable_size) + aligned(chain->writable_size);
 }
 
-/* The caller has seen that enough descriptors are free, so the list does not end in between. */
+/* The caller has seen that enough slots are free, so the list does not end in between, and has
+ * given an extent to the first of them. */
 static void lend(struct mediator *m)
 {
     const struct ring_chain *chain = &m->chain;
-    uint32_t segments = (uint32_t)chain->readable + chain->writable, length = descriptors(chain);
+    uint32_t segments = (uint32_t)chain->readable + chain->writable, length = slots_of(chain);
     uint16_t head = m->free_first, index = head;
     for (uint32_t i = 0; i < length; i++) {
-        uint16_t next = m->slots[index].next;
-        struct slot slot = {0};
-        if (i < segments)
-            slot = lend_buffer(m, &m->segments[i], i >= chain->readable);
-        slot.next = next;
-        m->slots[index] = slot;
-        write_descriptor(m, index, i + 1 < length);
-        index = next;
+        struct slot *slot = &m->slots[index];
+        const struct iovec *segment = &m->segments[i];
+        *slot = (struct slot){.next = slot->next};
+        if (i < segments) {
+            slot->host = segment->iov_base;
+            slot->len = (uint32_t)segment->iov_len;
+            slot->writable = i >= chain->readable;
+        }
+        index = slot->next;
     }
     m->free_first = index;
     m->free_count -= length;
-    m->loans[head] = (struct loan){chain->writable_size, (uint16_t)length, chain->head, false};
+    m->loans[head] = (struct loan){chain->readable_size, chain->writable_size, (uint16_t)length,
+                                   chain->head, false};
     m->lent++;
+    show(m, head);
     /* Plain, as above. In range by the mask; the entry is free, for the device has fewer chains
      * than there are descriptors, which is the size of this ring. */
-    m->avail->ring[m->avail_idx++ & (m->size - 1)] = head;
+    uint16_t at = m->avail_idx++ & (m->size - 1);
+    m->avail->ring[at] = m->heads[at] = head;
 }
 
 /* The driver made a mistake: the device is spared it, and the answer is as it would give it. */
@@ -157,11 +237,15 @@ static bool move_one(struct mediator *m, struct mediator_outcome *outcome)
         if (popped <= 0)
             return false;
     }
-    if (m->chain.error) {
+    uint64_t need = m->arena.size ? arena_need(&m->chain) : 0;
+    bool too_large = need > m->arena.size;
+    m->too_large += too_large;
+    if (m->chain.error || too_large) {
         refuse(m, outcome);
         return true;
     }
-    m->waiting = descriptors(&m->chain) > m->free_count;
+    m->waiting = slots_of(&m->chain) > m->free_count ||
+                 (need && !arena_take(&m->arena, m->free_first, need));
     if (m->waiting)
         return false;
     lend(m);
@@ -179,18 +263,18 @@ static void move(struct mediator *m, struct mediator_outcome *outcome)
 {
     uint16_t before = m->avail_idx;
     /* The bound is for a guest that laid its avail ring over its used ring. Of others no more
-     * than a queue is waiting, for they stand still. */
-    for (uint32_t i = 0; i < m->guest_size && move_one(m, outcome); i++)
+     * than a queue is waiting, beside the chain that was popped before, for they stand still. */
+    for (uint32_t i = 0; i <= m->guest_size && move_one(m, outcome); i++)
         ;
     outcome->ring_device = m->avail_idx != before;
     if (outcome->ring_device)
         publish(m);
-    /* When a chain waits, completions lead to the next look; else the guest's next kick does,
-     * and what the engine says about chains that came meanwhile is not news: none can. */
+    /* When a chain waits, completions lead to the next look; else the guest's next kick does. A
+     * guest that runs meanwhile may have added chains, and rung before we asked it to. */
     if (m->waiting)
         ring_disable_kicks(m->guest);
     else
-        (void)ring_enable_kicks(m->guest);
+        outcome->more = ring_enable_kicks(m->guest) && outcome->guest == RING_OK;
 }
 
 struct mediator_outcome mediator_kick(struct mediator *m)
@@ -240,23 +324,13 @@ static uint32_t take_used(struct mediator *m)
     return count;
 }
 
-/* Ends on the last descriptor of the chain. Our own links, of a chain that is lent: in range. */
-static uint16_t take_buffers_back(const struct mediator *m, uint16_t head)
-{
-    uint16_t index = head;
-    for (uint16_t left = m->loans[head].length; left; left--) {
-        take_buffer_back(m, &m->slots[index]);
-        if (left > 1)
-            index = m->slots[index].next;
-    }
-    return index;
-}
-
 /* Returns the guest's name of the chain. */
-static uint16_t settle(struct mediator *m, uint16_t head)
+static uint16_t settle(struct mediator *m, uint16_t head, uint32_t written)
 {
     struct loan *loan = &m->loans[head];
-    uint16_t last = take_buffers_back(m, head);
+    uint16_t last = take_back(m, head, written);
+    if (m->arena.size && (loan->readable_size || loan->writable_size))
+        arena_give_back(&m->arena, head);
     m->slots[last].next = m->free_first;
     m->free_first = head;
     m->free_count += loan->length;
@@ -270,7 +344,7 @@ struct mediator_outcome mediator_complete(struct mediator *m)
     uint32_t count = m->broken ? 0 : take_used(m);
     outcome.device = m->broken;
     for (uint32_t i = 0; i < count; i++)
-        m->done[i].head = settle(m, (uint16_t)m->done[i].head);
+        m->done[i].head = settle(m, (uint16_t)m->done[i].head, m->done[i].written);
     /* Cannot fail: each head was popped, is named once, and has room for what was written. */
     outcome.interrupt_guest = ring_push(m->guest, m->done, count) > 0;
     if (count && m->waiting)
@@ -312,12 +386,21 @@ static bool place_shadow(struct mediator *m, const struct mediator_config *confi
     return true;
 }
 
-static bool allocate(struct mediator *m)
+static bool place_arena(struct mediator *m, const struct mediator_config *config)
 {
+    m->copies = part(config, config->arena, config->arena_size, ARENA_ALIGNMENT);
+    m->copies_gpa = config->arena;
+    return !config->arena_size || m->copies;
+}
+
+static bool allocate(struct mediator *m, uint32_t arena_size)
+{
+    m->heads = calloc(m->size, sizeof(*m->heads));
     m->slots = calloc(m->size, sizeof(*m->slots));
     m->loans = calloc(m->size, sizeof(*m->loans));
     m->done = calloc(m->size, sizeof(*m->done));
-    if (!m->slots || !m->loans || !m->done)
+    if (!m->heads || !m->slots || !m->loans || !m->done ||
+        !arena_init(&m->arena, arena_size, m->size))
         return false;
     /* Behind the last of the list is no index; free_count keeps everybody from going there. */
     for (uint32_t i = 0; i < m->size; i++)
@@ -329,9 +412,11 @@ static bool allocate(struct mediator *m)
 static void discard(struct mediator *m)
 {
     ring_free(m->guest);
+    free(m->heads);
     free(m->slots);
     free(m->loans);
     free(m->done);
+    arena_free(&m->arena);
     free(m);
 }
 
@@ -349,9 +434,9 @@ struct mediator *mediator_new(const struct mediator_config *config,
     memcpy(m->regions, regions, region_count * sizeof(*regions));
     m->guest_size = config->guest.size;
     m->guest = ring_new(&config->guest, regions, region_count, &outcome->guest);
-    if (m->guest && !place_shadow(m, config))
+    if (m->guest && !(place_shadow(m, config) && place_arena(m, config)))
         outcome->device = MEDIATOR_SHADOW_MISPLACED;
-    else if (m->guest && allocate(m))
+    else if (m->guest && allocate(m, config->arena_size))
         return m;
     discard(m);
     return NULL;
@@ -360,9 +445,19 @@ struct mediator *mediator_new(const struct mediator_config *config,
 void mediator_free(struct mediator *m)
 {
     for (uint32_t head = 0; m && head < m->size; head++)
-        take_buffers_back(m, (uint16_t)head);
+        take_back(m, (uint16_t)head, 0);
     if (m)
         discard(m);
+}
+
+void mediator_restore(struct mediator *m)
+{
+    for (uint32_t head = 0; head < m->size; head++)
+        if (m->loans[head].length)
+            show(m, (uint16_t)head);
+    memcpy(m->avail->ring, m->heads, m->size * sizeof(*m->heads));
+    m->avail->flags = 0;
+    publish(m);
 }
 
 uint32_t mediator_in_flight(const struct mediator *m)
@@ -372,5 +467,18 @@ uint32_t mediator_in_flight(const struct mediator *m)
 
 struct ring_counters mediator_counters(const struct mediator *m)
 {
-    return ring_counters(m->guest);
+    struct ring_counters counters = ring_counters(m->guest);
+    counters.errors += m->too_large;
+    return counters;
+}
+
+uint64_t mediator_too_large(const struct mediator *m)
+{
+    return m->too_large;
+}
+
+uint32_t mediator_largest_chain(uint32_t arena_size)
+{
+    uint32_t lost = 2 * (ARENA_ALIGNMENT - 1);
+    return arena_size > lost ? arena_size - lost : 0;
 }

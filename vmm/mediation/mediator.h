@@ -3,12 +3,15 @@
  *
  *     guest's ring          mediator                      shadow ring         device process
  *     avail, descriptors ─► ring_pop, private copy ─────► descriptors, avail ─► pops
- *     used               ◄─ hook for what was writable ◄─ used              ◄── pushes
+ *     used               ◄─ hook for what was written ◄── used              ◄── pushes
  *
- * Nothing here runs beside the guest: every call is made by the thread that runs it, while it
- * stands still. The device does run meanwhile. It is hostile, and maps the shadow ring whole:
- * so of that ring only used is ever read, each field of it once, and everything else that the
- * mediator has to know again lies in its own memory.
+ * Where there is an arena, the device sees copies only: what it may read is copied there before
+ * it sees the chain, and what it wrote is copied back, as far as it says and was asked.
+ *
+ * One thread at a time may use a mediator. The device runs meanwhile, and so may the guest. The
+ * device is hostile, and maps shadow ring and arena whole: so of these only used is ever read,
+ * each field of it once, and of the arena what a completed chain is copied back from, each byte
+ * of it once. Everything else that the mediator has to know again lies in its own memory.
  *
  * Plain C with no global state. build.py hands the part between the two marks to cffi.
  */
@@ -27,18 +30,21 @@ enum mediator_error {
     MEDIATOR_ID_NOT_IN_FLIGHT, /* not the head of a chain that the device has, or used twice */
     MEDIATOR_TOO_MUCH_WRITTEN, /* more than the chain has writable bytes */
     MEDIATOR_SHADOW_MISPLACED, /* size no power of two up to RING_MAX_SIZE, or smaller than the
-                                  guest's; a part misaligned or outside its memory */
+                                  guest's; a part or the arena misaligned or outside its memory */
     MEDIATOR_NO_MEMORY,
 };
 
-/* Told of a range of guest memory that a device may have written. It must not call back. */
+/* Told of a range of guest memory that a device may have written, or that was written for it. It
+ * must not call back. */
 typedef void mediator_hook(void *context, uint64_t gpa, uint64_t length);
 
 struct mediator_config {
     struct ring_config guest;
     struct ring_config shadow;       /* its features are ignored: the device gets neither */
     struct ring_region shadow_memory;
-    mediator_hook *hook;
+    uint64_t arena;      /* where it begins in shadow_memory; aligned as ARENA_ALIGNMENT */
+    uint32_t arena_size; /* 0: none, the device finds the guest's bytes where they are */
+    mediator_hook *hook; /* or NULL */
     void *context;
 };
 
@@ -47,6 +53,7 @@ struct mediator_config {
 struct mediator_outcome {
     bool ring_device;
     bool interrupt_guest;
+    bool more; /* the guest made chains available meanwhile: kick again */
     enum ring_error guest;      /* its ring is broken */
     enum mediator_error device; /* it broke the shadow ring */
 };
@@ -60,21 +67,29 @@ struct mediator *mediator_new(const struct mediator_config *config,
                               const struct ring_region *regions, uint32_t region_count,
                               struct mediator_outcome *outcome);
 
-/* Calls the hook for whatever the device still had. The device must be quiet. */
+/* Calls the hook for whatever the device still had and could write. It must be quiet. */
 void mediator_free(struct mediator *mediator);
 
-/* Move what the guest made available to the shadow ring, as far as descriptors last there. A
- * malformed chain is completed at once, with 0 bytes. */
+/* Move what the guest made available to the shadow ring, as far as descriptors and arena last. A
+ * chain that is malformed, or larger than the arena, is completed at once, with 0 bytes. */
 struct mediator_outcome mediator_kick(struct mediator *mediator);
 
-/* Take what the device used: check it, call the hook, publish it to the guest, and move more
- * if a chain waited for descriptors. A fault of the device publishes nothing of the batch, and
+/* Take what the device used: check it, copy it, call the hook, publish it to the guest, and move
+ * more if a chain waited. A fault of the device publishes nothing of the batch, and
  * every call after it reports it again. */
 struct mediator_outcome mediator_complete(struct mediator *mediator);
 
-/* Of the guest's ring. What is in flight includes a chain that waits for descriptors. */
+/* For a successor of a device that is dead, or quiet: all that the device is told is written once
+ * more, whatever became of it: avail ring, descriptors, and copies of what may be read. */
+void mediator_restore(struct mediator *mediator);
+
+/* Of the guest's ring. What is in flight includes a chain that waits; errors, those too large. */
 uint32_t mediator_in_flight(const struct mediator *mediator);
 struct ring_counters mediator_counters(const struct mediator *mediator);
+uint64_t mediator_too_large(const struct mediator *mediator);
+
+/* The most bytes that a chain may have to fit an arena of so many, however they are divided. */
+uint32_t mediator_largest_chain(uint32_t arena_size);
 
 /* cdef end */
 

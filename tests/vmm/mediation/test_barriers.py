@@ -39,7 +39,7 @@ from tests.support.bare import (
 )
 from vmm.hypervisor.base import MediatedVm
 from vmm.mediation import NativeHook
-from vmm.mediation.device import MediatedDevice
+from vmm.mediation.device import MediatedDevice, OnVcpu
 from vmm.seat import Seat
 
 HERE = Path(__file__).parent
@@ -210,12 +210,12 @@ def test_mediated_queue_loses_none_of_them(guest: bytes) -> None:
             cast(Seat, remote),
             machine.memory,
             shadow,
-            interrupt,
             NativeHook(*vm.written_hook()),
         )
-        device.bells = {"kick0": remote.kick, "call": remote.call}
-        vm.on_write(DEVICE, 4, 0, partial(device.kick, 0))
-        vm.watch(remote.call, device.complete)
+        device.runner = runner = OnVcpu(interrupt, device.broken)
+        runner.bells = {"kick0": remote.kick, "call": remote.call}
+        vm.on_write(DEVICE, 4, 0, partial(runner.kick, 0))
+        vm.watch(remote.call, runner.complete)
         # The guest waits for nobody: the other side has come to every meeting.
         machine.load(HOST_CAME, struct.pack("<i", 2**31 - 1))
         device.start(bit(Feature.VERSION_1) | bit(Feature.EVENT_IDX), (QUEUE,))

@@ -18,7 +18,12 @@ import runpy
 for path in ("protocol/ring/build.py", "vmm/mediation/build.py"):
     runpy.run_path(path)["ffi"].compile(tmpdir=".")
 """
-TESTS = ("test_mediator.py", "test_mediator_hostile.py", "test_mediator_properties.py")
+TESTS = (
+    "test_mediator.py",
+    "test_mediator_hostile.py",
+    "test_mediator_properties.py",
+    "test_arena.py",
+)
 PARTS = ("protocol", "vmm/mediation", "tests/support", "tests/vmm/mediation")
 
 
