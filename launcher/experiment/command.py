@@ -96,7 +96,7 @@ def _measure(results: Results) -> None:
 def carry_out(cell: Cell, results: Results) -> Found:
     """What comes of ``cell``; an error is kept, and the next one has its turn."""
     # In memory, where there is such a place: devices are measured, and not what holds their images.
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    shared = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     with tempfile.TemporaryDirectory(prefix="vibevmm-", dir=shared) as folder:
         setting = Setting(results.experiment, Path(folder), results.seed)
         try:

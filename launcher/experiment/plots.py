@@ -97,7 +97,7 @@ class _Data:
 
     def __init__(self, groups: Groups, experiment: Experiment, seed: int) -> None:
         self.groups, self.seed = groups, seed
-        self._grouping = experiment.grouping
+        self._grouping, self.under = experiment.grouping, experiment.under
         self._names = {
             "load": experiment.loads, "fault": experiment.faults, "attack": experiment.attacks
         }  # fmt: skip
@@ -305,11 +305,11 @@ def reach(data: _Data) -> Figure | None:
     loads = data.names("load")
     if not loads or not data.cells("surface"):
         return None
-    load = loads[-1]
+    load = data.under if data.under in loads else loads[-1]
     figure, axes = _axes(1, len(_REACH), 4 * len(_REACH), 3.4, sharey=True)
     fast = {cell.held: data.estimate(cell, "throughput") for cell in data.cells("load", load)}
     for axis, (measure, title) in zip(axes[0], _REACH.items(), strict=True):
-        for cell in data.cells("surface"):
+        for order, cell in enumerate(data.cells("surface")):
             x, y = data.estimate(cell, measure), fast.get(cell.held)
             if x is None or y is None:
                 continue
@@ -317,10 +317,14 @@ def reach(data: _Data) -> Figure | None:
             look = data.look(cell)
             axis.errorbar(at, y.median, yerr=_errors([y]), fmt="o", capsize=3, markersize=8, **look)
             axis.annotate(
-                cell.held, (at, y.median), xytext=(9, 0), textcoords="offset points", va="center"
+                cell.held,
+                (at, y.median),
+                xytext=(9, 7 - 14 * (order % 2)),
+                textcoords="offset points",
+                va="center",
             )
         axis.set_xlabel(title)
-        axis.set_xlim(0, 1.4 * max(axis.dataLim.x1, 1))
+        axis.set_xlim(-0.05 * axis.dataLim.x1, 1.4 * max(axis.dataLim.x1, 1))
     axes[0][0].set_ylabel(f"requests/s, {load}")
     axes[0][0].set_ylim(bottom=0)
     return figure

@@ -68,7 +68,11 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
 def pretend(act: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PRETENDS.format(act=act), *words],
-        env={**os.environ, "PYTHONPATH": str(Path(command.__file__).parents[2])},
+        env={
+            **os.environ,
+            "TMPDIR": str(Path.cwd()),
+            "PYTHONPATH": str(Path(command.__file__).parents[2]),
+        },
         capture_output=True,
         text=True,
     )
