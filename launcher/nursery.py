@@ -88,7 +88,8 @@ class Nursery:
 class Spares:
     """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each.
 
-    A spare, or a zygote, that somebody has stopped is killed when it is needed, and not waited for.
+    A spare, or a zygote, that is dead or that somebody has stopped is not waited for: it is killed
+    when it is needed.
     """
 
     def __init__(self, nursery: Nursery, arrived: Callable[[Child], None]) -> None:
@@ -109,10 +110,10 @@ class Spares:
         wanted = len(self._waiting) + (self._spare is None)
         if not wanted or self._nursery.is_expecting or self._is_ended:
             return
-        if self._nursery.zygote.is_stopped:
-            self._nursery.zygote.kill()  # the next one is asked
-        else:
+        if self._nursery.zygote.can_run:
             self._nursery.ask([SPARE])
+        else:
+            self._nursery.zygote.kill()  # the next one is asked
 
     def delay(self) -> float:
         """The spare, or the zygote, has died: the seconds to wait before there is another."""
@@ -150,9 +151,9 @@ class Spares:
     def _serve(self) -> None:
         while self._waiting and self._spare is not None:
             child, self._spare = self._spare, None
-            if child.is_stopped:
-                child.kill()
-            else:
+            if child.can_run:
                 self._waiting.popleft()(child)
+            else:
+                child.kill()
         if self._waiting:
             self.prepare()

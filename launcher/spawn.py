@@ -121,12 +121,15 @@ class Child:
         return bool(waiting.poll(_DYING * 1000))
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether it was stopped, by SIGSTOP say, and does nothing until somebody continues it."""
+    def can_run(self) -> bool:
+        """Whether it is neither dead nor stopped, by SIGSTOP say, until somebody continues it."""
         if self.status is not None:
             return False
         how = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PIDFD, self.pidfd, how) is not None
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, how) is None
+        except ChildProcessError:  # it is dead, so nothing is left to wait for but that
+            return False
 
     def kill_and_reap(self) -> None:
         """Kill it if it lives, and wait until it is gone."""

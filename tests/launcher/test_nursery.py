@@ -268,12 +268,27 @@ def test_stopped_spare_is_killed_and_not_given(taken: Taken) -> None:
     taken.spares.prepare()
     taken.answer()
     (spare,) = taken.arrived
-    assert not spare.is_stopped
+    assert spare.can_run
     stop(spare)
 
     taken.take()
 
     assert select.select([spare.pidfd], [], [], DEADLINE)[0]
+    spare.close()
+    assert taken.given == []
+    taken.answer()
+    assert taken.given == taken.arrived[1:]
+
+
+def test_spare_that_is_dead_and_of_which_nobody_has_heard_yet_is_not_given(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    (spare,) = taken.arrived
+    spare.kill()
+    assert select.select([spare.pidfd], [], [], DEADLINE)[0]
+
+    taken.take()
+
     spare.close()
     assert taken.given == []
     taken.answer()
@@ -286,7 +301,6 @@ def test_stopped_zygote_is_killed_and_the_next_one_asked(taken: Taken) -> None:
     assert not taken.nursery.is_expecting
     assert select.select([taken.nursery.zygote.pidfd], [], [], DEADLINE)[0]
     assert taken.nursery.zygote.reap()
-    assert not taken.nursery.zygote.is_stopped
 
     taken.nursery.replace_zygote()
     taken.spares.prepare()
