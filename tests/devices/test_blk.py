@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -215,9 +216,11 @@ def test_a_disk_that_is_read_only_offers_and_does_no_writing(boot: Boot, image: 
 
 
 def test_a_driver_that_may_write_gets_no_disk_that_is_read_only(image: Path) -> None:
+    runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
+
     def offer(*, readonly: bool) -> Offer:
         with image.open("rb") as file:
-            disk = Blk(Config("", readonly=readonly), {"image": file.fileno()}, cast(Runtime, None))
+            disk = Blk(Config("", readonly=readonly), {"image": file.fileno()}, runtime)
             return Offer(disk.features, disk.config_space())
 
     ours, theirs = offer(readonly=False), offer(readonly=True)
