@@ -179,6 +179,10 @@ class Supervisor:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
         return self._wards[name].device
 
+    def offers_of(self, name: str) -> DeviceOffers | None:
+        """What the process that serves, or served last, has said of itself."""
+        return self._wards[name].offers
+
     def is_by_hand(self, name: str) -> bool:
         """Whether the process that serves was started by hand."""
         return self._wards[name].by_hand
@@ -299,7 +303,9 @@ class Supervisor:
         deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
         self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
         if hand is None:
-            self._spares.take(lambda child: self._arrived(ward, successor, child))
+            self._spares.take(
+                lambda child: self._arrived(ward, successor, child), free=device.is_free
+            )
         else:
             self._arrived(ward, successor, hand)
 

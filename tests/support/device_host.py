@@ -327,7 +327,8 @@ def _program(kind: str, register: str) -> str:
     return f"""
 import sys
 import devices.kinds
+import jail
 {table}
 from devices.runtime.entry import main
-main(sys.argv[1:])
+main(int(sys.argv[1]), jail.Cell())
 """
