@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from devices import kinds
-from devices.runtime import entry, seal
+from devices.runtime import entry
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
+from devices.runtime.seal import Seal
 from launcher import client, device_options, verbs
 from launcher.logs import harmless
 from launcher.wishes import AskingHost
@@ -114,14 +115,16 @@ class _ByHand:
             opened = self._device.open(self._config, AskingHost(self._launcher))
         except BadInput as error:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
+        seal = None
         if self._is_sealed:
-            seal.enter_privileges(None)
+            seal = Seal(None)
+            seal.enter(spec.endpoint, None)
         entry.serve(
             spec,
             self._device,
             self._config,
             {**handover.fds, **opened},
-            is_sealed=self._is_sealed,
+            seal,
             also=(self._launcher.fileno(), self._told),
         )
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.control import Handler, Reply
 from launcher.events import Events
@@ -24,6 +24,7 @@ from launcher.swap import Swaps
 from protocol import control as wire
 from protocol import messages
 from protocol.errors import BadInput, HostError, VibeError
+from protocol.specs import PARTS
 
 if TYPE_CHECKING:
     from protocol.faults import Board
@@ -112,7 +113,12 @@ class Verbs:
                 cpus=options.cpus,
                 memory=options.memory,
                 processes=tuple(
-                    replace(process, state=self._state(process), uptime=now - seen.started[name])
+                    replace(
+                        process,
+                        state=self._state(process),
+                        uptime=now - seen.started[name],
+                        **self._isolation(name),
+                    )
                     for name, process in seen.processes.items()
                 ),
                 streams=tuple(self._machine.relays),
@@ -128,6 +134,16 @@ class Verbs:
         supervisor, name = self._machine.supervisor, process.name
         is_by_hand = name in self._kinds and supervisor and supervisor.is_by_hand(name)
         return "by hand" if process.state == "running" and is_by_hand else process.state
+
+    def _isolation(self, name: str) -> dict[str, Any]:
+        supervisor = self._machine.supervisor
+        offers = supervisor.offers_of(name) if supervisor and name in self._kinds else None
+        if supervisor is None or offers is None:
+            return {}
+        if not offers.syscalls:  # as it was wanted, or started by hand
+            return {"isolation": "none"}
+        level = supervisor.device(name).isolation.level
+        return {"isolation": level, "lacks": tuple(p for p in PARTS if p not in offers.parts)}
 
     def _measure(self, _: wire.Measure, reply: Reply) -> None:
         self._ask(messages.GetMachineStats(), partial(_pass_on, reply))

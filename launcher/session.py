@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from devices.runtime import seal
+import jail
 from devices.runtime.device import Offer
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
@@ -124,7 +124,8 @@ class Session:
         resources.callback(self._scouts.close)
         if nursery is not None:
             self._family.adopt(nursery.zygote)
-            self._spares = Spares(nursery, self._welcome)
+            are_free = all(device.is_free for device in plan.devices)
+            self._spares = Spares(nursery, self._welcome, free=are_free)
         self._resources = resources
         resources.callback(self._family.close)
         self._events = Events()
@@ -206,9 +207,11 @@ class Session:
             self._hand_over_vmm()
         else:
             # The zygote's children become ours.
-            seal.adopt_orphans(True)
-            self._resources.callback(seal.adopt_orphans, False)
-            self._nursery.ask([device.name for device in self._plan.devices])
+            jail.adopt_orphans(True)
+            self._resources.callback(jail.adopt_orphans, False)
+            devices = self._plan.devices
+            free = [device.name for device in devices if device.is_free]
+            self._nursery.ask([device.name for device in devices], free)
             self._listen_to_zygote()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
@@ -263,6 +266,8 @@ class Session:
         elif backend.is_fallback:
             found.insert(0, f"KVM: {backend.why}")
         self._logs.note(Level.INFO, f"hypervisor: {backend}")
+        if free := [device.name for device in self._plan.devices if device.is_free]:
+            found.append(f"not isolated, and can do what you can: {', '.join(free)}")
         return found
 
     def _listen(self, child: Child) -> None:

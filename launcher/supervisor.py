@@ -184,6 +184,10 @@ class Supervisor:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
         return self._wards[name].device
 
+    def offers_of(self, name: str) -> DeviceOffers | None:
+        """What the process that serves, or served last, has said of itself."""
+        return self._wards[name].offers
+
     def is_by_hand(self, name: str) -> bool:
         """Whether the process that serves was started by hand."""
         return self._wards[name].by_hand
@@ -305,7 +309,9 @@ class Supervisor:
         ward.successor = successor
         self._expect(ward, successor)
         if hand is None:
-            self._spares.take(lambda child: self._arrived(ward, successor, child))
+            self._spares.take(
+                lambda child: self._arrived(ward, successor, child), free=device.is_free
+            )
         else:
             self._arrived(ward, successor, hand)
 

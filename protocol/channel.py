@@ -54,6 +54,8 @@ class Channel:
         """Wait for the peer at the Unix socket ``path`` (made now, in a directory of mode 0700)."""
         self._socket.bind(f"ipc://{path}")
         self._bound = path
+        # The peer may be a process whose user is nobody; it is the directory that lets no one in.
+        os.chmod(path, 0o666)
 
     def connect(self, path: str) -> None:
         """Connect, once, to a peer that has bound ``path``."""

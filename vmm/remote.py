@@ -93,6 +93,7 @@ class RemoteDevice:
         self.features = 0
         self.queue_sizes: Sequence[int] = ()
         self.config = b""
+        self.sealed = Sealed(0, (), ())
         self.life = Lifecycle()
         self.ready: Future[None] = Future()
         """Done when the device is sealed; DeviceGone if it never will be."""
@@ -257,6 +258,7 @@ class RemoteDevice:
                 self._advance(Event.SEALED)
                 held = ", ".join(message.descriptors)
                 log.info("%s sealed: %d system calls; %s", self.name, message.syscalls, held)
+                self.sealed = message
                 with contextlib.suppress(InvalidStateError):  # it died at this very moment
                     self.ready.set_result(None)
             case ConfigChanged():

@@ -216,8 +216,9 @@ class Seating:
             fds.close_all(bells.values())
 
     def _offer(self, remote: RemoteDevice) -> None:
-        sizes = tuple(remote.queue_sizes)
-        self._say(DeviceOffers, remote, remote.features, sizes, remote.config)
+        sizes, sealed = tuple(remote.queue_sizes), remote.sealed
+        offered = (remote.features, sizes, remote.config, sealed.syscalls, sealed.parts)
+        self._say(DeviceOffers, remote, *offered)
 
     def _say(self, event: Callable[..., object], remote: RemoteDevice, *what: object) -> None:
         self._tell(event(remote.name, remote.slot.generation, *what))

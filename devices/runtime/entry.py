@@ -1,7 +1,7 @@
-"""The start and the end of a device process: ``python -m devices.runtime.entry FD``.
+"""The start and the end of a device process, which the zygote makes.
 
-FD is a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
-name. Whatever this process and its device ever import, they import before the seal.
+It has a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
+name. Whatever this process and its device ever import, they import before its root is emptied.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import logging
 import os
 import socket
 import stat
-import struct
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 
+import jail
 from devices import kinds
-from devices.runtime import seal
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
+from devices.runtime.seal import Seal
 from devices.runtime.session import Session
 from devices.runtime.worker import Worker
 from protocol import codec, fds, log
@@ -31,7 +32,7 @@ from protocol.channel import Channel
 from protocol.errors import HostError, VibeError
 from protocol.journal import Journal
 from protocol.memory import GuestMemory
-from protocol.messages import TO_DEVICE
+from protocol.messages import TO_DEVICE, Sealed
 from protocol.specs import DeviceSpec
 from protocol.trace import Trace
 
@@ -47,24 +48,27 @@ _LINGER_SECONDS = 1.0
 _EXIT_BUG = 1
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Be the device that comes over the descriptor ``arguments[0]``, and exit."""
+def main(handover: int, cell: jail.Cell | None) -> NoReturn:
+    """Be the device that comes over the descriptor ``handover``, and exit. ``cell`` is what this
+    process is in already; None: it is not to be isolated."""
     # At once: what the interpreter does to tidy up is not all allowed behind the seal.
-    os._exit(_status(arguments))
+    os._exit(_status(handover, cell))
 
 
-def _status(arguments: Sequence[str]) -> int:
+def _status(handover_fd: int, cell: jail.Cell | None) -> int:
     sys.unraisablehook = lambda bug: report(bug.exc_type, bug.exc_value, bug.exc_traceback)
-    with socket.socket(fileno=int(arguments[0])) as channel:
-        parent = _peer(channel)
-        handover = fds.receive(channel)
-    if handover is None:  # the launcher gave up before it had anything for us
-        return 0
     try:
+        # Before anything is known of a machine: a spare waits with that done.
+        if cell is not None:
+            cell.leave_host()
+        parent = socket.socket(fileno=handover_fd)
+        handover = fds.receive(parent)
+        if handover is None:  # the launcher gave up before it had anything for us
+            return 0
         spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
         log.set_up(spec.log)
-        _be(spec, handover.fds, parent)
-    except seal.Orphaned:
+        _be(spec, handover.fds, cell, parent)
+    except jail.Orphaned:
         return 0
     except VibeError as error:
         _logger.error("%s", error)
@@ -75,13 +79,32 @@ def _status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _be(spec: DeviceSpec, handed: dict[str, int], parent: int) -> None:
+def _be(
+    spec: DeviceSpec, handed: dict[str, int], cell: jail.Cell | None, parent: socket.socket
+) -> None:
     _call_ourselves(spec.name)
     kind = kinds.find(spec.kind)
     config: Any = codec.from_plain(kind.config_type, codec.unpack(spec.config))
     _check_names(kind, handed)
-    seal.enter_privileges(parent)
-    serve(spec, kind, config, handed)
+    with parent:
+        if spec.isolation.level == "none":
+            jail.die_with_parent(parent)
+            ours = None
+        else:
+            if "faults" in handed:
+                import devices.runtime.faults  # noqa: F401  # while there are files to import
+            ours = Seal(cell)
+            spec = replace(spec, endpoint=ours.enter(spec.endpoint, parent))
+            _tell_lacks(spec, cell)
+    serve(spec, kind, config, handed, ours)
+
+
+def _tell_lacks(spec: DeviceSpec, cell: jail.Cell | None) -> None:
+    lacks = {} if cell is None else cell.lacks
+    for part, why in lacks.items():
+        _logger.info("jailed without %s: %s", part, why)
+    if lacks and spec.isolation.strict:
+        raise HostError(f"the jail is to be whole, and lacks {', '.join(lacks)}")
 
 
 def serve(
@@ -89,12 +112,12 @@ def serve(
     kind: type[AnyDevice],
     config: Any,
     handed: Mapping[str, int],
+    seal: Seal | None,
     *,
-    is_sealed: bool = True,
     also: tuple[int, Callable[[Loop], None]] | None = None,
 ) -> None:
     """Be a device of ``kind`` until the VMM says Quit; ``spec`` and ``handed`` came from the
-    launcher. Where it ``is_sealed``, privileges were given up before. ``also`` is a further
+    launcher. ``seal`` is to be closed, and was entered; None: there is none. ``also`` is a further
     descriptor, and who is called when something comes there."""
     held = dict(handed)
     if also is not None:
@@ -102,8 +125,8 @@ def serve(
     memory = GuestMemory(handed["memory"], spec.regions)
     journal = Journal(handed["journal"], spec.journal)
     trace = Trace(handed["trace"], spec.name) if "trace" in handed else None
-    if is_sealed:
-        seal.audit(_held(held), channel=False)
+    if seal is not None:
+        seal.audit(_held(held, seal), channel=False)
     loop = Loop()
     if also is not None:
         loop.add(also[0], partial(also[1], loop))
@@ -127,12 +150,13 @@ def serve(
     converse = Session if injector is None else injector.session
     session = converse(channel, worker, loop, trace)
     session.greet(spec.kind)
-    allowed = 0
-    if is_sealed:
-        seal.audit(_held(held), channel=True)
-        allowed = seal.seal(kind.jail.syscalls)
+    sealed = Sealed(0, tuple(handed), ())
+    if seal is not None:
+        seal.audit(_held(held, seal), channel=True)
+        calls = seal.close(kind.jail.syscalls, spec.on_violation, files_grow=trace is not None)
         _logger.info("sealed, with %s", ", ".join(handed))
-    session.sealed(allowed, tuple(handed))
+        sealed = Sealed(calls, tuple(handed), seal.parts)
+    session.sealed(sealed)
 
     loop.run()
     channel.close(_LINGER_SECONDS)
@@ -162,22 +186,15 @@ def _check_names(kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")
 
 
-def _held(handed: Mapping[str, int]) -> set[int]:
+def _held(handed: Mapping[str, int], seal: Seal) -> set[int]:
     # Python's mmap keeps a duplicate of what it maps.
     files = [found for fd in handed.values() if stat.S_ISREG((found := os.fstat(fd)).st_mode)]
     same = {
         fd
-        for fd in fds.open_descriptors()
+        for fd in seal.open_descriptors()
         if any(os.path.samestat(os.fstat(fd), file) for file in files)
     }
     return {*handed.values(), *same}
-
-
-def _peer(channel: socket.socket) -> int:
-    # Whoever made the pair of sockets: the launcher, which is to be our parent. Asking for our
-    # parent instead would answer too late if it has died already.
-    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
 
 
 def report(
@@ -191,7 +208,3 @@ def report(
         for frame, line in traceback.walk_tb(trace)
     ]
     _logger.error("bug: %s: %s, in %s", kind.__name__, error, " > ".join(places) or "nothing")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.runtime import seal
+import jail
 from launcher.nursery import Nursery, Spares
 from launcher.spawn import Child, keep_descriptors
 
@@ -22,8 +22,8 @@ TELLING = """
 import json, os, socket, sys
 from devices.runtime import zygote
 
-def tell(arguments):
-    with socket.socket(fileno=int(arguments[0])) as handover:
+def tell(handover, cell):
+    with socket.socket(fileno=handover) as handover:
         fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                if os.path.exists(f"/proc/self/fd/{fd}")}
         print(json.dumps({"fds": sorted(fds), "stdin": fds[0], "same": fds[1] == fds[2],
@@ -38,9 +38,9 @@ sys.exit(zygote.main(sys.argv[1:], tell))
 
 @pytest.fixture(autouse=True)
 def _reaper() -> Iterator[None]:
-    seal.adopt_orphans(True)
+    jail.adopt_orphans(True)
     yield
-    seal.adopt_orphans(False)
+    jail.adopt_orphans(False)
 
 
 @pytest.fixture

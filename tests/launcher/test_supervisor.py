@@ -70,7 +70,7 @@ class FakeSpares:
         self.prepared = self.given_up = 0
         self.given: list[FakeChild] = []
 
-    def take(self, then: Callable[[Any], None]) -> None:
+    def take(self, then: Callable[[Any], None], *, free: bool = False) -> None:
         self.waiting.append(then)
         if self.ready:
             self.ready -= 1
@@ -177,7 +177,7 @@ class World:
         self.supervisor.bound(DeviceBound("rng0", number))
 
     def offers(self, number: int, config: bytes = b"fits") -> None:
-        self.supervisor.offers(DeviceOffers("rng0", number, 0, (64,), config))
+        self.supervisor.offers(DeviceOffers("rng0", number, 0, (64,), config, 60, ()))
 
     def attached(self, number: int) -> None:
         self.supervisor.attached(DeviceAttached("rng0", number, 5000))

@@ -341,8 +341,9 @@ def _program(kind: str, register: str, level: Level) -> str:
     return f"""
 import sys
 import devices.kinds
+import jail
 {table}
 {unsealed}
 from devices.runtime.entry import main
-main(sys.argv[1:])
+main(int(sys.argv[1]), jail.Cell())
 """

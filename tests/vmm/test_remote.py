@@ -74,7 +74,7 @@ class Pair:
     def get_ready(self) -> None:
         self.device.send(HELLO)
         self.expect(Welcome)
-        self.device.send(Sealed(60, ("memory",)))
+        self.device.send(Sealed(60, ("memory",), ()))
         self.remote.ready.result(5)
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
     pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
     pair.expect(Refused)
 
-    for message in (Hello(99, 98, "rng", 4, 0, (64,), b""), HELLO, Sealed(1, ())):
+    for message in (Hello(99, 98, "rng", 4, 0, (64,), b""), HELLO, Sealed(1, (), ())):
         pair.device.send(message)
 
     assert pair.device.wait(0.2) is None
