@@ -61,7 +61,7 @@ _OWN = frozenset({"anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:
 
 
 # Bytes of private memory that a device may come to have beyond what it has when it is sealed
-# (arbitrary: under the load of `make bench` it is less than one MiB more).
+# (arbitrary).
 _ROOM = 64 << 20
 
 
