@@ -241,7 +241,9 @@ def test_guest_and_devices_see_the_same_where_a_device_works_on_copies(
 
     assert copies.status == originals.status
     assert sorted(copies.printed.splitlines()) == sorted(originals.printed.splitlines())
-    left_out = {POLLS.get(name)}
+    # An interrupt handler that finds two answers at once has read InterruptStatus once.
+    reads = {place for place in originals.exits + copies.exits if place[0] == "mmio read"}
+    left_out = reads | {POLLS.get(name)}
     assert but_for(left_out, copies.exits) == but_for(left_out, originals.exits)
     for device, counters in originals.devices.items():
         # As above: who looks wants none.
