@@ -14,7 +14,7 @@ GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -
 SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
-.PHONY: build setup demo demo-bare linux test test-fast lab check bench soak clean
+.PHONY: build setup demo demo-bare linux test test-fast lab check bench fuzz soak clean
 build: $(BUILT)
 
 ifneq ($(shell tools/setup --missing),)
@@ -44,11 +44,13 @@ demo-bare: build
 linux: build
 	$(PYTHON) -m tools.linux $(ARCH)
 
+# What needs the host's KVM, or root, one after the other: there is one of each.
 test: build
-	$(PYTEST) -m "not lab"
+	$(PYTEST) -n 2 -m "not (kvm or root or lab)"
+	$(PYTEST) -m "(kvm or root) and not lab"
 
 test-fast: build
-	$(PYTEST) -m "not kvm and not root and not lab and not slow"
+	$(PYTEST) -n 2 -m "not (kvm or root or slow or lab)"
 
 # Python is compiled out here, where the CPU is quick.
 lab: build
@@ -65,6 +67,10 @@ check: build
 	$(PYTHON_BIN)/ruff format --check .
 	$(PYTHON_BIN)/mypy
 
+# Until something is found: TARGET=mediation SECONDS=600; all of them, and a minute each, by default.
+fuzz: build
+	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),60)
+
 bench: build
 	$(PYTHON) -m tests.perf
 
@@ -77,4 +83,4 @@ clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
 	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
-	rm -f tests/kernels/*.raw tests/kernels/*.elf $(BUILT)
+	rm -f tests/kernels/*.raw launcher/experiment/*.raw tests/kernels/*.elf $(BUILT)

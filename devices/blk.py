@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Literal
 
 from devices.runtime import files
-from devices.runtime.device import Device, Host, Jail, Runtime, virtqueue
+from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
@@ -229,12 +229,14 @@ class Blk(Device[Config]):
         return data.size if data.write(bytes([Status.IOERR])) else 0
 
     @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        """The driver read its limits once: a successor's may not be lower, and the disk must be
-        the same size."""
-        if len(theirs) < _CONFIG.size:
-            return f"a configuration of {len(theirs)} bytes"
-        now, then = _CONFIG.unpack_from(ours), _CONFIG.unpack_from(theirs)
+    def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
+        """A driver that was not offered RO writes. It read its limits once: a successor's may not
+        be lower, and the disk must be the same size."""
+        if theirs.features & ~ours.features & bit(Feature.RO):
+            return "it is read-only (RO), and the driver may write to this one"
+        if len(theirs.config) < _CONFIG.size:
+            return f"a configuration of {len(theirs.config)} bytes"
+        now, then = _CONFIG.unpack_from(ours.config), _CONFIG.unpack_from(theirs.config)
         if now[0] != then[0]:
             return f"its disk has {then[0]} sectors, and this one {now[0]}"
         if now[3] != then[3]:

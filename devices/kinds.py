@@ -32,17 +32,20 @@ KINDS = {
 
 _FILE = ".py"
 
-# What each module's file was like when it was last read, by name: not known of the first time.
-_read: dict[str, tuple[int, int, int] | None] = {}
+
+def is_ours(kind: str) -> bool:
+    """Whether ``kind`` is in the table, by its word or by where its class is: code that may run in
+    any process of ours."""
+    return kind in KINDS or kind in KINDS.values()
 
 
-def find(kind: str, option: str = "--device") -> type[AnyDevice]:
-    """The class of ``kind``: a word of the table, or where a class is. BadInput, with what may
-    have been meant, if there is none.
+def find(kind: str, option: str = "--device", *, is_bare: bool = False) -> type[AnyDevice]:
+    """The class of ``kind``: a word of the table, or where a class is; a module without a dot only
+    where it ``is_bare``. BadInput, with what may have been meant, if there is none.
 
     Imports the one module that is asked for: a device process holds no other device's code.
     """
-    if kind not in KINDS and (":" in kind or "." in kind):
+    if kind not in KINDS and (":" in kind or "." in kind or (is_bare and _is_module(kind))):
         return _load(kind, option)
     if kind not in KINDS:
         # Imported here: only the launcher comes this way, before anything is sealed.
@@ -52,20 +55,6 @@ def find(kind: str, option: str = "--device") -> type[AnyDevice]:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
         raise BadInput(option, f"{kind!r} is not a kind of device; {meant}")
     return _load(KINDS[kind], option)
-
-
-def find_again(kind: str, option: str) -> type[AnyDevice]:
-    """The same, of a module that may have been changed since it was imported: then it is read
-    again. What was imported stays in memory (caches know its classes), so only then."""
-    name = _module(_place(KINDS.get(kind, kind))[0])
-    state = _state(getattr(sys.modules.get(name), "__file__", None))
-    if state is None or _read.get(name) != state:
-        sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        _read[name] = state
-    if kind.isidentifier() and kind not in KINDS and importlib.util.find_spec(kind):
-        return _load(kind, option)
-    return find(kind, option)
 
 
 def whole(kind: str) -> str:
@@ -84,7 +73,13 @@ def label(kind: str, device: type[AnyDevice]) -> str:
 def _place(kind: str) -> tuple[str, str]:
     # Module or file, and the class in it, if it is said.
     where, colon, name = kind.rpartition(":")
+    if name.endswith(_FILE):  # there is a colon in its path
+        return kind, ""
     return (where, name) if colon else (name, "")
+
+
+def _is_module(word: str) -> bool:
+    return word.isidentifier() and importlib.util.find_spec(word) is not None
 
 
 def _module(where: str) -> str:
@@ -109,17 +104,6 @@ def _import(where: str) -> ModuleType:
     sys.modules[path] = module  # dataclasses look here for it
     exec(code, vars(module))
     return module
-
-
-def _state(file: str | None) -> tuple[int, int, int] | None:
-    # What changes with a file's content; None where there is no file.
-    if file is None:
-        return None
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load(path: str, option: str) -> type[AnyDevice]:

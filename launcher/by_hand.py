@@ -11,11 +11,11 @@ may answer late (vmm.remote.BY_HAND_DEADLINE).
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from devices import kinds
@@ -24,10 +24,11 @@ from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from launcher import client, device_options, verbs
 from launcher.logs import harmless
+from launcher.wishes import AskingHost
 from protocol import codec, fds, log
 from protocol import control as wire
 from protocol.errors import BadInput, HostError, VibeError
-from protocol.specs import DeviceSpec, Granted, Notice, Volunteer, Wish
+from protocol.specs import DeviceSpec, Notice, Volunteer
 
 _COMMAND = verbs.DEVICE_RUN.name
 _MAX_PACKET = 64 * 1024
@@ -45,9 +46,9 @@ def run(implementation: str | None, given: Mapping[str, str]) -> int:
     sizes = tuple(queue.size for queue in device.queues)
     with client.Client(name) as machine:
         enlisted = machine.ask(wire.Enlist(part, int(device.device_id), sizes))
-    asked = replace(device_options.parse("--device", f"-,{given[verbs.SETTINGS]}"), kind=kind)
+    asked = device_options.parse_settings(_COMMAND, given[verbs.SETTINGS])
     config = device_options.changed(
-        replace(asked, option=_COMMAND), device.config_type, enlisted.settings
+        device_options.Request(_COMMAND, kind, asked), device.config_type, enlisted.settings
     )
     is_sealed = "--jail" in given
     if not is_sealed:
@@ -78,6 +79,9 @@ class _ByHand:
             return error.exit_status
         except Exception as error:
             if not self._is_sealed:
+                # The collector must not take apart what a debugger lets go of: CPython 3.11 clears
+                # memoryviews that a ring still has, and crashes.
+                gc.freeze()
                 raise  # with its places in the source, and into the debugger
             entry.report(type(error), error, error.__traceback__)
             return 1
@@ -107,7 +111,7 @@ class _ByHand:
         spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
         log.set_up(spec.log)
         try:
-            opened = self._device.open(self._config, _Host(self._launcher))
+            opened = self._device.open(self._config, AskingHost(self._launcher))
         except BadInput as error:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
         if self._is_sealed:
@@ -133,28 +137,6 @@ class _ByHand:
         else:
             self._end = notice.why
             loop.stop()
-
-
-class _Host:
-    # devices.runtime.device.Host: asks the launcher.
-    def __init__(self, launcher: socket.socket) -> None:
-        self._launcher = launcher
-
-    def stream(self, backend: str, path: str = "") -> dict[str, int]:
-        answer, found = self._ask(Wish("stream", backend=backend, path=path), {})
-        if not answer.granted:
-            raise BadInput(answer.where, answer.why)
-        return found
-
-    def lock(self, fd: int, *, shared: bool) -> bool:
-        return self._ask(Wish("lock", shared=shared), {"file": fd})[0].granted
-
-    def _ask(self, wish: Wish, handed: Mapping[str, int]) -> tuple[Granted, dict[str, int]]:
-        fds.send(self._launcher, codec.pack(codec.to_plain(wish)), handed)
-        answer = fds.receive(self._launcher)
-        if answer is None:
-            raise HostError("the machine is gone")
-        return codec.from_plain(Granted, codec.unpack(answer.payload)), answer.fds
 
 
 def _notice(payload: bytes) -> Notice:

@@ -47,9 +47,14 @@ def parse(option: str, text: str) -> Request:
     kind = _KINDS.get(option, "")
     if not kind:
         kind, _, text = text.partition(",")  # it has no comma to double
-    items = [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
     if not kind:
         raise BadInput(option, "which kind of device?")
+    return Request(option, kind, parse_settings(option, text))
+
+
+def parse_settings(option: str, text: str) -> tuple[tuple[str | None, str | None], ...]:
+    """Take the ``KEY=VALUE[,KEY=VALUE…]`` of a device apart, as :func:`parse` does."""
+    items = [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]
     settings: list[tuple[str | None, str | None]] = []
     for position, item in enumerate(items):
         key, equals, value = item.partition("=")
@@ -63,7 +68,7 @@ def parse(option: str, text: str) -> Request:
             settings.append((item, None))
         else:
             raise BadInput(option, f"{text!r} has a comma too many")
-    return Request(option, kind, tuple(settings))
+    return tuple(settings)
 
 
 def quoted(text: str) -> str:

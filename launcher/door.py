@@ -20,13 +20,14 @@ import struct
 from collections.abc import Callable
 from functools import partial
 
+from launcher import wishes
 from launcher.host import Host, Streams
 from launcher.locks import Locks
 from launcher.loop import Loop
 from launcher.spawn import Child
 from protocol import codec, fds
 from protocol.errors import BadInput, HostError, ProtocolError
-from protocol.specs import Granted, Notice, Volunteer, Wish
+from protocol.specs import Notice, Volunteer
 
 HAND = "hand"
 """The name of a process that came by hand, and is no device yet."""
@@ -179,7 +180,8 @@ class Door:
 
 
 class Wishes:
-    """What ``hand``, to be ``device``, asks for while it opens what its options name."""
+    """What ``hand``, to be ``device``, asks for while it opens what its options name: its host
+    (devices.runtime.device.Host)."""
 
     def __init__(self, loop: Loop, hand: Hand, device: str, streams: Streams, locks: Locks) -> None:
         self._loop = loop
@@ -193,36 +195,27 @@ class Wishes:
         """Listen no more."""
         self._loop.on_readable(self._hand.handover.fileno(), None)
 
+    def stream(self, backend: str, path: str = "") -> dict[str, int]:
+        """The one that the device has; BadInput."""
+        if self._device not in self._streams.led_to:
+            raise BadInput("backend", "a machine that runs makes no new stream")
+        return self._host.stream(backend, path)
+
+    def lock(self, fd: int, *, shared: bool) -> bool:
+        """Lock it, and remember it."""
+        if not self._host.lock(fd, shared=shared):
+            return False
+        self._hand.locked.append(os.dup(fd))
+        return True
+
     def _wished(self) -> None:
-        handed: dict[str, int] = {}
-        found: dict[str, int] = {}
         try:
             handover = fds.receive(self._hand.handover)
             if handover is None:
                 raise ProtocolError("it hung up")
-            handed = handover.fds
-            wish = codec.from_plain(Wish, codec.unpack(handover.payload))
-            answer, found = self._granted(wish, handed)
-            fds.send(self._hand.handover, codec.pack(codec.to_plain(answer)), found)
+            wishes.answer(self._hand.handover, self, handover)
         except (OSError, ProtocolError):
             self.end()  # it asks no more; its own end is seen at its pidfd
-        finally:
-            fds.close_all((*handed.values(), *found.values()))
-
-    def _granted(self, wish: Wish, handed: dict[str, int]) -> tuple[Granted, dict[str, int]]:
-        if wish.what == "lock":
-            if set(handed) != {"file"}:
-                raise ProtocolError("a lock is of a file")
-            if not self._host.lock(handed["file"], shared=wish.shared):
-                return Granted(False), {}
-            self._hand.locked.append(os.dup(handed["file"]))
-            return Granted(True), {}
-        if self._device not in self._streams.led_to:
-            return Granted(False, "backend", "a machine that runs makes no new stream"), {}
-        try:
-            return Granted(True), self._host.stream(wish.backend, wish.path)
-        except BadInput as error:
-            return Granted(False, error.where, error.why), {}
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, int]:

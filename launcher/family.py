@@ -86,7 +86,7 @@ class Family:
             child.close()
 
     def look(self, child: Child) -> None:
-        """Reap it, if it is dead by now."""
-        if child.reap():
+        """Reap it, if it is dead by now. Once: whoever hears of its death may come across it."""
+        if child.status is None and child.reap():
             self._loop.on_readable(child.pidfd, None)
             self._died(child)

@@ -13,22 +13,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from launcher import device_options, swap
 from launcher.control import Handler, Reply
 from launcher.events import Events
 from launcher.loop import Loop
-from launcher.plan import Plan, PlannedDevice, open_device
+from launcher.plan import Plan
 from launcher.relay import Relay
+from launcher.scout import Scouts
 from launcher.supervisor import Served, Supervisor
+from launcher.swap import Swaps
 from protocol import control as wire
 from protocol import messages
-from protocol.errors import BadInput, HostError
+from protocol.errors import BadInput, HostError, VibeError
 
 if TYPE_CHECKING:
     from protocol.faults import Board
 
-# Requests that may wait for the VMM, which hears one at a time, and the seconds between two: it
-# cuts off a peer that sends more than 500 messages a second (arbitrary, and below that).
+# Requests that may wait for the VMM, or it for devices, and the seconds between two: it cuts off a
+# peer that sends more than 500 messages a second (arbitrary, and below that).
 _MOST_WAITING, _BETWEEN = 64, 0.005
 
 # Nanoseconds that a guest may be given to power off: a day (arbitrary).
@@ -41,8 +42,9 @@ Answered = Callable[[object], None]
 class Machine:
     """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
     ``supervisor`` if it has any, its ``relays`` by stream, its ``boards`` by device, where faults
-    may be injected; ``ask`` the VMM, ``hold`` the guest whatever devices come back, or let it go,
-    ``stop`` in somebody's name, and ``open_door`` to those who come by hand: the door's path."""
+    may be injected, its ``scouts``; ``ask`` the VMM, ``hold`` the guest whatever devices come
+    back, or let it go, ``stop`` in somebody's name, and ``open_door`` to those who come by hand:
+    the door's path."""
 
     name: str
     plan: Plan
@@ -51,6 +53,7 @@ class Machine:
     supervisor: Supervisor | None
     relays: Mapping[str, Relay]
     boards: Mapping[str, Board]
+    scouts: Scouts
     ask: Callable[[object, Answered], None]
     hold: Callable[[bool], None]
     stop: Callable[[str], None]
@@ -74,9 +77,11 @@ class Verbs:
         self._machine = machine
         self._seen = _Seen()
         self._kinds = {device.name: device.kind for device in machine.plan.devices}
+        self._swaps = Swaps(machine.plan, machine.scouts)
         self._stopping: list[tuple[Reply, list[str]]] = []
         self._waiting: deque[tuple[object, Answered]] = deque()
-        self._is_asking = False
+        self._unanswered = 0
+        self._is_pausing = False  # between two
         machine.events.listen(self._heard)
         self.table: Mapping[type, Handler] = {
             wire.Describe: self._describe,
@@ -197,31 +202,7 @@ class Verbs:
         self._supervisor_of(request.device).restart(request.device, partial(_served, reply))
 
     def _swap(self, request: wire.Swap, reply: Reply) -> None:
-        supervisor, plan = self._supervisor_of(request.device), self._machine.plan
-        # Before anything is opened: what is locked then is that of one successor.
-        if (why := supervisor.why_busy(request.device)) is not None:
-            raise HostError(why)
-        before = supervisor.device(request.device)
-        after = swap.planned(request, before)
-
-        def keep(kept: PlannedDevice, other: PlannedDevice) -> None:
-            other.close()
-            plan.locks.keep_only(request.device, list(kept.fds.values()))
-
-        def done(served: Served | str) -> None:
-            if isinstance(served, str):
-                keep(before, after)
-            else:
-                keep(after, before)
-            _served(reply, served)
-
-        try:
-            open_device(after, plan.streams, plan.locks)
-        except BaseException:
-            keep(before, after)
-            raise
-
-        supervisor.swap(request.device, after, done)
+        self._swaps.begin(self._supervisor_of(request.device), request, partial(_swapped, reply))
 
     def _inject(self, request: wire.Inject, reply: Reply) -> None:
         supervisor = self._supervisor_of(request.device)
@@ -230,15 +211,15 @@ class Verbs:
         # Imported only in a machine that has imported it.
         from launcher import inject
 
-        inject.obey(request, supervisor.device(request.device).device, board)
+        inject.obey(request, supervisor.device(request.device).model.queues, board)
         reply(inject.armed(board))
 
     def _enlist(self, request: wire.Enlist, reply: Reply) -> None:
         device = self._supervisor_of(request.device).device(request.device)
-        if why := swap.why_another(device, request.device_id, request.queues):
+        if why := device.place.why_not(request.device_id, request.queues):
             raise BadInput("device run", why)
         path = self._machine.open_door()
-        reply(wire.Enlisted(path, device_options.settings(device.config)))
+        reply(wire.Enlisted(path, device.model.settings))
 
     def _attach(self, request: wire.Attach, reply: Reply) -> None:
         relay = self._machine.relays.get(request.stream)
@@ -287,20 +268,23 @@ class Verbs:
     # ── the VMM ───────────────────────────────────────────────────────────────────────
 
     def _ask(self, request: object, answered: Answered) -> None:
-        if len(self._waiting) >= _MOST_WAITING:
+        if self._unanswered >= _MOST_WAITING:
             raise HostError("too many requests wait for the VMM")
+        self._unanswered += 1
         self._waiting.append((request, answered))
-        if not self._is_asking:
+        if not self._is_pausing:
             self._ask_next()
 
     def _ask_next(self) -> None:
-        self._is_asking = bool(self._waiting)
+        # The next does not wait for the answer to this one, for which a device may be asked.
+        self._is_pausing = bool(self._waiting)
         if not self._waiting:
             return
+        self._machine.loop.after(_BETWEEN, self._ask_next)
         request, answered = self._waiting.popleft()
 
         def took(answer: object) -> None:
-            self._machine.loop.after(_BETWEEN, self._ask_next)
+            self._unanswered -= 1
             answered(answer)
 
         self._machine.ask(request, took)
@@ -311,6 +295,13 @@ def _served(reply: Reply, served: Served | str) -> None:
         reply(wire.Failed(3, served))
     else:
         reply(wire.Serving(served.generation, served.pid, served.took))
+
+
+def _swapped(reply: Reply, served: Served | VibeError) -> None:
+    if isinstance(served, VibeError):
+        reply(wire.Failed(served.exit_status, str(served)))
+    else:
+        _served(reply, served)
 
 
 def _pass_on(reply: Reply, answer: object) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import QueueDeclaration
 from protocol import control as wire
 from protocol import faults
 from protocol.errors import BadInput
@@ -15,17 +16,18 @@ from protocol.faults import Board, Fault
 _LONGEST = 86_400 * 10**9
 
 
-def obey(request: wire.Inject, device: type[AnyDevice], board: Board) -> None:
-    """Do what ``request`` says, to the ``board`` of a ``device``; BadInput, and nothing is done."""
+def obey(request: wire.Inject, queues: Sequence[QueueDeclaration], board: Board) -> None:
+    """Do what ``request`` says, to the ``board`` of a device with ``queues``; BadInput, and then
+    nothing is done."""
     if request.fault == faults.NONE:
         board.clear()
     elif request.fault:
-        board.arm(_fault(request, device))
+        board.arm(_fault(request, queues))
 
 
-def _fault(request: wire.Inject, device: type[AnyDevice]) -> Fault:
+def _fault(request: wire.Inject, queues: Sequence[QueueDeclaration]) -> Fault:
     point = faults.check(request.fault, request.point)
-    can_be_short = any(not queue.verdict for queue in device.queues)
+    can_be_short = any(not queue.verdict for queue in queues)
     if request.fault == faults.SHORT_WRITE and not can_be_short:
         raise BadInput(request.fault, f"no answer of {request.device} may be shorter than its room")
     for name, value, most in (

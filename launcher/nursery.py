@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from launcher.policy import BackOff
 from launcher.spawn import Child, Cord, start
 from protocol import codec, fds
 from protocol.specs import Forked
@@ -85,13 +86,18 @@ class Nursery:
 
 
 class Spares:
-    """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each."""
+    """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each.
+
+    A spare, or a zygote, that is dead or that somebody has stopped is not waited for: it is killed
+    when it is needed.
+    """
 
     def __init__(self, nursery: Nursery, arrived: Callable[[Child], None]) -> None:
         self._nursery = nursery
         self._arrived = arrived
         self._spare: Child | None = None
         self._waiting: deque[Callable[[Child], None]] = deque()
+        self._back_off = BackOff()
         self._is_ended = False
 
     def take(self, then: Callable[[Child], None]) -> None:
@@ -102,14 +108,23 @@ class Spares:
     def prepare(self) -> None:
         """See to it that one stands ready, or is on its way."""
         wanted = len(self._waiting) + (self._spare is None)
-        if wanted and not self._nursery.is_expecting and not self._is_ended:
+        if not wanted or self._nursery.is_expecting or self._is_ended:
+            return
+        if self._nursery.zygote.can_run:
             self._nursery.ask([SPARE])
+        else:
+            self._nursery.zygote.kill()  # the next one is asked
+
+    def delay(self) -> float:
+        """The spare, or the zygote, has died: the seconds to wait before there is another."""
+        return self._back_off.delay()
 
     def answered(self) -> None:
         """The zygote has something to say."""
         for child in self._nursery.answer():
             self._arrived(child)
             self._spare = child
+            self._back_off.served()
         if self._is_ended:
             self.end()
         self._serve()
@@ -136,6 +151,9 @@ class Spares:
     def _serve(self) -> None:
         while self._waiting and self._spare is not None:
             child, self._spare = self._spare, None
-            self._waiting.popleft()(child)
+            if child.can_run:
+                self._waiting.popleft()(child)
+            else:
+                child.kill()
         if self._waiting:
             self.prepare()

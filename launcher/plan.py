@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devices import kinds
-from launcher import device_options
+from launcher import model
 from launcher.backend import Backend, choose
 from launcher.config import RunOptions
-from launcher.device_options import Common, Request
+from launcher.device_options import Request
 from launcher.host import Host, Streams
 from launcher.locks import Locks
+from launcher.model import Model, Place
 from launcher.options import suggestion
 from launcher.policy import OnDeath
 from protocol import fds
@@ -32,7 +33,6 @@ from vmm.boot.architecture import Found
 from vmm.boot.hardware import Hardware, VirtioMmio
 
 if TYPE_CHECKING:
-    from devices.runtime.device import AnyDevice
     from vmm.boot.arm64 import Arm64Plan
     from vmm.boot.plan import BootPlan
 
@@ -57,8 +57,7 @@ class PlannedDevice:
     name: str
     kind: str
     option: str
-    device: type[AnyDevice]
-    config: Any
+    model: Model
     slot: int
     on_death: OnDeath = OnDeath.RESTART
     isolation: Isolation = JAIL
@@ -82,19 +81,24 @@ class PlannedDevice:
         return memory_map.VIRTIO_GSIS[self.slot]
 
     @property
+    def place(self) -> Place:
+        """Which another one may take."""
+        return Place(self.name, self.model.device_id, self.queues, self.model.settings)
+
+    @property
     def queues(self) -> tuple[int, ...]:
         """The most entries of each of its virtqueues."""
-        return tuple(queue.size for queue in self.device.queues)
+        return self.model.sizes
 
     @property
     def owing(self) -> tuple[int, ...]:
         """Those that owe progress (devices.runtime.device.virtqueue)."""
-        return tuple(queue.index for queue in self.device.queues if queue.owes)
+        return tuple(queue.index for queue in self.model.queues if queue.owes)
 
     @property
     def bells(self) -> tuple[str, ...]:
         """The names of its doorbells."""
-        return ("call", *(f"kick{queue.index}" for queue in self.device.queues))
+        return ("call", *(f"kick{queue.index}" for queue in self.model.queues))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class Plan:
             address = memory_map.slot_address(device.slot)
             lines.append(
                 f"  {device.name:<10} {device.kind:<8} slot {device.slot:<2} at {address:#x}, "
-                f"GSI {device.gsi}, {len(device.queues)} queue(s), {device.config}"
+                f"GSI {device.gsi}, {len(device.queues)} queue(s), {device.model.shown}"
             )
         lines += self._consoles()
         names = ", ".join(["vmm", *(device.name for device in self.devices)])
@@ -153,11 +157,12 @@ class Plan:
         ]
 
 
-def make(options: RunOptions) -> Plan:
-    """Check everything and open what is named; BadInput, with nothing left open, if it is wrong."""
+def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Plan:
+    """Check everything and open what is named; BadInput, with nothing left open, if it is wrong.
+    Where this waits for somebody else's code it calls ``check``, which may raise."""
     check_descriptors(len(options.devices))
     with ExitStack() as resources:
-        planned = _place(options.devices, options.isolation)
+        planned = _place(options.devices, options.isolation, check)
         check_log_names(options, planned)
         if options.binary is not None:
             kernel = _open(resources, "--binary", options.binary)
@@ -177,7 +182,7 @@ def make(options: RunOptions) -> Plan:
         resources.callback(streams.close)
         resources.callback(locks.close)
         for device in planned:
-            open_device(device, streams, locks)
+            open_device(device, streams, locks, check)
             resources.callback(device.close)
         backend = choose(
             options.hypervisor,
@@ -219,8 +224,10 @@ def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> No
             raise BadInput("--log", f"no process is called {process!r}{suggestion(process, known)}")
 
 
-def _place(requests: Sequence[Request], isolation: Isolation) -> tuple[PlannedDevice, ...]:
-    chosen: list[tuple[Request, type[AnyDevice], Common, Any]] = []
+def _place(
+    requests: Sequence[Request], isolation: Isolation, check: Callable[[], object]
+) -> tuple[PlannedDevice, ...]:
+    chosen: list[tuple[Request, Model]] = []
     for number, request in enumerate(requests, 1):
         if number > memory_map.MAX_VIRTIO_DEVICES:
             raise BadInput(
@@ -228,8 +235,7 @@ def _place(requests: Sequence[Request], isolation: Isolation) -> tuple[PlannedDe
                 f"this is virtio device number {number}; a machine has interrupt lines for "
                 f"{memory_map.MAX_VIRTIO_DEVICES}",
             )
-        device = kinds.find(request.kind, request.option)
-        chosen.append((request, device, *device_options.configure(request, device.config_type)))
+        chosen.append((request, _look(request, check)))
     names = _names(chosen)
     slots = _slots([request.kind for request in requests])
     return tuple(
@@ -237,31 +243,37 @@ def _place(requests: Sequence[Request], isolation: Isolation) -> tuple[PlannedDe
             name,
             request.kind,
             request.option,
-            device,
-            config,
+            found,
             slot,
-            common.on_death,
-            common.isolation or isolation,
-            common.on_violation,
-            common.process,
+            OnDeath(found.on_death),
+            found.isolation or isolation,
+            found.on_violation,
+            found.process,
         )
-        for (request, device, common, config), name, slot in zip(chosen, names, slots, strict=True)
+        for (request, found), name, slot in zip(chosen, names, slots, strict=True)
     )
 
 
-def _names(chosen: Sequence[tuple[Request, type[AnyDevice], Common, object]]) -> list[str]:
+def _look(request: Request, check: Callable[[], object]) -> Model:
+    if kinds.is_ours(request.kind):
+        return model.look(request, request.option)
+    from launcher import scout  # a machine with none but ours does not wait for its import
+
+    return scout.ask_now(scout.looking(request, request.option), check)[0]
+
+
+def _names(chosen: Sequence[tuple[Request, Model]]) -> list[str]:
     # Names that were asked for come first, so that none made up here takes one of them.
     taken = set(_RESERVED)
-    for request, _, common, _ in chosen:
-        if common.name in taken:
-            raise BadInput(request.option, f"id={common.name} is taken")
-        if common.name is not None:
-            taken.add(common.name)
+    for request, found in chosen:
+        if found.name in taken:
+            raise BadInput(request.option, f"id={found.name} is taken")
+        if found.name is not None:
+            taken.add(found.name)
     names: list[str] = []
-    for request, device, common, _ in chosen:
-        word = kinds.label(request.kind, device)
-        free = (f"{word}{number}" for number in range(len(taken) + 1))
-        name = common.name or next(name for name in free if name not in taken)
+    for _, found in chosen:
+        free = (f"{found.label}{number}" for number in range(len(taken) + 1))
+        name = found.name or next(name for name in free if name not in taken)
         taken.add(name)
         names.append(name)
     return names
@@ -324,10 +336,16 @@ def _naming_files(options: RunOptions) -> Iterator[None]:
         raise BadInput(error.where, f"{path}: {error.why}") from error
 
 
-def open_device(device: PlannedDevice, streams: Streams, locks: Locks) -> None:
+def open_device(
+    device: PlannedDevice, streams: Streams, locks: Locks, check: Callable[[], object]
+) -> None:
     """Open what ``device`` names, until it is closed; BadInput if that cannot be."""
-    try:
-        opened = device.device.open(device.config, Host(device.name, streams, locks))
-    except BadInput as error:
-        raise BadInput(f"{device.option}: {error.where}", error.why) from error
+    config, host = device.model.config, Host(device.name, streams, locks)
+    if kinds.is_ours(device.kind):
+        opened = model.open_files(device.kind, config, device.option, host)
+    else:
+        from launcher import scout
+
+        question = scout.opening(device.kind, config, device.option, host)
+        opened = scout.ask_now(question, check)[1]
     device.fds.update(opened)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.runtime import seal
+from devices.runtime.device import Offer
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
 from launcher.door import HAND, Door, Hand, Wishes
@@ -27,11 +28,12 @@ from launcher.logs import Logs
 from launcher.loop import Loop
 from launcher.nursery import SPARE, ZYGOTE, Nursery, Spares
 from launcher.outcome import Outcome
-from launcher.plan import Plan
+from launcher.plan import Plan, PlannedDevice
 from launcher.relay import Relay
 from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
 from launcher.rundir import CONTROL, DOOR, RunDirectory
+from launcher.scout import Scouts
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -41,7 +43,7 @@ from launcher.trace import Traces
 from launcher.wiring import Wiring
 from protocol import fds
 from protocol.control import EventKind
-from protocol.errors import HostError, ProtocolError
+from protocol.errors import HostError, ProtocolError, Unheard
 from protocol.log import Level
 from protocol.messages import (
     Attach,
@@ -71,10 +73,6 @@ _START_DEADLINE = 90.0
 STOP_DEADLINE = 30.0
 # Seconds for processes that have nothing more to do than to exit.
 _EXIT_DEADLINE = 5.0
-
-# Before a spare is made where one, or the zygote, died (arbitrary: those that die at once, for a
-# reason that stays, should not keep the launcher busy).
-_PAUSE = 1.0
 
 _KEYBOARD = 0
 
@@ -122,6 +120,8 @@ class Session:
         self._family.adopt(vmm)
         self._spares: Spares | None = None
         self._supervisor: Supervisor | None = None
+        self._scouts = Scouts(loop)
+        resources.callback(self._scouts.close)
         if nursery is not None:
             self._family.adopt(nursery.zygote)
             self._spares = Spares(nursery, self._welcome)
@@ -240,6 +240,7 @@ class Session:
             supervisor=self._supervisor,
             relays=self._relays,
             boards=self._wiring.boards,
+            scouts=self._scouts,
             ask=self._ask,
             hold=self._hold,
             stop=self._stop_wanted,
@@ -293,7 +294,8 @@ class Session:
         elif forked:
             self._startup.mark("devices forked")
             serving = {d.name: (d, self._family.named[d.name]) for d in self._plan.devices}
-            self._supervisor = Supervisor(self, self._wiring, self._spares, serving)
+            hang_after = self._plan.options.hang_after
+            self._supervisor = Supervisor(self, self._wiring, self._spares, serving, hang_after)
             self._hand_over_vmm()
 
     def _hand_over_vmm(self) -> None:
@@ -360,6 +362,8 @@ class Session:
             self.request(request, answered)
 
     def _breach(self, error: ProtocolError) -> None:
+        if isinstance(error, Unheard) and self._vmm.is_dying:
+            return  # of which its pidfd tells
         self._kill_all()
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 
@@ -425,16 +429,21 @@ class Session:
         assert self._spares is not None
         if child.name == ZYGOTE:
             self._loop.on_readable(child.handover.fileno(), None)
-            self._nursery.replace_zygote()
-            self._welcome(self._nursery.zygote)
-            self._listen_to_zygote()
-            self._loop.after(_PAUSE, self._spares.prepare)
+            self._loop.after(self._spares.delay(), self._replace_zygote)
             return
         if self._spares.died(child):
-            self._loop.after(_PAUSE, self._spares.prepare)
+            self._loop.after(self._spares.delay(), self._spares.prepare)
         else:
             self._supervisor.died(child)
         child.close()
+
+    def _replace_zygote(self) -> None:
+        if self._outcome or self._nursery is None or self._spares is None:
+            return
+        self._nursery.replace_zygote()
+        self._welcome(self._nursery.zygote)
+        self._listen_to_zygote()
+        self._spares.prepare()
 
     def _came_by_hand(self, hand: Hand, wanted: Volunteer) -> None:
         self._welcome(hand)
@@ -473,6 +482,12 @@ class Session:
     def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to the VMM."""
         self._send(self._vmm, payload, descriptors)
+
+    def compare(
+        self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        """Whether a successor fits (supervisor.Machine)."""
+        self._scouts.compare(device.model.judge, ours, theirs, then)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back later."""

@@ -17,8 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
+from devices.runtime.device import Offer
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -36,7 +38,8 @@ from protocol.messages import (
 )
 from protocol.specs import Notice
 
-# Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
+# Seconds from a successor's first step to its last, while nobody waits for it (arbitrary: an import
+# from a cold disk fits).
 _DEADLINE = 10.0
 # The same of one that was started by hand, in a debugger maybe (arbitrary).
 _BY_HAND_DEADLINE = 600.0
@@ -71,6 +74,11 @@ class Machine(Protocol):
 
     def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
         """Ask the VMM; ``answered`` gets its reply."""
+
+    def compare(
+        self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        """Tell ``then`` why a successor that offers ``theirs`` cannot take over from ``device``."""
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back later."""
@@ -132,7 +140,6 @@ class _Ward:
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
-    restarts: int = 0
     by_hand: bool = False
     holds: bool = False
     back_off: BackOff = field(default_factory=BackOff)
@@ -140,7 +147,11 @@ class _Ward:
 
 
 class Supervisor:
-    """Of the devices in ``children``, which serve now."""
+    """Of ``devices``, each with the process that serves it now.
+
+    Where nobody serves, a successor that is not ready within ``hang_after`` seconds hangs as a
+    device would; 0: :data:`_DEADLINE`.
+    """
 
     def __init__(
         self,
@@ -148,11 +159,13 @@ class Supervisor:
         wiring: Wiring,
         spares: Spares,
         devices: Mapping[str, tuple[PlannedDevice, Child]],
+        hang_after: float,
     ) -> None:
         self._machine = machine
         self._wiring = wiring
         self._spares = spares
         self._wards = {name: _Ward(device, child) for name, (device, child) in devices.items()}
+        self._hang_after = hang_after
         self._is_ended = False
 
     def end(self) -> None:
@@ -166,14 +179,6 @@ class Supervisor:
     def child(self, name: str) -> Child | None:
         """The process that serves device ``name``; None while there is none. KeyError: no such."""
         return self._wards[name].child
-
-    def generation(self, name: str) -> int:
-        """Of the process that serves, or served last."""
-        return self._wards[name].number
-
-    def restarts(self, name: str) -> int:
-        """How often a process of the device has died and was followed by another."""
-        return self._wards[name].restarts
 
     def device(self, name: str) -> PlannedDevice:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
@@ -206,6 +211,8 @@ class Supervisor:
             return  # told to quit by the VMM, which will say that it has switched
         how = child.how_it_ended()
         self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
+        if (successor := ward.successor) is not None and not successor.is_switching:
+            self._expect(ward, successor)  # sooner than while somebody served
         self._mourn(ward)
 
     def _mourn(self, ward: _Ward) -> None:
@@ -296,8 +303,7 @@ class Supervisor:
             holds=holds,
         )
         ward.successor = successor
-        deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
-        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
+        self._expect(ward, successor)
         if hand is None:
             self._spares.take(lambda child: self._arrived(ward, successor, child))
         else:
@@ -342,23 +348,24 @@ class Supervisor:
         successor.offers = event
         if not successor.is_swap:
             return
-        if (why := self._why_unfit(ward, successor)) is not None:
-            self._fail(ward, why)
+        if ward.offers is None:
+            self._compared(ward, successor, None)
+        else:
+            ours, theirs = _offer(ward.offers), _offer(event)
+            then = partial(self._compared, ward, successor)
+            self._machine.compare(ward.device, ours, theirs, then)
+
+    def _compared(self, ward: _Ward, successor: _Successor, why_unfit: str | None) -> None:
+        if ward.successor is not successor:
+            return  # it has ended meanwhile, or was too late
+        if why_unfit is not None:
+            self._fail(ward, why_unfit)
             return
         successor.is_switching = True
         self._machine.request(
-            Switch(event.name, event.generation),
+            Switch(ward.device.name, successor.number),
             lambda reply: self._switched(ward, successor, reply),
         )
-
-    def _why_unfit(self, ward: _Ward, successor: _Successor) -> str | None:
-        ours, theirs = ward.offers, successor.offers
-        if ours is None or theirs is None:
-            return None
-        try:
-            return ward.device.device.why_unfit(ours.config, theirs.config)
-        except Exception as error:  # a class that people write can fail in any way
-            return f"{implementation(ward.device)}.why_unfit: {type(error).__name__}: {error}"
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
         if isinstance(reply, Failed) and ward.successor is successor:
@@ -379,11 +386,9 @@ class Supervisor:
         if not successor.by_hand:
             ward.device = successor.device
         ward.back_off.served()
-        if not successor.is_swap:
-            ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
-        took, what = event.microseconds * 1000, implementation(successor.device)
+        took, what = event.microseconds * 1000, successor.device.model.implementation
         if successor.by_hand:
             what = f"{successor.device.kind}, by hand"
         if isinstance(successor.child, Hand):
@@ -405,6 +410,17 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
+
+    def _expect(self, ward: _Ward, successor: _Successor) -> None:
+        # It is given up if it does not serve in time.
+        if successor.by_hand:
+            deadline = _BY_HAND_DEADLINE
+        elif ward.child is not None or not self._hang_after:
+            deadline = _DEADLINE
+        else:
+            longest = max(_DEADLINE, self._hang_after)
+            deadline = ward.back_off.patience(self._hang_after, longest)
+        self._machine.after(deadline, lambda: self._late(ward, successor, deadline))
 
     def _late(self, ward: _Ward, successor: _Successor, deadline: float) -> None:
         if ward.successor is successor:
@@ -457,6 +473,5 @@ class Supervisor:
         return ward, None
 
 
-def implementation(device: PlannedDevice) -> str:
-    """The implementation of ``device``, as --impl names it."""
-    return f"{device.device.__module__}:{device.device.__qualname__}"
+def _offer(event: DeviceOffers) -> Offer:
+    return Offer(event.features, event.config)

@@ -1,43 +1,101 @@
-"""What is to take a running device's place: found, configured and compared, before it starts."""
+"""What is to take a running device's place: looked at, opened, and given to the supervisor::
+
+    look: does it fit the place? ──► open what it names ──► supervisor.swap
+
+Each of the two may be done by somebody else's code, and takes as long as that takes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from devices import kinds
-from launcher import device_options
-from launcher.plan import PlannedDevice
-from protocol.control import Swap
-from protocol.errors import BadInput
+from launcher import device_options, scout
+from launcher.device_options import Request
+from launcher.host import Host
+from launcher.model import Model
+from launcher.plan import Plan, PlannedDevice
+from launcher.scout import Found, Opened, Scouts
+from launcher.supervisor import Served, Supervisor
+from protocol import control as wire
+from protocol.errors import HostError, VibeError
+
+Done = Callable[[Served | VibeError], object]
 
 
-def planned(request: Swap, before: PlannedDevice) -> PlannedDevice:
-    """What ``request`` wants in the place of ``before``, not opened yet; BadInput if it is no
-    device, or none that the guest's driver could go on with."""
-    option = f"swap of {before.name}"
-    kind = request.implementation or before.kind
-    after = kinds.find_again(kind, "--impl")
-    if kind not in kinds.KINDS:
-        kind = f"{after.__module__}:{after.__qualname__}"
-    why = why_another(before, int(after.device_id), tuple(queue.size for queue in after.queues))
-    if why is not None:
-        raise BadInput("--impl", f"{kind}: {why}")
-    asked = device_options.parse("--device", f"{kind},{request.settings}")
-    kept = device_options.settings(before.config)
-    config = device_options.changed(replace(asked, option=option), after.config_type, kept)
-    return replace(before, kind=kind, option=option, device=after, config=config, fds={})
+class Swaps:
+    """Of the devices of ``plan``, by ``scouts``."""
 
+    def __init__(self, plan: Plan, scouts: Scouts) -> None:
+        self._plan = plan
+        self._scouts = scouts
+        # Devices for which something is looked at, or opened: what is locked then is that of one
+        # successor.
+        self._busy: set[str] = set()
 
-def why_another(before: PlannedDevice, device_id: int, queues: tuple[int, ...]) -> str | None:
-    """Why a device of type ``device_id`` with ``queues`` (their sizes) is none that could take the
-    place of ``before``; None if it could. The guest has seen what the machine was built for, and
-    the journal is laid out by it."""
-    if device_id != before.device.device_id:
-        return f"a device of type {device_id}, not {int(before.device.device_id)}"
-    ours = before.queues
-    if len(ours) != len(queues):
-        return f"it has {len(queues)} queues, and {before.name} has {len(ours)}"
-    for index, (size, other) in enumerate(zip(ours, queues, strict=True)):
-        if other > size:
-            return f"queue {index} has {other} entries, and there is room for {size}"
-    return None
+    def begin(self, supervisor: Supervisor, request: wire.Swap, done: Done) -> None:
+        """Do what ``request`` says, and tell ``done`` how that went; VibeError."""
+        name = request.device
+        why = supervisor.why_busy(name)
+        if why is not None or name in self._busy:
+            raise HostError(why or "another successor is on its way")
+        before = supervisor.device(name)
+        option, kind = f"swap of {name}", request.implementation or before.kind
+        asked = Request(option, kind, device_options.parse_settings(option, request.settings))
+        self._busy.add(name)
+        self._scouts.send(
+            scout.looking(asked, "--impl", before.place),
+            partial(self._looked, supervisor, before, asked, done),
+        )
+
+    def _looked(
+        self,
+        supervisor: Supervisor,
+        before: PlannedDevice,
+        asked: Request,
+        done: Done,
+        found: Found[Model] | VibeError,
+    ) -> None:
+        if isinstance(found, VibeError):
+            self._busy.remove(before.name)
+            done(found)
+            return
+        model, _ = found
+        kind = asked.kind if asked.kind in kinds.KINDS else model.implementation
+        after = replace(before, kind=kind, option=asked.option, model=model, fds={})
+        host = Host(after.name, self._plan.streams, self._plan.locks)
+        self._scouts.send(
+            scout.opening(kind, model.config, after.option, host),
+            partial(self._opened, supervisor, before, after, done),
+        )
+
+    def _opened(
+        self,
+        supervisor: Supervisor,
+        before: PlannedDevice,
+        after: PlannedDevice,
+        done: Done,
+        found: Found[Opened] | VibeError,
+    ) -> None:
+        self._busy.remove(before.name)
+        if isinstance(found, VibeError):
+            self._keep(before, after)
+            done(found)
+            return
+        after.fds.update(found[1])
+
+        def told(served: Served | str) -> None:
+            if isinstance(served, str):
+                self._keep(before, after)
+                done(HostError(served))
+            else:
+                self._keep(after, before)
+                done(served)
+
+        supervisor.swap(before.name, after, told)
+
+    def _keep(self, kept: PlannedDevice, other: PlannedDevice) -> None:
+        other.close()
+        self._plan.locks.keep_only(kept.name, list(kept.fds.values()))

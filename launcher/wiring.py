@@ -144,7 +144,7 @@ class Wiring:
         spec = DeviceSpec(
             name=device.name,
             kind=device.kind,
-            config=codec.pack(codec.to_plain(device.config)),
+            config=device.model.config,
             generation=generation.number,
             endpoint=generation.endpoint,
             regions=self._regions(device),
@@ -189,7 +189,7 @@ class Wiring:
         return DeviceSlot(
             name=device.name,
             kind=device.kind,
-            device_id=device.device.device_id,
+            device_id=device.model.device_id,
             slot=device.slot,
             gsi=device.gsi,
             queues=device.queues,

@@ -253,7 +253,7 @@ class ExitCount:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """One device as the VMM sees it, with the device's own counters (empty if it did not say)."""
+    """One device as the VMM sees it, with its own counters; ``no answer`` and none if it hangs."""
 
     name: str
     state: str

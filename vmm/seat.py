@@ -83,9 +83,15 @@ class Seat:
         """Return when nobody touches guest memory; what was in flight is forgotten."""
         with self._lock:
             self._queues = None
+            self._unwritten.clear()
             if self.remote is not None:
                 self._or_gone(self.remote.stop)
             self._journal.clear()
+
+    def forget(self) -> None:
+        """The driver has reset what it had not started: what it wrote before counts no more."""
+        with self._lock:
+            self._unwritten.clear()
 
     def stop_queue(self, index: int) -> None:
         """The same for one queue."""

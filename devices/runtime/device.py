@@ -1,8 +1,8 @@
 """What a device is: its identity, its options, its queues and its logic; the runtime is the rest.
 
-A device is a class in a file of its own. ``open`` runs in the launcher, with the user's rights,
-and returns descriptors; an instance lives in the device's own process, behind the seal, and has
-those descriptors and guest memory, nothing else.
+A device is a class in a file of its own. ``open`` runs before there is a device, with the user's
+rights, and returns descriptors; an instance lives in the device's own process, behind the seal, and
+has those descriptors and guest memory, nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ H = TypeVar("H", bound=Callable[..., int | None])
 
 
 class Host(Protocol):
-    """What the launcher does for ``Device.open``; made for one device."""
+    """What the launcher does for ``Device.open``, wherever that runs; made for one device."""
 
     def stream(self, backend: str, path: str = "") -> dict[str, int]:
         """A stream (:mod:`protocol.stream`) to the launcher, which moves its bytes: to its
@@ -74,6 +74,15 @@ class QueueDeclaration:
     name: str
     owes: bool = True
     verdict: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a process of a device shows a driver: its type's own feature bits, and its
+    configuration space."""
+
+    features: int
+    config: bytes
 
 
 def virtqueue(index: int, *, size: int, owes: bool = True, verdict: int = 0) -> Callable[[H], H]:
@@ -132,8 +141,8 @@ class Device(Generic[C]):
     def open(cls, config: C, host: Host) -> dict[str, int]:
         """Open, check and lock what ``config`` names; descriptors by name, owned by the caller.
 
-        Runs in the launcher, before anything is started. BadInput when it cannot be had; its
-        ``where`` is the key at fault (``path``), before which the launcher puts the option.
+        Runs in the launcher, or in a process that it has forked for that. BadInput when it cannot
+        be had; its ``where`` is the key at fault (``path``), before which the option is put.
         """
         return {}
 
@@ -177,9 +186,10 @@ class Device(Generic[C]):
         return 0
 
     @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        """Why a successor whose configuration space is ``theirs`` cannot take over from this
-        device, whose space is ``ours``, while the driver goes on; None if it can."""
+    def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
+        """Why a successor that offers ``theirs`` cannot take over from this device, which offers
+        ``ours``, while the driver goes on; None if it can. That features which the driver has
+        negotiated are among them is seen to elsewhere."""
         return None
 
     def initial_position(self, index: int) -> int:

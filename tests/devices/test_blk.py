@@ -9,11 +9,13 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from devices.blk import Blk, Config, Feature, Request, Status
+from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
 from tests.support.device_host import DeviceHost, FakeHost
@@ -230,6 +232,24 @@ def test_a_disk_that_is_read_only_offers_and_does_no_writing(boot: Boot, image: 
     assert status(host, header(Request.DISCARD), extent(0, 1)) == Status.UNSUPP
     assert status(host, header(Request.IN), room=SECTOR) == Status.OK
     assert image.read_bytes() == before
+
+
+def test_a_driver_that_may_write_gets_no_disk_that_is_read_only(image: Path) -> None:
+    runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
+
+    def offer(*, readonly: bool) -> Offer:
+        with image.open("rb") as file:
+            disk = Blk(Config("", readonly=readonly), {"image": file.fileno()}, runtime)
+            return Offer(disk.features, disk.config_space())
+
+    ours, theirs = offer(readonly=False), offer(readonly=True)
+
+    refused = Blk.why_unfit(ours, theirs)
+
+    assert refused == "it is read-only (RO), and the driver may write to this one"
+    assert Blk.why_unfit(theirs, theirs) is None
+    # Whether a driver has negotiated RO, which the writable one lacks, the VMM knows.
+    assert Blk.why_unfit(theirs, ours) is None
 
 
 @pytest.mark.parametrize("kind", [Request.FLUSH, Request.DISCARD, Request.WRITE_ZEROES, 2, 14, 99])

@@ -125,12 +125,11 @@ def test_a_file_is_found_by_its_path_with_what_lies_beside_it(
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "beside.py").write_text("SAID = 'hello'")
     path = tmp_path / "rng.py"  # the name of a module of ours, with whose it is not mixed up
-    # Each time within the same second as the last, and of the same size.
-    for number in range(3):
-        path.write_text(DEVICE.format(number=number))
-        found = kinds.find_again(str(path), "--impl")
-        assert found.config_type().number == number
+    path.write_text(DEVICE.format(number=7))
 
+    found = kinds.find(str(path), "--impl")
+
+    assert found.config_type().number == 7
     assert found.said == "hello"  # type: ignore[attr-defined]
     assert kinds.find(f"{path}:Mine").__module__ == str(path)
     assert kinds.label(str(path), found) == "mine"
@@ -145,16 +144,21 @@ def test_a_file_that_is_not_there_is_bad_input() -> None:
         kinds.find("nowhere/mine.py")
 
 
-def test_module_is_read_again_when_it_was_changed_and_only_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_module_without_a_dot_is_one_where_that_may_be(
+    odd_module: Callable[[str], str],
 ) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    module = tmp_path / "changing.py"
-    module.write_text("from devices.rng import Rng\nclass One(Rng): ...\n")
-    kinds.find_again("changing", "--impl")
-    first = kinds.find_again("changing", "--impl")
+    name = odd_module("from devices.rng import Rng\nclass One(Rng): ...\n")
 
-    assert kinds.find_again("changing", "--impl") is first
-    module.write_text("from devices.rng import Rng\nclass Other(Rng): ...\n")
-    assert kinds.find_again("changing", "--impl").__name__ == "Other"
+    assert kinds.find(name, is_bare=True).__name__ == "One"
+    assert kinds.find("rng", is_bare=True).__name__ == "Rng"
+    with pytest.raises(BadInput, match="is not a kind of device"):
+        kinds.find(name)
+    with pytest.raises(BadInput, match="is not a kind of device"):
+        kinds.find("nonsense", is_bare=True)
+
+
+def test_a_path_may_have_a_colon_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "a:b" / "mine.py"
+
+    assert kinds.whole(str(path)) == str(path)
+    assert kinds.whole(f"{path}:Mine") == f"{path}:Mine"

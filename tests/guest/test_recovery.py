@@ -120,16 +120,18 @@ def test_killed_zygote_is_replaced_and_makes_successors(tmp_path: Path) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.slow
-def test_zygote_that_hangs_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("helper", ["zygote", "spare"])
+def test_stopped_helper_is_seen_when_it_is_needed_and_replaced(tmp_path: Path, helper: str) -> None:
     with victim(tmp_path, demo(STREAM, sleep=True, count=100 * REQUESTS)) as machine:
         reading(machine)
-        machine.send("zygote", signal.SIGSTOP)
+        machine.send(helper, signal.SIGSTOP)
         for round_ in (1, 2):
             machine.kill("blk0")
             recovered(machine, "blk0", round_)
+            reading(machine, 4096)
         machine.process.send_signal(signal.SIGTERM)
         assert machine.end()[0] == 0
+        assert "a successor of blk0 failed" not in machine.log
 
 
 @pytest.mark.kvm

@@ -15,6 +15,7 @@ from launcher.api import VM
 from launcher.client import Refused
 from protocol.errors import BadInput
 from tests.support.guest import STREAM, demo
+from tests.support.leaks import children
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
 
@@ -94,9 +95,20 @@ class Unopenable(Blk):
         super().open(config, host)
         raise OSError(5, "a bad day")
 
+class Hanging(Blk):
+    @classmethod
+    def open(cls, config, host):
+        time.sleep(60)
+
 class NotOne:
     pass
 """
+# What a module does to the process that imports it.
+HOSTILE = {
+    "exits": "import os; os._exit(0)",
+    "interrupts": "raise KeyboardInterrupt",
+    "fills": "kept = [bytes(1 << 26) for _ in range(100)]; from devices.blk import *",
+}
 
 
 @pytest.fixture
@@ -107,6 +119,8 @@ def machine(
     (tmp_path / "counting.py").write_text(COUNTING)
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "storm.py").write_text(STORM)
+    for name, text in HOSTILE.items():
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "disk.img").write_bytes(os.urandom(64 * SECTOR))
     with contextlib.ExitStack() as machines:
@@ -183,8 +197,12 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
         ("broken", {}, "add :CLASS"),
         ("broken:Stillborn", {}, "exited with status"),
         ("broken:Unopenable", {}, "OSError: .* a bad day"),
+        ("exits", {}, "--impl: 'exits': the process for its import exited with status 0"),
+        ("interrupts", {}, "'interrupts': its import: KeyboardInterrupt"),
+        ("fills:MappedBlk", {}, "MemoryError"),
         ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
         ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
+        ("", {"readonly": "on"}, "it is read-only"),
         ("", {"colour": "red"}, "has no key 'colour'"),
         ("", {"id": "blk1"}, "id stays what it is"),
         ("", {"path": "missing.img"}, "No such file"),
@@ -229,6 +247,46 @@ def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> No
 
     with pytest.raises(Refused, match="not ready within 10 s"):
         vm.swap("blk0", "broken:Late")
+
+    assert _goes_on(vm)
+
+
+def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(FOR_EVER)
+    with contextlib.closing(VM.connect(vm.name)) as other, ThreadPoolExecutor() as pool:
+        swap = pool.submit(vm.swap, "blk0", "broken:Hanging")
+        while not _children(other, "scout"):
+            assert not swap.done(), swap.result()
+
+        with pytest.raises(Refused, match="another successor is on its way"):
+            other.swap("blk0", "blk-mapped")
+        assert _goes_on(other)
+        assert not swap.done()
+        with pytest.raises(Refused, match="'broken:Hanging': its open took longer than 10 s"):
+            swap.result()
+
+    assert _children(vm, "scout") == []
+    assert vm.swap("blk0", "blk-mapped").generation == 2
+
+
+def test_a_file_is_swapped_in_with_what_it_imports_as_that_is_now(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    vm, path = machine(FOR_EVER), tmp_path / "a,b" / "mine.py"  # a comma ends no path
+    path.parent.mkdir()
+    path.write_text(
+        "from devices.blk import Blk\nfrom options import Config\n"
+        "class Mine(Blk): config_type = Config\n"
+    )
+    for number, option in enumerate(("first", "another"), 2):
+        (path.parent / "options.py").write_text(
+            "from dataclasses import dataclass\nfrom devices import blk\n"
+            f"@dataclass(frozen=True)\nclass Config(blk.Config): {option}: int = 0\n"
+        )
+
+        assert vm.swap("blk0", str(path), **{option: 5}).generation == number
 
     assert _goes_on(vm)
 
@@ -316,6 +374,11 @@ def test_a_swap_that_comes_second_leaves_the_file_of_the_first_locked(
 def _is_locked(image: Path) -> bool:
     # To try it would be to hold it for a moment.
     return f":{image.stat().st_ino} " in Path("/proc/locks").read_text()
+
+
+def _children(vm: VM, name: str) -> list[int]:
+    pids = children(vm.describe().pid)
+    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
 
 
 def _goes_on(vm: VM) -> bool:

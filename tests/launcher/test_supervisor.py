@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
-from devices.rng import Config, Rng
+from devices.runtime.device import Offer
+from launcher import model
+from launcher.device_options import Request
 from launcher.door import Hand
 from launcher.nursery import Spares
 from launcher.plan import PlannedDevice
@@ -109,6 +112,8 @@ class Machine:
     events: list[str] = field(default_factory=list)
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
+    is_slow: bool = False  # to compare
+    compared: list[Callable[[], None]] = field(default_factory=list)
 
     def hand_over(self, child: FakeChild, payload: bytes, descriptors: object) -> None:
         self.told.append(f"{child.name}: {payload.decode()}")
@@ -118,6 +123,16 @@ class Machine:
 
     def request(self, message: object, then: Callable[[object], None]) -> None:
         self.requests.append((message, then))
+
+    def compare(
+        self, device: object, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
+    ) -> None:
+        same = theirs == ours
+        self.compared.append(
+            partial(then, None if same else f"{theirs.config!r} is not {ours.config!r}")
+        )
+        if not self.is_slow:
+            self.compared.pop()()
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         self.timers.append((seconds, callback))
@@ -135,23 +150,12 @@ class Machine:
         self.events.append(f"{device} {what['generation']} {kind}")
 
 
-class Odd(Rng.__base__[Config]):  # type: ignore[misc]
-    """Fits whatever says ``fits``."""
-
-    device_id = Rng.device_id
-
-    @classmethod
-    def why_unfit(cls, ours: bytes, theirs: bytes) -> str | None:
-        if theirs == b"":
-            raise ValueError("nothing there")
-        return None if theirs == ours else f"{theirs!r} is not {ours!r}"
-
-
-DEVICE = PlannedDevice("rng0", "rng", "--device", Odd, Config(), 3)
+LOOK = model.look(Request("--device", "rng", ()), "--device")
+DEVICE = PlannedDevice("rng0", "rng", "--device", LOOK, 3)
 
 
 class World:
-    def __init__(self, on_death: OnDeath = OnDeath.RESTART) -> None:
+    def __init__(self, on_death: OnDeath = OnDeath.RESTART, hang_after: float = 0.0) -> None:
         self.machine, self.wiring, self.spares = Machine(), FakeWiring(), FakeSpares()
         self.device = replace(DEVICE, on_death=on_death)
         self.child = FakeChild("rng0")
@@ -160,6 +164,7 @@ class World:
             cast(Wiring, self.wiring),
             cast(Spares, self.spares),
             {"rng0": (self.device, cast(Any, self.child))},
+            hang_after,
         )
         self.offers(1)
         self.answers: list[Served | str] = []
@@ -220,7 +225,6 @@ def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
 
     assert world.machine.events == ["rng0 1 died", "rng0 2 recovered", "resume for rng0"]
     assert world.supervisor.child("rng0") is world.spares.given[0]
-    assert (world.supervisor.generation("rng0"), world.supervisor.restarts("rng0")) == (2, 1)
     assert world.spares.prepared == 1
     assert world.wiring.waits == [False]
     assert world.machine.requests == []
@@ -253,7 +257,39 @@ def test_successor_that_never_says_hello_is_given_up_and_tried_again() -> None:
     world.die(world.spares.given[0])  # whose death is nobody's any more
     world.fire()
     world.serve(3)
-    assert world.supervisor.generation("rng0") == 3
+    assert world.machine.events[-2] == "rng0 3 recovered"
+
+
+def test_successor_hangs_as_soon_as_a_device_would_and_the_next_one_has_longer() -> None:
+    world = World(hang_after=4.0)
+    world.die(world.child)
+    assert world.delays() == [4.0]
+    for number, patience in ((2, 8.0), (3, 10.0), (4, 10.0)):
+        world.bound(number)
+        world.fire()  # it is late; the pause before the next
+        world.fire()
+        assert world.delays()[-1] == patience
+
+
+def test_successor_has_as_long_as_a_slow_device_and_ten_seconds_if_none_ever_hangs() -> None:
+    slow, never = World(hang_after=60.0), World(hang_after=0.0)
+    for world in (slow, never):
+        world.die(world.child)
+
+    assert slow.delays() == [60.0]
+    assert never.delays() == [10.0]
+
+
+def test_swap_may_take_longer_until_nobody_serves() -> None:
+    world = World(hang_after=4.0)
+    world.swap()
+    assert world.delays() == [10.0]
+
+    world.die(world.child)
+
+    assert world.delays() == [10.0, 4.0]
+    world.machine.timers[-1][1]()
+    assert world.answers == ["it was not ready within 4 s"]
 
 
 def test_zygote_that_makes_nobody_is_given_up() -> None:
@@ -338,7 +374,6 @@ def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
 
     assert world.answers == [Served(2, 77, 5_000_000)]
     assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
-    assert world.supervisor.restarts("rng0") == 0
     assert not world.child.is_killed
     world.fire()
     assert world.child.is_killed
@@ -361,15 +396,19 @@ def test_swap_into_an_empty_place_is_compared_with_who_served_there() -> None:
     assert world.answers[1:] == [Served(3, 77, 5_000_000)]
 
 
-def test_class_that_cannot_compare_keeps_its_place() -> None:
+def test_successor_that_ends_while_it_is_compared_is_not_switched_to() -> None:
     world = World()
+    world.machine.is_slow = True
     world.swap()
     world.bound(2)
+    world.offers(2)
 
-    world.offers(2, b"")
+    world.die(world.spares.given[0])
+    (compared,) = world.machine.compared
+    compared()
 
-    (answer,) = world.answers
-    assert "Odd.why_unfit: ValueError: nothing there" in str(answer)
+    assert world.answers == ["rng0 ended with -9"]
+    assert world.machine.requests == []
     assert world.supervisor.child("rng0") is world.child
 
 
@@ -426,7 +465,6 @@ def test_old_one_dies_before_the_switch_and_the_swap_goes_on() -> None:
     assert len(world.machine.requests) == 1  # its place is empty, and it is looked at all the same
     world.attached(2)
     assert world.answers == [Served(2, 77, 5_000_000)]
-    assert world.supervisor.generation("rng0") == 2
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ class ThreadDevice:
             doorbell.drain(self._stopping)
             self._thread = None
 
+    def forget(self) -> None:
+        pass
+
     def stop_queue(self, index: int) -> None:
         raise AssertionError(f"no guest of these tests stops queue {index} alone")
 

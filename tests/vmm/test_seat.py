@@ -88,6 +88,20 @@ def test_configuration_is_written_once_there_is_somebody(here: Place) -> None:
     assert here.configs[-1] == b"new"
 
 
+@pytest.mark.parametrize("call", ["stop", "forget"])
+def test_what_was_written_before_a_reset_is_nobodys(here: Place, call: str) -> None:
+    lose(here, here.sit(FakeRemote(config=b"old"), running=call == "stop"))
+    here.seat.write_config(0, b"new")
+
+    getattr(here.seat, call)()
+
+    assert here.seat.start(7, QUEUES) is None
+    successor = FakeRemote(config=b"old")
+    assert attach(here, successor) is None
+    assert successor.calls == [("start", [0, 1], b"")]
+    assert here.seat.config == b"old"
+
+
 @pytest.mark.parametrize("call", ["start", "stop", "stop_queue", "write_config"])
 def test_death_in_the_middle_of_a_call_costs_the_driver_nothing(here: Place, call: str) -> None:
     first = here.sit(FakeRemote(), running=call != "start")

@@ -175,6 +175,10 @@ class MediatedDevice:
         finally:
             self._close()
 
+    def forget(self) -> None:
+        """The driver has reset what it had not started."""
+        self._seat.forget()
+
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
         stopped = self._mediators.pop(index, None)

@@ -71,8 +71,12 @@ class Backend(Protocol):
         """Return when the device is quiet: it touches guest memory no more."""
         ...
 
+    def forget(self) -> None:
+        """The driver has reset what it had not started; no process is asked."""
+        ...
+
     def stop_queue(self, index: int) -> None:
-        """The same for one queue."""
+        """:meth:`stop` for one queue."""
         ...
 
     def write_config(self, offset: int, data: bytes) -> bytes:
@@ -340,6 +344,8 @@ class MmioTransport:
         # and frees its rings. A device that is not quiet in time has been killed by stop().
         if self._status & Status.DRIVER_OK:
             self._backend.stop()
+        else:
+            self._backend.forget()
         self._accepted = 0
         self._offered = self._backend.features | RING_FEATURES
         self._device_features_sel = self._driver_features_sel = self._queue_sel = 0

@@ -62,6 +62,14 @@ def adopt_orphans(yes: bool) -> None:
     _check("adopting orphans", lib.seal_adopt_orphans(yes))
 
 
+def die_with(parent: int) -> None:
+    """From now on this process is killed when ``parent`` ends, which is its parent; Orphaned if it
+    has ended before."""
+    _check("dying with the launcher", lib.seal_death_with_parent())
+    if os.getppid() != parent:
+        raise Orphaned(f"process {parent}, which started this one, is gone")
+
+
 def enter_privileges(parent: int | None) -> None:
     """Give up everything that belongs to a thread, for good. The process must still have one
     thread, and ``parent`` must be its parent, with which it dies from now on; None for a process
@@ -72,10 +80,7 @@ def enter_privileges(parent: int | None) -> None:
         )
     if parent is not None:
         # After this a change of credentials would clear the death signal; there is none to come.
-        _check("dying with the launcher", lib.seal_death_with_parent())
-        # It may have died before that.
-        if os.getppid() != parent:
-            raise Orphaned(f"process {parent}, which started this one, is gone")
+        die_with(parent)
     _check("no new privileges", lib.seal_no_new_privileges())
     _check("dropping capabilities", lib.seal_drop_capabilities())
     # A process made before the seal would not die with the parent, and would stay unsealed.

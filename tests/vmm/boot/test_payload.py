@@ -7,6 +7,7 @@ import gzip
 import lzma
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import lz4.block
 import pytest
@@ -34,7 +35,7 @@ def lz4_legacy(data: bytes) -> bytes:
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
+    "gzip": partial(gzip.compress, mtime=0),
     "bzip2": lambda data: bz2.compress(data) + SIZE,
     "xz": lambda data: lzma.compress(data) + SIZE,
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE) + SIZE,

@@ -35,6 +35,9 @@ class FakeDevice:
         self.calls.append(("stop",))
         self.answer()
 
+    def forget(self) -> None:
+        self.calls.append(("forget",))
+
     def stop_queue(self, index: int) -> None:
         self.calls.append(("stop_queue", index))
         self.answer()
@@ -310,14 +313,14 @@ def test_a_reset_of_the_machine_is_one_by_the_driver(driver: Driver, device: Fak
     assert driver.read(Mmio.QUEUE_READY) == 0
 
 
-def test_a_device_that_no_driver_started_is_not_asked_at_a_reset(
+def test_a_device_that_no_driver_started_is_not_stopped_at_a_reset(
     driver: Driver, device: FakeDevice
 ) -> None:
     driver.accept(bit(Feature.VERSION_1))
 
     driver.transport.reset()
 
-    assert device.calls == []
+    assert device.calls == [("forget",)]
     assert driver.read(Mmio.STATUS) == 0
 
 

@@ -1,0 +1,118 @@
+"""A class of devices with its options, as plain data: that is all that the launcher keeps of it.
+
+What is done with the class itself stands here. For one of ours it is called where it is wanted; for
+one that somebody else wrote, in a process of its own (launcher.scout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from devices import kinds
+from devices.runtime.device import AnyDevice, Device, Host, Offer, QueueDeclaration
+from launcher import device_options
+from launcher.device_options import Request
+from protocol import codec
+from protocol.errors import BadInput
+from protocol.specs import Isolation, OnViolation
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of a device that runs: what the machine was built for. The guest has seen its ``device_id``,
+    and the journal is laid out by the sizes of its ``queues``. Its ``settings`` another in this
+    place takes over."""
+
+    name: str
+    device_id: int
+    queues: tuple[int, ...]
+    settings: dict[str, str]
+
+    def why_not(self, device_id: int, queues: tuple[int, ...]) -> str | None:
+        """Why a device of type ``device_id`` with ``queues`` (their sizes) is none that could take
+        this place; None if it could."""
+        if device_id != self.device_id:
+            return f"a device of type {device_id}, not {self.device_id}"
+        if len(self.queues) != len(queues):
+            return f"it has {len(queues)} queues, and {self.name} has {len(self.queues)}"
+        for index, (size, other) in enumerate(zip(self.queues, queues, strict=True)):
+            if other > size:
+                return f"queue {index} has {other} entries, and there is room for {size}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """``implementation`` is the class as --impl names it, ``label`` what its devices are called,
+    before their number. ``judge`` is the kind whose ``why_unfit`` it has; empty: nobody's.
+    ``config`` are its options (msgpack), ``settings`` the same as texts, ``shown`` for people.
+    The last five are what the request said (device_options.Common)."""
+
+    implementation: str
+    label: str
+    device_id: int
+    queues: tuple[QueueDeclaration, ...]
+    judge: str
+    config: bytes
+    settings: dict[str, str]
+    shown: str
+    name: str | None
+    on_death: str
+    isolation: Isolation | None
+    on_violation: OnViolation
+    process: str | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The most entries of each queue."""
+        return tuple(queue.size for queue in self.queues)
+
+
+def look(request: Request, option: str, place: Place | None = None) -> Model:
+    """What ``request`` asks for, in the ``place`` of another maybe. BadInput if it is no device (of
+    ``option``), none that could take the place, or its options are wrong."""
+    found = kinds.find(request.kind, option, is_bare=place is not None)
+    sizes = tuple(queue.size for queue in found.queues)
+    if place is None:
+        common, config = device_options.configure(request, found.config_type)
+    else:
+        if why := place.why_not(int(found.device_id), sizes):
+            raise BadInput(option, f"{request.kind}: {why}")
+        common = device_options.Common()
+        config = device_options.changed(request, found.config_type, place.settings)
+    return Model(
+        f"{found.__module__}:{found.__qualname__}",
+        kinds.label(request.kind, found),
+        int(found.device_id),
+        found.queues,
+        _judge(found),
+        codec.pack(codec.to_plain(config)),
+        device_options.settings(config),
+        str(config),
+        common.name,
+        common.on_death.value,
+        common.isolation,
+        common.on_violation,
+        common.process,
+    )
+
+
+def open_files(kind: str, config: bytes, option: str, host: Host) -> dict[str, int]:
+    """What a device of ``kind`` opens, set to ``config`` (of a Model); BadInput, of ``option``."""
+    found = kinds.find(kind, option, is_bare=True)
+    options: Any = codec.from_plain(found.config_type, codec.unpack(config))
+    try:
+        return found.open(options, host)
+    except BadInput as error:
+        raise BadInput(f"{option}: {error.where}", error.why) from error
+
+
+def why_unfit(judge: str, ours: Offer, theirs: Offer) -> str | None:
+    """What ``judge`` (of the Model that serves) says of a successor (Device.why_unfit)."""
+    return kinds.find(judge, "swap", is_bare=True).why_unfit(ours, theirs)
+
+
+def _judge(found: type[AnyDevice]) -> str:
+    owner = next(base for base in found.__mro__ if "why_unfit" in vars(base))
+    return "" if owner is Device else f"{owner.__module__}:{owner.__qualname__}"
