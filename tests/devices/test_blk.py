@@ -19,6 +19,7 @@ from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
 from tests.support.device_host import DeviceHost, FakeHost
+from vmm import memory_map
 
 Boot = Callable[..., DeviceHost]
 
@@ -167,6 +168,24 @@ def test_where_the_file_system_cannot_zero_zeros_are_written(boot: Boot, memfd: 
     content = os.pread(memfd, 256 * 1024, 0)
     assert content.count(0) == 300 * SECTOR
     assert content[3 * SECTOR : 303 * SECTOR] == bytes(300 * SECTOR)
+
+
+@pytest.mark.parametrize(
+    ("largest", "size_max"),
+    [
+        (memory_map.LARGEST_CHAIN, 64 * 1024),
+        (126 * 8192 + 17, 8192),
+        (126 * 8192 + 16, 4096),
+        (1 << 30, 256 * 1024),
+    ],
+)
+def test_requests_fit_what_a_chain_may_have(boot: Boot, largest: int, size_max: int) -> None:
+    host = boot("blk", start=False)
+    host.hand_over(largest_chain=largest)
+    host.greet()
+
+    assert host.hello is not None
+    assert struct.unpack_from("<II", host.hello.config, SIZE_MAX) == (size_max, 126)
 
 
 def test_the_configuration_space_tells_the_disk(boot: Boot, image: Path) -> None:

@@ -47,9 +47,10 @@ def recovered(victim: Victim, name: str, count: int = 1) -> None:
 
 
 def test_disk_is_killed_again_and_again_and_everything_is_verified(
-    tmp_path: Path, backend: str
+    tmp_path: Path, backend: str, isolation: str
 ) -> None:
-    with victim(tmp_path, demo(DEMO, count=SECTORS), "--hypervisor", backend) as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation)
+    with victim(tmp_path, demo(DEMO, count=SECTORS), *options) as machine:
         for round_ in range(1, 6):
             reading(machine)
             machine.kill("blk0")
@@ -63,10 +64,11 @@ def test_disk_is_killed_again_and_again_and_everything_is_verified(
 
 @pytest.mark.parametrize("sleep", [False, True], ids=["looking", "interrupts"])
 def test_every_device_is_killed_in_the_middle_of_a_stream(
-    tmp_path: Path, backend: str, sleep: bool
+    tmp_path: Path, backend: str, isolation: str, sleep: bool
 ) -> None:
     image = demo(STREAM, sleep=sleep, count=REQUESTS)
-    with victim(tmp_path, image, "--hypervisor", backend) as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation)
+    with victim(tmp_path, image, *options) as machine:
         reading(machine)
         for name in ("blk0", "rng0", "console0"):
             machine.kill(name)
@@ -77,9 +79,10 @@ def test_every_device_is_killed_in_the_middle_of_a_stream(
     assert status == 0, printed
 
 
-def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str) -> None:
+def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str, isolation: str) -> None:
     image = demo(DEMO, count=SECTORS)
-    with victim(tmp_path, image, "--hypervisor", backend, "--hang-after", "0.4") as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation, "--hang-after", "0.4")
+    with victim(tmp_path, image, *options) as machine:
         reading(machine)
         machine.send("blk0", signal.SIGSTOP)
         (hung,) = machine.wait_for(r"blk0 hangs: ")

@@ -3,7 +3,7 @@ does not hold the GIL, and returns when it is stopped or somebody breaks a ring.
 
 ::
 
-    halted ──serve, connect──► runs ──halt, serve, connect──► halted
+    halted ──serve, connect──► runs ──serve, connect, close──► halted
                                 │
                                 └── a ring breaks ──► told, halted or on its way again
 """
@@ -72,10 +72,6 @@ class Pump:
             self._mediators = dict(mediators)
             self._go()
 
-    def halt(self) -> None:
-        """Return when no mediator is touched any more."""
-        self.serve({})
-
     def connect(self, bells: Mapping[str, int]) -> None:
         """The device is who holds these doorbells, and has not begun. Nobody is, at this moment."""
         with self._turn:
@@ -103,6 +99,11 @@ class Pump:
                     return
             lib.pump_free(self._pump)
             fds.close_all([*self.kicks, self.line])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is among the mediators now."""
+        return self._is_running
 
     # ── its thread ────────────────────────────────────────────────────────────────────
 
