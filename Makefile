@@ -7,14 +7,14 @@ PYTEST := $(PYTHON) -m pytest -q
 LAB_TESTS := python -m pytest -q -p no:cacheprovider tests -m
 LAB_OPTIONS ?=
 
-C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files devices/runtime/seal
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files jail
 # cffi writes the files whose names begin with an underscore.
 C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
 GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)
 SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
-.PHONY: build setup demo demo-bare linux test test-fast lab check bench soak clean
+.PHONY: build setup demo demo-bare linux test test-fast lab check bench fuzz soak clean
 build: $(BUILT)
 
 ifneq ($(shell tools/setup --missing),)
@@ -54,7 +54,7 @@ test-fast: build
 
 # Python is compiled out here, where the CPU is quick.
 lab: build
-	$(PYTHON) -m compileall -q protocol devices vmm launcher tests
+	$(PYTHON) -m compileall -q protocol jail devices vmm launcher tests
 ifdef CMD
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- '$(subst ','\'',$(value CMD))'
 else
@@ -67,6 +67,10 @@ check: build
 	$(PYTHON_BIN)/ruff format --check .
 	$(PYTHON_BIN)/mypy
 
+# Until something is found: TARGET=mediation SECONDS=600; all of them, and a minute each, by default.
+fuzz: build
+	$(PYTHON) -m tests.fuzz $(TARGET) --seconds $(or $(SECONDS),60)
+
 bench: build
 	$(PYTHON) -m tests.perf
 
@@ -78,5 +82,5 @@ soak: build
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
-	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
-	rm -f tests/kernels/*.raw tests/kernels/*.elf $(BUILT)
+	find protocol jail devices vmm launcher tests -name __pycache__ | xargs rm -rf
+	rm -f tests/kernels/*.raw launcher/experiment/*.raw tests/kernels/*.elf $(BUILT)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import termios
 from contextlib import ExitStack
 
+from launcher.guardian import guarded
 from launcher.loop import Loop
 from launcher.output import Output
 from launcher.signals import ALL, Signals
@@ -41,43 +41,42 @@ def attach(path: str) -> int:
             raise HostError(f"{path}: {error.strerror}") from error
         connection.setblocking(False)
         loop = Loop()
-        # Before the terminal is raw: from here on no signal ends us without its being put back.
+        # Before the terminal is raw: what asks for the end from here on gets an orderly one.
         signals = resources.enter_context(Signals(loop, ALL))
         screen = Output(_SCREEN, loop)
         resources.callback(screen.close, 1.0)
-        session = _Attachment(loop, connection, screen)
+        is_typed = os.isatty(_KEYBOARD)
+        session = _Attachment(loop, connection, screen, is_typed)
         signals.on_signal = session.on_signal
         screen.on_gone = loop.end
-        resources.callback(session.put_back)
+        if is_typed:
+            resources.enter_context(guarded(_KEYBOARD))
         session.start()
         loop.run()
         return session.status
 
 
 class _Attachment:
-    def __init__(self, loop: Loop, connection: socket.socket, screen: Output) -> None:
+    def __init__(
+        self, loop: Loop, connection: socket.socket, screen: Output, is_typed: bool
+    ) -> None:
         self.status = 0
         self._loop = loop
         self._connection = connection
         self._screen = screen
-        self._saved = b""
+        self._is_typed = is_typed  # on a terminal, which is raw
         self._escaped = False
         self._waiting = bytearray()
         self._is_over = False  # the input
 
     def start(self) -> None:
         self._loop.on_readable(self._connection.fileno(), self._show)
-        if os.isatty(_KEYBOARD):
-            self._saved = modes.save(_KEYBOARD)
+        if self._is_typed:
             modes.raw(_KEYBOARD)
         self._listen(True)
 
-    def put_back(self) -> None:
-        if self._saved:
-            modes.restore(_KEYBOARD, self._saved)
-
     def on_signal(self, number: signal.Signals) -> None:
-        if number is signal.SIGCONT and self._saved:
+        if number is signal.SIGCONT and self._is_typed:
             modes.raw(_KEYBOARD)  # the shell made the terminal its own meanwhile
         elif number not in (signal.SIGCONT, signal.SIGUSR1):
             self.status = 128 + number  # as a shell has it
@@ -106,15 +105,15 @@ class _Attachment:
             data = os.read(_KEYBOARD, _READ)
         except BlockingIOError:
             return
-        except (OSError, termios.error):
+        except OSError:
             data = b""  # the terminal hung up
         if not data:
             self._is_over = True
             self._listen(False)
-            if self._saved:
+            if self._is_typed:
                 self._loop.end()
             return
-        self._send(self._commands(data) if self._saved else data)
+        self._send(self._commands(data) if self._is_typed else data)
 
     def _commands(self, data: bytes) -> bytes:
         # What is left of ``data`` for the guest.
@@ -137,7 +136,7 @@ class _Attachment:
 
     def _send(self, data: bytes) -> None:
         # Of what a guest does not take: a pipe waits, and keys are lost, for Ctrl-A d must arrive.
-        self._waiting += data[: _MOST_WAITING - len(self._waiting)] if self._saved else data
+        self._waiting += data[: _MOST_WAITING - len(self._waiting)] if self._is_typed else data
         self._flush()
 
     def _flush(self) -> None:
@@ -146,7 +145,7 @@ class _Attachment:
                 del self._waiting[: self._connection.send(self._waiting)]
         except BlockingIOError:
             self._loop.on_writable(self._connection.fileno(), self._flush)
-            if not self._saved:
+            if not self._is_typed:
                 self._listen(False)
             return
         except OSError:

@@ -11,6 +11,7 @@ may answer late (vmm.remote.BY_HAND_DEADLINE).
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -18,9 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from devices import kinds
-from devices.runtime import entry, seal
+from devices.runtime import entry
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
+from devices.runtime.seal import Seal
 from launcher import client, device_options, verbs
 from launcher.logs import harmless
 from launcher.wishes import AskingHost
@@ -78,6 +80,9 @@ class _ByHand:
             return error.exit_status
         except Exception as error:
             if not self._is_sealed:
+                # The collector must not take apart what a debugger lets go of: CPython 3.11 clears
+                # memoryviews that a ring still has, and crashes.
+                gc.freeze()
                 raise  # with its places in the source, and into the debugger
             entry.report(type(error), error, error.__traceback__)
             return 1
@@ -110,12 +115,14 @@ class _ByHand:
             opened = self._device.open(self._config, AskingHost(self._launcher))
         except BadInput as error:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
+        seal = None
         if self._is_sealed:
-            seal.enter_privileges(None)
+            seal = Seal(None)
+            seal.enter([spec.endpoint], None)
         member = entry.Member(spec, self._device, {**handover.fds, **opened}, self._config)
         entry.serve(
             [member],
-            is_sealed=self._is_sealed,
+            seal,
             also=(self._launcher.fileno(), self._told),
         )
 

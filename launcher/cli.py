@@ -21,6 +21,7 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm swap VM/DEV --impl …            another implementation in its place; also restart
        vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
        vibevmm device run … --attach VM/DEV    this process in its place
+       vibevmm experiment [FILE.toml]          what isolation costs and buys, measured
        vibevmm doctor [--json]                 what this host can do, and what to do about it
        vibevmm completion bash|zsh|fish        print a completion script for a shell
        vibevmm --version | --help
@@ -88,11 +89,15 @@ def _command(argv: list[str]) -> int:
 
     if word == "device" and rest[:1] == ["run"]:
         return verbs.run_verb(verbs.DEVICE_RUN, rest[1:])
+    if word == "experiment":
+        return verbs.run_verb(verbs.EXPERIMENT, rest)
     if word in verbs.VERBS:
         return verbs.run(word, rest)
     from launcher.options import suggestion
 
-    hint = suggestion(word, ("run", "device run", "doctor", "completion", *verbs.VERBS))
+    hint = suggestion(
+        word, ("run", "device run", "experiment", "doctor", "completion", *verbs.VERBS)
+    )
     raise BadInput(repr(word), f"no such command{hint}")
 
 

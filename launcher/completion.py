@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from devices.kinds import KINDS
 from launcher import rundir
 from launcher.options import RUN_OPTIONS, Option
-from launcher.verbs import DEVICE_RUN, VERBS, Verb
+from launcher.verbs import DEVICE_RUN, EXPERIMENT, VERBS, Verb
 from protocol.errors import BadInput, VibeError
 
-COMMANDS = ("run", *VERBS, "device", "doctor", "completion")
+COMMANDS = ("run", *VERBS, "device", "experiment", "doctor", "completion")
 
 # Seconds that a machine may take to say what it has (arbitrary: somebody waits for it).
 _DEADLINE = 0.5
@@ -76,6 +76,9 @@ _vibevmm() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options=
     case ${{COMP_WORDS[1]}} in
 {verbs}
+        experiment)
+            COMPREPLY=($(compgen -W "{_names(EXPERIMENT.options)} --help" -f -- "$word"))
+            return;;
         device)
             case $COMP_CWORD-$before in
                 2-*) COMPREPLY=($(compgen -W run -- "$word"));;
@@ -126,6 +129,10 @@ def fish() -> str:
             lines.append(
                 f"{seen} -l {option.key}{' -r' if option.value else ''} -d '{option.help}'"
             )
+    seen = "complete -c vibevmm -n '__fish_seen_subcommand_from experiment'"
+    lines.append(f"{seen} -F")
+    for option in EXPERIMENT.options:
+        lines.append(f"{seen} -l {option.key}{' -rF' if option.value else ''} -d '{option.help}'")
     seen = "complete -c vibevmm -n '__fish_seen_subcommand_from device'"
     lines.append(f"{seen} -a run")
     for option in DEVICE_RUN.options:

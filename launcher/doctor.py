@@ -13,15 +13,16 @@ import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import jail
+from jail import probe
 from launcher.backend import AUTO, INSTALL, choose
 from protocol.errors import BadInput, VibeError
+from protocol.specs import PARTS
 from vmm.boot.architecture import X86_64
 from vmm.hypervisor import detect
 
 OK, LIMITED, MISSING = "ok", "limited", "missing"
 
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
 _CLONE_NEWUSER = 0x1000_0000
 _NOBODY = 65534
 
@@ -150,15 +151,23 @@ def check_seccomp() -> Finding:
     return Finding("seccomp", OK, ", ".join(actions))
 
 
+def check_jail() -> Finding:
+    """What device processes are held by, tried as whoever asks."""
+    lacks = probe.lacks()
+    if not lacks:
+        return Finding("jail", OK, f"whole: {', '.join(PARTS)}")
+    found = "without " + ", ".join(f"{part} ({why})" for part, why in lacks.items())
+    return Finding(
+        "jail", LIMITED, found, "devices run all the same; isolation=jail+strict would not"
+    )
+
+
 def check_landlock() -> Finding:
     """The ABI version of Landlock (kernel documentation: userspace-api/landlock)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(
-        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
-    )
-    if version > 0:
-        return Finding("Landlock", OK, f"ABI {version}")
-    why = os.strerror(ctypes.get_errno())
+    try:
+        return Finding("Landlock", OK, f"ABI {jail.landlock_version()}")
+    except OSError as error:
+        why = error.strerror or ""
     advice = "Linux 5.13 has it; boot with lsm=landlock,… where it is built in but off"
     return Finding("Landlock", MISSING, why, advice)
 
@@ -230,6 +239,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_vfio,
     check_tun,
     check_seccomp,
+    check_jail,
     check_landlock,
     check_user_namespaces,
     check_descriptors,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.control import Handler, Reply
 from launcher.events import Events
@@ -24,12 +24,13 @@ from launcher.swap import Swaps
 from protocol import control as wire
 from protocol import messages
 from protocol.errors import BadInput, HostError, VibeError
+from protocol.specs import PARTS
 
 if TYPE_CHECKING:
     from protocol.faults import Board
 
-# Requests that may wait for the VMM, which hears one at a time, and the seconds between two: it
-# cuts off a peer that sends more than 500 messages a second (arbitrary, and below that).
+# Requests that may wait for the VMM, or it for devices, and the seconds between two: it cuts off a
+# peer that sends more than 500 messages a second (arbitrary, and below that).
 _MOST_WAITING, _BETWEEN = 64, 0.005
 
 # Nanoseconds that a guest may be given to power off: a day (arbitrary).
@@ -80,7 +81,8 @@ class Verbs:
         self._swaps = Swaps(machine.plan, machine.scouts)
         self._stopping: list[tuple[Reply, list[str]]] = []
         self._waiting: deque[tuple[object, Answered]] = deque()
-        self._is_asking = False
+        self._unanswered = 0
+        self._is_pausing = False  # between two
         machine.events.listen(self._heard)
         self.table: Mapping[type, Handler] = {
             wire.Describe: self._describe,
@@ -111,7 +113,12 @@ class Verbs:
                 cpus=options.cpus,
                 memory=options.memory,
                 processes=tuple(
-                    replace(process, state=self._state(process), uptime=now - seen.started[name])
+                    replace(
+                        process,
+                        state=self._state(process),
+                        uptime=now - seen.started[name],
+                        **self._isolation(name),
+                    )
                     for name, process in seen.processes.items()
                 ),
                 streams=tuple(self._machine.relays),
@@ -127,6 +134,16 @@ class Verbs:
         supervisor, name = self._machine.supervisor, process.name
         is_by_hand = name in self._kinds and supervisor and supervisor.is_by_hand(name)
         return "by hand" if process.state == "running" and is_by_hand else process.state
+
+    def _isolation(self, name: str) -> dict[str, Any]:
+        supervisor = self._machine.supervisor
+        offers = supervisor.offers_of(name) if supervisor and name in self._kinds else None
+        if supervisor is None or offers is None:
+            return {}
+        if not offers.syscalls:  # as it was wanted, or started by hand
+            return {"isolation": "none"}
+        level = supervisor.device(name).isolation.level
+        return {"isolation": level, "lacks": tuple(p for p in PARTS if p not in offers.parts)}
 
     def _measure(self, _: wire.Measure, reply: Reply) -> None:
         self._ask(messages.GetMachineStats(), partial(_pass_on, reply))
@@ -270,20 +287,23 @@ class Verbs:
     # ── the VMM ───────────────────────────────────────────────────────────────────────
 
     def _ask(self, request: object, answered: Answered) -> None:
-        if len(self._waiting) >= _MOST_WAITING:
+        if self._unanswered >= _MOST_WAITING:
             raise HostError("too many requests wait for the VMM")
+        self._unanswered += 1
         self._waiting.append((request, answered))
-        if not self._is_asking:
+        if not self._is_pausing:
             self._ask_next()
 
     def _ask_next(self) -> None:
-        self._is_asking = bool(self._waiting)
+        # The next does not wait for the answer to this one, for which a device may be asked.
+        self._is_pausing = bool(self._waiting)
         if not self._waiting:
             return
+        self._machine.loop.after(_BETWEEN, self._ask_next)
         request, answered = self._waiting.popleft()
 
         def took(answer: object) -> None:
-            self._machine.loop.after(_BETWEEN, self._ask_next)
+            self._unanswered -= 1
             answered(answer)
 
         self._machine.ask(request, took)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from launcher.policy import BackOff
 from launcher.spawn import Child, Cord, start
 from protocol import codec, fds
-from protocol.specs import Forked
+from protocol.specs import Fork, Forked
 
 ZYGOTE = "zygote"
 """The name of the zygote's process."""
@@ -39,8 +40,10 @@ class Nursery:
         """Whether an answer is to come."""
         return bool(self._expected)
 
-    def ask(self, names: Sequence[str]) -> None:
-        """Ask for a process for each of ``names``; the answer comes at ``zygote.handover``."""
+    def ask(self, names: Sequence[str], free: Collection[str] = ()) -> None:
+        """Ask for a process for each of ``names``, which is to be jailed, unless it is ``free``;
+        the answer comes at ``zygote.handover``."""
+        request = codec.pack(codec.to_plain(Fork(tuple(free))))
         with contextlib.ExitStack() as theirs:
             handed: dict[str, int] = {}
             for name in names:
@@ -49,7 +52,7 @@ class Nursery:
                 handed[f"{name}.handover"] = cord.their_handover.fileno()
                 handed[f"{name}.log"] = cord.their_log
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed
-                fds.send(self.zygote.handover, b"", handed)
+                fds.send(self.zygote.handover, request, handed)
 
     def answer(self) -> list[Child]:
         """The processes, in the order of their names; empty if the zygote is dead. Waits for the
@@ -85,31 +88,52 @@ class Nursery:
 
 
 class Spares:
-    """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each."""
+    """One spare from ``nursery``, and those who wait for one. ``arrived`` hears of each.
 
-    def __init__(self, nursery: Nursery, arrived: Callable[[Child], None]) -> None:
+    A process is jailed or ``free`` from its fork on. The one that stands ready is at first as is
+    said here, then as the one that was wanted last. One that is dead or that somebody has stopped
+    is not waited for, nor is such a zygote: it is killed when it is needed.
+    """
+
+    def __init__(
+        self, nursery: Nursery, arrived: Callable[[Child], None], *, free: bool = False
+    ) -> None:
         self._nursery = nursery
         self._arrived = arrived
-        self._spare: Child | None = None
-        self._waiting: deque[Callable[[Child], None]] = deque()
+        self._free = free
+        self._spares: dict[bool, Child] = {}  # by whether it is free
+        self._waiting: deque[tuple[Callable[[Child], None], bool]] = deque()
+        self._back_off = BackOff()
         self._is_ended = False
 
-    def take(self, then: Callable[[Child], None]) -> None:
+    def take(self, then: Callable[[Child], None], *, free: bool = False) -> None:
         """Call ``then`` with a process: at once if one stands ready."""
-        self._waiting.append(then)
+        self._waiting.append((then, free))
         self._serve()
 
     def prepare(self) -> None:
         """See to it that one stands ready, or is on its way."""
-        wanted = len(self._waiting) + (self._spare is None)
-        if wanted and not self._nursery.is_expecting and not self._is_ended:
-            self._nursery.ask([SPARE])
+        if self._nursery.is_expecting or self._is_ended:
+            return
+        if self._waiting:
+            self._free = self._waiting[0][1]
+        if self._free in self._spares:
+            return
+        if self._nursery.zygote.can_run:
+            self._nursery.ask([SPARE], [SPARE] if self._free else [])
+        else:
+            self._nursery.zygote.kill()  # the next one is asked
+
+    def delay(self) -> float:
+        """The spare, or the zygote, has died: the seconds to wait before there is another."""
+        return self._back_off.delay()
 
     def answered(self) -> None:
         """The zygote has something to say."""
         for child in self._nursery.answer():
             self._arrived(child)
-            self._spare = child
+            self._spares[self._free] = child
+            self._back_off.served()
         if self._is_ended:
             self.end()
         self._serve()
@@ -121,21 +145,24 @@ class Spares:
 
     def died(self, child: Child) -> bool:
         """Whether ``child`` was the spare; there is none now."""
-        was_ours = self._spare is child
-        if was_ours:
-            self._spare = None
-        return was_ours
+        ours = [free for free, spare in self._spares.items() if spare is child]
+        for free in ours:
+            del self._spares[free]
+        return bool(ours)
 
     def end(self) -> None:
         """Nobody is wanted any more."""
         self._is_ended = True
         self._waiting.clear()
-        if self._spare is not None:
-            self._spare.hang_up()
+        for spare in self._spares.values():
+            spare.hang_up()
 
     def _serve(self) -> None:
-        while self._waiting and self._spare is not None:
-            child, self._spare = self._spare, None
-            self._waiting.popleft()(child)
+        while self._waiting and (child := self._spares.pop(self._waiting[0][1], None)):
+            if child.can_run:
+                then, _ = self._waiting.popleft()
+                then(child)
+            else:
+                child.kill()
         if self._waiting:
             self.prepare()

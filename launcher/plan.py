@@ -81,6 +81,11 @@ class PlannedDevice:
         return self.isolation.level == "bounce"
 
     @property
+    def is_free(self) -> bool:
+        """Whether nothing holds its process."""
+        return self.isolation.level == "none"
+
+    @property
     def gsi(self) -> int:
         """Its interrupt line."""
         return memory_map.VIRTIO_GSIS[self.slot]
@@ -185,6 +190,7 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
         if options.initrd is not None:
             initrd = _open(resources, "--initrd", options.initrd)
         found = _find_architecture(options, kernel)
+        check_isolation(planned)
         boot = BootSpec(
             options.binary is not None, options.cmdline, options.entry, options.load, found.name
         )
@@ -226,6 +232,22 @@ def check_descriptors(devices: int) -> None:
         raise HostError(
             f"this machine needs {needed} open files, and {limit} are allowed: "
             f"ulimit -n {max(needed, 1024)}"
+        )
+
+
+def check_isolation(devices: Iterable[PlannedDevice]) -> None:
+    """BadInput if a device is to have a whole jail, and this host has not all of it."""
+    strict = [device for device in devices if device.isolation.strict]
+    if not strict:
+        return
+    from jail import probe  # for those only
+
+    if lacks := probe.lacks():
+        device = strict[0]
+        why = ", ".join(f"{part} ({reason})" for part, reason in lacks.items())
+        raise BadInput(
+            device.option,
+            f"isolation={device.isolation.level}+strict ({device.name}): this host lacks {why}",
         )
 
 

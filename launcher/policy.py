@@ -44,6 +44,11 @@ class BackOff:
         """An attempt has succeeded: a process serves."""
         self._serving_since = self._clock()
 
+    def patience(self, first: float, longest: float) -> float:
+        """The seconds that the attempt which is under way has: ``first``, and after each that
+        failed twice as long, up to ``longest``, for what was slow is not to fail for ever."""
+        return min(longest, first * 2.0 ** min(max(0, self._failures - 1), 30))
+
     def delay(self) -> float:
         """One has failed, or died: the seconds to wait before the next."""
         since, self._serving_since = self._serving_since, None

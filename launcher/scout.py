@@ -332,9 +332,9 @@ def _settle(cord: Cord, parent: int) -> socket.socket:
     )
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(SCOUT.encode())
-    from devices.runtime import seal
+    import jail
 
-    seal.die_with(parent)
+    jail.die_with(parent)
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return socket.socket(fileno=_HANDOVER)

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from devices.runtime import seal
+import jail
 from devices.runtime.device import Offer
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
@@ -43,7 +43,7 @@ from launcher.trace import Traces
 from launcher.wiring import Wiring
 from protocol import fds
 from protocol.control import EventKind
-from protocol.errors import HostError, ProtocolError
+from protocol.errors import HostError, ProtocolError, Unheard
 from protocol.log import Level
 from protocol.messages import (
     Attach,
@@ -73,10 +73,6 @@ _START_DEADLINE = 90.0
 STOP_DEADLINE = 30.0
 # Seconds for processes that have nothing more to do than to exit.
 _EXIT_DEADLINE = 5.0
-
-# Before a spare is made where one, or the zygote, died (arbitrary: those that die at once, for a
-# reason that stays, should not keep the launcher busy).
-_PAUSE = 1.0
 
 _KEYBOARD = 0
 
@@ -128,7 +124,8 @@ class Session:
         resources.callback(self._scouts.close)
         if nursery is not None:
             self._family.adopt(nursery.zygote)
-            self._spares = Spares(nursery, self._welcome)
+            are_free = all(device.is_free for device in plan.devices)
+            self._spares = Spares(nursery, self._welcome, free=are_free)
         self._resources = resources
         resources.callback(self._family.close)
         self._events = Events()
@@ -210,9 +207,11 @@ class Session:
             self._hand_over_vmm()
         else:
             # The zygote's children become ours.
-            seal.adopt_orphans(True)
-            self._resources.callback(seal.adopt_orphans, False)
-            self._nursery.ask(list(self._plan.processes))
+            jail.adopt_orphans(True)
+            self._resources.callback(jail.adopt_orphans, False)
+            processes = self._plan.processes
+            free = [name for name, devices in processes.items() if devices[0].is_free]
+            self._nursery.ask(list(processes), free)
             self._listen_to_zygote()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
@@ -267,6 +266,8 @@ class Session:
         elif backend.is_fallback:
             found.insert(0, f"KVM: {backend.why}")
         self._logs.note(Level.INFO, f"hypervisor: {backend}")
+        if free := [device.name for device in self._plan.devices if device.is_free]:
+            found.append(f"not isolated, and can do what you can: {', '.join(free)}")
         return found
 
     def _listen(self, child: Child) -> None:
@@ -302,7 +303,8 @@ class Session:
             self._startup.mark("devices forked")
             named = self._family.named
             serving = {d.name: (d, named[d.process_name]) for d in self._plan.devices}
-            self._supervisor = Supervisor(self, self._wiring, self._spares, serving)
+            hang_after = self._plan.options.hang_after
+            self._supervisor = Supervisor(self, self._wiring, self._spares, serving, hang_after)
             self._hand_over_vmm()
 
     def _hand_over_vmm(self) -> None:
@@ -368,6 +370,8 @@ class Session:
             self.request(request, answered)
 
     def _breach(self, error: ProtocolError) -> None:
+        if isinstance(error, Unheard) and self._vmm.is_dying:
+            return  # of which its pidfd tells
         self._kill_all()
         self._decide(Outcome(3, "host-error", f"the VMM broke the protocol: {error}", VMM))
 
@@ -433,16 +437,21 @@ class Session:
         assert self._spares is not None
         if child.name == ZYGOTE:
             self._loop.on_readable(child.handover.fileno(), None)
-            self._nursery.replace_zygote()
-            self._welcome(self._nursery.zygote)
-            self._listen_to_zygote()
-            self._loop.after(_PAUSE, self._spares.prepare)
+            self._loop.after(self._spares.delay(), self._replace_zygote)
             return
         if self._spares.died(child):
-            self._loop.after(_PAUSE, self._spares.prepare)
+            self._loop.after(self._spares.delay(), self._spares.prepare)
         else:
             self._supervisor.died(child)
         child.close()
+
+    def _replace_zygote(self) -> None:
+        if self._outcome or self._nursery is None or self._spares is None:
+            return
+        self._nursery.replace_zygote()
+        self._welcome(self._nursery.zygote)
+        self._listen_to_zygote()
+        self._spares.prepare()
 
     def _came_by_hand(self, hand: Hand, wanted: Volunteer) -> None:
         self._welcome(hand)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource  # os.wait4 imports it, which must not be when no descriptor is left
+import select
 import signal
 import socket
 import sys
@@ -26,6 +27,10 @@ _KEPT = (
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONPYCACHEPREFIX",
 )
+
+# Seconds that a process has to be dead from when its sockets are closed (arbitrary: the kernel does
+# little in between).
+_DYING = 0.1
 
 # The child's descriptors: standard input, output and error, then its handover socket.
 _HANDOVER = 3
@@ -105,6 +110,26 @@ class Child:
                 self.status = os.waitstatus_to_exitcode(status)
                 self.usage = usage
         return self.status is not None
+
+    @property
+    def is_dying(self) -> bool:
+        """Whether it is dead, or is in a moment: its sockets are closed before that."""
+        if self.status is not None:
+            return True
+        waiting = select.poll()
+        waiting.register(self.pidfd, select.POLLIN)
+        return bool(waiting.poll(_DYING * 1000))
+
+    @property
+    def can_run(self) -> bool:
+        """Whether it is neither dead nor stopped, by SIGSTOP say, until somebody continues it."""
+        if self.status is not None:
+            return False
+        how = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PIDFD, self.pidfd, how) is None
+        except ChildProcessError:  # it is dead, so nothing is left to wait for but that
+            return False
 
     def kill_and_reap(self) -> None:
         """Kill it if it lives, and wait until it is gone."""

@@ -41,7 +41,8 @@ from protocol.messages import (
 )
 from protocol.specs import Notice
 
-# Seconds from a successor's first step to its last (arbitrary: an import from a cold disk fits).
+# Seconds from a successor's first step to its last, while nobody waits for it (arbitrary: an import
+# from a cold disk fits).
 _DEADLINE = 10.0
 # The same of one that was started by hand, in a debugger maybe (arbitrary).
 _BY_HAND_DEADLINE = 600.0
@@ -147,7 +148,6 @@ class _Ward:
     offers: DeviceOffers | None = None
     number: int = 1
     last_number: int = 1
-    restarts: int = 0
     by_hand: bool = False
     holds: bool = False
     successor: _Successor | None = None
@@ -172,7 +172,11 @@ class _Household:
 
 
 class Supervisor:
-    """Of the devices in ``children``, which serve now."""
+    """Of ``devices``, each with the process that serves it now.
+
+    Where nobody serves, a successor that is not ready within ``hang_after`` seconds hangs as a
+    device would; 0: :data:`_DEADLINE`.
+    """
 
     def __init__(
         self,
@@ -180,6 +184,7 @@ class Supervisor:
         wiring: Wiring,
         spares: Spares,
         devices: Mapping[str, tuple[PlannedDevice, Child]],
+        hang_after: float,
     ) -> None:
         self._machine = machine
         self._wiring = wiring
@@ -191,6 +196,7 @@ class Supervisor:
             household = self._households.setdefault(process, _Household(process))
             self._wards[name] = _Ward(device, child, household)
             household.wards.append(self._wards[name])
+        self._hang_after = hang_after
         self._is_ended = False
 
     def end(self) -> None:
@@ -209,14 +215,6 @@ class Supervisor:
         """The process that serves device ``name``; None while there is none. KeyError: no such."""
         return self._wards[name].child
 
-    def generation(self, name: str) -> int:
-        """Of the process that serves, or served last."""
-        return self._wards[name].number
-
-    def restarts(self, name: str) -> int:
-        """How often a process of the device has died and was followed by another."""
-        return self._wards[name].restarts
-
     def device(self, name: str) -> PlannedDevice:
         """What serves, or is to serve; of a device that runs by hand, what is to come back."""
         return self._wards[name].device
@@ -225,6 +223,10 @@ class Supervisor:
         """The other devices of the same process."""
         wards = self._wards[name].household.wards
         return tuple(ward.device.name for ward in wards if ward.device.name != name)
+
+    def offers_of(self, name: str) -> DeviceOffers | None:
+        """What the process that serves, or served last, has said of itself."""
+        return self._wards[name].offers
 
     def is_by_hand(self, name: str) -> bool:
         """Whether the process that serves was started by hand."""
@@ -251,6 +253,8 @@ class Supervisor:
             return  # told to quit by the VMM, which will say that it has switched
         how = child.how_it_ended()
         self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
+        if (successor := ward.successor) is not None and not successor.is_switching:
+            self._expect((successor,))  # sooner than while somebody served
         self._mourn(ward.household)
 
     def _mourn(self, household: _Household) -> None:
@@ -358,10 +362,10 @@ class Supervisor:
             successor.ward.last_number += 1
             successor.number = successor.ward.last_number
             successor.ward.successor = successor
-        deadline = _DEADLINE if hand is None else _BY_HAND_DEADLINE
-        self._machine.after(deadline, lambda: self._late(coming, deadline))
+        self._expect(coming)
         if hand is None:
-            self._spares.take(lambda child: self._arrived(coming, child))
+            is_free = coming[0].device.is_free
+            self._spares.take(lambda child: self._arrived(coming, child), free=is_free)
         else:
             self._arrived(coming, hand)
 
@@ -443,8 +447,6 @@ class Supervisor:
         if not successor.by_hand:
             ward.device = successor.device
         ward.household.back_off.served()
-        if not successor.is_swap:
-            ward.restarts += 1
         kind: EventKind = "swapped" if successor.is_swap else "recovered"
         # Of a swap only the time in which nobody served: before that the old process did.
         took, what = event.microseconds * 1000, successor.device.model.implementation
@@ -470,6 +472,18 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is not None and successor is not None:
             self._fail(ward, event.reason)
+
+    def _expect(self, coming: tuple[_Successor, ...]) -> None:
+        # They are given up if they do not serve in time.
+        first = coming[0]
+        if first.by_hand:
+            deadline = _BY_HAND_DEADLINE
+        elif first.ward.child is not None or not self._hang_after:
+            deadline = _DEADLINE
+        else:
+            longest = max(_DEADLINE, self._hang_after)
+            deadline = first.ward.household.back_off.patience(self._hang_after, longest)
+        self._machine.after(deadline, lambda: self._late(coming, deadline))
 
     def _late(self, coming: tuple[_Successor, ...], deadline: float) -> None:
         late = [successor for successor in coming if successor.is_expected]

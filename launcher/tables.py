@@ -24,6 +24,7 @@ def machines(found: Iterable[Mapping[str, Any]]) -> None:
         table.add_column(name)
     for name in ("pid", "gen.", "up", "RSS", "PSS"):
         table.add_column(name, justify="right")
+    table.add_column("isolation")
     for machine in found:
         kind = ""
         if "hypervisor" in machine:
@@ -46,6 +47,7 @@ def machines(found: Iterable[Mapping[str, Any]]) -> None:
                 _duration(process["uptime_ms"]),
                 _mebibytes(process.get("rss")),
                 _mebibytes(process.get("pss")),
+                _isolation(process),
             )
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     console.print(table)
@@ -53,6 +55,11 @@ def machines(found: Iterable[Mapping[str, Any]]) -> None:
 
 def _state(word: str) -> Text:
     return Text(word, _COLOURS.get(word, "red"))
+
+
+def _isolation(process: Mapping[str, Any]) -> Text:
+    level, lacks = process["isolation"] or "", ", ".join(process["lacks"])
+    return Text(f"{level} without {lacks}" if lacks else level, "red" if level == "none" else "")
 
 
 def _duration(milliseconds: float | None) -> str:

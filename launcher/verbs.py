@@ -48,6 +48,15 @@ _HOLD = Option(
     _OPTIONS,
 )
 _JAIL = Option("--jail", None, "seal it, as the machine seals its own devices", _OPTIONS)
+_EXPERIMENT_OPTIONS = (
+    Option("--out", "DIR", "where everything goes; default: results", _OPTIONS, completes="files"),
+    Option("--resume", None, "go on with what is there, from where it was ended", _OPTIONS),
+    Option("--seed", "N", "what decides the order; default: drawn, and said", _OPTIONS),
+    Option(
+        "--plot", "DIR", "make tables and plots of what is there again", _OPTIONS, completes="files"
+    ),
+    Option("--default", None, "print the file that is taken if none is named", _OPTIONS),
+)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
 # Seconds that `ps` waits for one machine (arbitrary), and `stop` for a machine that has ended to be
@@ -328,13 +337,17 @@ def _injection(device: str, given: Arguments) -> Any:
     if fault and fault != faults.NONE:
         faults.check(fault, given.get("--at", ""))
     counts = {name: device_options.number(name, given.get(name, "0")) for name in _COUNTS}
+    lasts = int(_seconds(given.get("--for", "0"), "--for") * 1e9)
+    for name, value in (("--every", counts["--every"]), ("--for", lasts)):
+        if name in given and not value:
+            raise BadInput(name, "0 is never; leave it out for once")
     return wire.Inject(
         device,
         fault,
         given.get("--at", ""),
         counts["--after"],
         counts["--every"],
-        int(_seconds(given.get("--for", "0"), "--for") * 1e9),
+        lasts,
         counts["--seed"] if "--seed" in given else None,
         int(delay),
     )
@@ -533,3 +546,21 @@ DEVICE_RUN = Verb(
     takes_settings=True,
 )
 """The one command of two words, which is about no machine but about this process."""
+
+
+def _experiment(target: str | None, given: Arguments) -> int:
+    from launcher.experiment import command
+
+    return command.run(target, given)
+
+
+EXPERIMENT = Verb(
+    "experiment",
+    "[FILE.toml]",
+    "Measures what holding a device costs and what it buys: each device, at each level of\n"
+    "isolation, under each load, fault and attack that FILE names, again and again, in an order\n"
+    "by chance. Samples, tables and plots go to one directory. docs/experiments.md tells the rest.",
+    _EXPERIMENT_OPTIONS,
+    _experiment,
+)
+"""It is about no machine that runs: it starts its own."""

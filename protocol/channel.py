@@ -16,7 +16,7 @@ import zmq
 
 from protocol import codec
 from protocol.codec import MAX_MESSAGE
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, Unheard
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 """What :func:`new_context` makes."""
@@ -54,6 +54,8 @@ class Channel:
         """Wait for the peer at the Unix socket ``path`` (made now, in a directory of mode 0700)."""
         self._socket.bind(f"ipc://{path}")
         self._bound = path
+        # The peer may be a process whose user is nobody; it is the directory that lets no one in.
+        os.chmod(path, 0o666)
 
     def connect(self, path: str) -> None:
         """Connect, once, to a peer that has bound ``path``."""
@@ -65,11 +67,11 @@ class Channel:
         return int(self._socket.getsockopt(zmq.FD))
 
     def send(self, message: object, sequence: int = 0) -> None:
-        """Queue ``message``; ProtocolError when the peer does not read its messages."""
+        """Queue ``message``; Unheard when the peer does not read its messages, or is gone."""
         try:
             self._socket.send(codec.encode(message, sequence, self._generation), flags=zmq.DONTWAIT)
         except zmq.Again:
-            raise ProtocolError("the peer does not read its messages") from None
+            raise Unheard("the peer does not read its messages") from None
 
     def receive(self) -> codec.Envelope | None:
         """The next message of this generation, or None when there is none now.

@@ -21,6 +21,7 @@ from typing import Literal
 from protocol import codec
 from protocol.errors import ProtocolError
 from protocol.messages import MachineStats
+from protocol.specs import Level, Part
 
 CONTROL_VERSION = 2
 """Of this file: raised whenever a message changes its meaning or fields."""
@@ -152,7 +153,9 @@ class Follow:
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process: a device, or the VMM (``kind`` "vmm"). ``generation`` counts the processes
-    that this device has had, ``uptime`` that of the one that is there."""
+    that this device has had, ``uptime`` that of the one that is there. A device is held by
+    ``isolation``, a level; the VMM by none that has a name. ``lacks`` are the parts of the jail
+    that it goes without."""
 
     name: str
     kind: str
@@ -160,6 +163,8 @@ class Process:
     state: ProcessState
     generation: int
     uptime: int
+    isolation: Level | None = None
+    lacks: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,5 +41,10 @@ class ProtocolError(VibeError):
     """The other process said something that the protocol does not allow."""
 
 
+class Unheard(ProtocolError):
+    """The other process does not read what it is sent; or it dies, and its sockets are closed a
+    moment before anybody can tell."""
+
+
 class DeviceGone(VibeError):
     """The device process is dead, fenced, or did not answer before its deadline."""

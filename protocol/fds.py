@@ -97,11 +97,23 @@ def close_all(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
-def open_descriptors() -> dict[int, str]:
-    """What this process has open: number to the kernel's name of it (``socket:[12]``, a path)."""
+def open_descriptors(proc: int | None = None) -> dict[int, str]:
+    """What this process has open: number to the kernel's name of it (``socket:[12]``, a path).
+    ``proc`` is a descriptor of /proc/self, for who cannot reach that by its path."""
     found: dict[int, str] = {}
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in names("fd", proc):
         # The descriptor of the listing itself is gone by the time it is looked at.
         with contextlib.suppress(FileNotFoundError):
-            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+            path = f"fd/{entry}" if proc is not None else f"/proc/self/fd/{entry}"
+            found[int(entry)] = os.readlink(path, dir_fd=proc)
     return found
+
+
+def names(folder: str, proc: int | None = None) -> list[str]:
+    """What is in ``folder`` of /proc/self."""
+    path = folder if proc is not None else f"/proc/self/{folder}"
+    listing = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        return os.listdir(listing)
+    finally:
+        os.close(listing)

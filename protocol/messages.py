@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROTOCOL_VERSION = 2
+from protocol.specs import Part
+
+PROTOCOL_VERSION = 3
 """Of this file: raised whenever a message changes its meaning or fields."""
 
 STATE_VERSION = 1
@@ -52,12 +54,14 @@ class Hello:
 class Sealed:
     """The jail is closed; from here on the device accepts Start.
 
-    ``syscalls`` is the size of the allowlist, or 0 for a device that was started by hand and has
-    no jail; ``descriptors`` are the names of what it holds.
+    ``syscalls`` is the size of the allowlist, or 0 for a device that has no jail; ``descriptors``
+    are the names of what it holds; ``parts`` the parts of the jail that hold it: not all, where
+    the host lacks some.
     """
 
     syscalls: int
     descriptors: tuple[str, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +215,16 @@ class DeviceBound:
 @dataclass(frozen=True, slots=True)
 class DeviceOffers:
     """Event: a device is sealed, and this is what it offers: of the first, and of each successor,
-    which takes an empty place at once, or waits for Switch (specs.Successor)."""
+    which takes an empty place at once, or waits for Switch (specs.Successor). ``syscalls`` and
+    ``parts`` are as it said in Sealed."""
 
     name: str
     generation: int
     features: int
     queue_sizes: tuple[int, ...]
     config: bytes
+    syscalls: int
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +260,7 @@ class ExitCount:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """One device as the VMM sees it, with the device's own counters (empty if it did not say)."""
+    """One device as the VMM sees it, with its own counters; ``no answer`` and none if it hangs."""
 
     name: str
     state: str

@@ -29,6 +29,13 @@ OnViolation = Literal["kill", "errno", "log"]
 ON_VIOLATION: tuple[OnViolation, ...] = ("kill", "errno", "log")
 
 
+Part = Literal["user", "pid", "net", "ipc", "uts", "mount", "landlock"]
+"""What a jail is made of that a host may lack: namespaces, by their names in /proc/PID/ns, and
+Landlock."""
+
+PARTS: tuple[Part, ...] = ("user", "pid", "net", "ipc", "uts", "mount", "landlock")
+
+
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """The ``level`` of a device. One that is ``strict`` is refused where the host lacks a part of
@@ -170,11 +177,16 @@ class MachineSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Forked:
-    """The answer of the zygote: the processes that it made, in the order in which they were named.
+class Fork:
+    """To the zygote: a process for each ``NAME.handover`` and ``NAME.log`` that comes with it, in
+    namespaces of its own, but for those of the names that are ``free``."""
 
-    It was sent, for each, ``NAME.handover`` and ``NAME.log``.
-    """
+    free: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """Its answer: the processes that it made, in the order in which they were named."""
 
     pids: tuple[int, ...]
 

@@ -1,7 +1,8 @@
 """A terminal's mode: saved, made raw, and put back by whoever is left to do it.
 
 The launcher makes the user's terminal raw. It puts it back when it ends, however it ends;
-should it be killed, the VMM does, which was handed the terminal and what it was like.
+should it be killed, the VMM does, which was handed the terminal and what it was like; and for
+``vibevmm attach``, which has no VMM, a child of its own (launcher.guardian).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -116,6 +117,7 @@ class Life:
         self._acks: list[int] = []
         self._mediated: list[MediatedDevice] = []
         self._threads: list[threading.Thread] = []
+        self._resets: list[Future[None]] | None = None
         for slot, region in enumerate(memory.regions):
             ram = memory.whole[region.offset : region.offset + region.size]
             self.vm.map_ram(slot, region.gpa, ram)
@@ -289,14 +291,28 @@ class Life:
 
     # ── its end ───────────────────────────────────────────────────────────────────────
 
-    def quiet(self) -> None:
-        """Reset every device, as its driver would: none touches guest memory when this returns,
-        for one that does not answer in time is killed. No vCPU may run."""
-        for transport in self._transports:
-            transport.reset()
+    def quiet(self) -> bool:
+        """Whether every device was reset, as by its driver, and touches guest memory no more.
+
+        That begins when it is first asked for, and ``on_end`` hears of each: all at once, and each
+        on a thread of its own, so that one which hangs until it is killed holds up nobody else. No
+        vCPU may run.
+        """
+        if self._resets is None:
+            pool = ThreadPoolExecutor(len(self._transports) or 1, "reset")
+            self._resets = [pool.submit(transport.reset) for transport in self._transports]
+            pool.shutdown(wait=False)
+            for reset in self._resets:
+                reset.add_done_callback(lambda _: self._on_end())
+        if not all(reset.done() for reset in self._resets):
+            return False
+        for reset in self._resets:
+            reset.result()
+        return True
 
     def close(self) -> None:
         """Release what it had; no vCPU may run. Devices may still tell of themselves."""
+        wait(self._resets or ())
         for page in self._pages:
             page.close()
         for mediated in self._mediated:

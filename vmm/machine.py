@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
-from protocol.lifecycle import State
 from protocol.memory import GuestMemory
-from protocol.messages import DeviceReport, GetStats, MachineStats
+from protocol.messages import MachineStats
 from protocol.specs import MachineSpec
 from protocol.trace import Trace
 from vmm import memory_map
@@ -27,8 +24,8 @@ from vmm.exits import CountingHandler, Counts, Place, TracingHandler, report
 from vmm.hypervisor.base import ExitHandler, Hypervisor
 from vmm.life import RESET, End, Life
 from vmm.platform import ports
-from vmm.remote import DEADLINE, RemoteDevice
 from vmm.seat import Seat
+from vmm.survey import Survey
 
 PLACES = (
     Place("port", ports.COM1, ports.COM1_LENGTH, "serial"),
@@ -127,16 +124,18 @@ class Machine:
     def _comes_back_from(self, end: End) -> bool:
         return end.reason == RESET and self._spec.on_reboot == "reset"
 
-    def reboot(self) -> float:
+    def reboot(self) -> float | None:
         """The next life, when :attr:`is_to_reboot`, with the device processes that are there; the
-        seconds since the guest wanted it. Not longer than devices take that do not answer.
+        seconds since the guest wanted it. None while some device is not quiet: ``on_end`` hears
+        when one is, and this is to be called again.
 
         Guest memory is as the guest left it, but for what booting puts there.
         """
         before = self.life
         assert before.end is not None
         before.wait()
-        before.quiet()
+        if not before.quiet():
+            return None
         before.close()
         self.life = self._new_life(used=True)
         self._returns_before += before.run_returns
@@ -164,16 +163,17 @@ class Machine:
         self.life.finish("stopped", "stopped from outside")
         self.life.wait()
 
-    def stats(self) -> MachineStats:
-        """What happened so far. Asks every device for its counters, so not on a vCPU's thread."""
-        seated = [(seat, seat.remote) for seat, _ in self._seats]
-        asked = [(*one, one[1].ask(GetStats()) if one[1] else None) for one in seated]
-        until = time.monotonic() + DEADLINE
+    def survey(self, on_answer: Callable[[], None]) -> Survey:
+        """Ask every device for its counters, for :meth:`stats`."""
+        return Survey((seat for seat, _ in self._seats), on_answer)
+
+    def stats(self, survey: Survey) -> MachineStats:
+        """What happened so far, with what devices have answered to ``survey``."""
         return MachineStats(
             run_returns=self._returns_before + self.life.run_returns,
             nanoseconds=time.monotonic_ns() - self._started_ns,
             exits=report(self._counts, self._places),
-            devices=tuple(_report(*one, until) for one in asked),
+            devices=survey.reports(),
         )
 
     def close(self) -> None:
@@ -182,11 +182,3 @@ class Machine:
         for memory in {id(rings): rings for _, rings in self._seats}.values():
             memory.close()
         self.memory.close()
-
-
-def _report(
-    seat: Seat, remote: RemoteDevice | None, reply: Future[Any] | None, until: float
-) -> DeviceReport:
-    if remote is None or reply is None:
-        return DeviceReport(seat.name, State.GONE.value, {})
-    return DeviceReport(seat.name, remote.life.state.value, remote.counters(reply, until))

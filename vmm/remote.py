@@ -19,7 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from protocol.errors import DeviceGone, ProtocolError
+from protocol.errors import DeviceGone, ProtocolError, Unheard
 from protocol.lifecycle import Event, Lifecycle, State
 from protocol.messages import (
     FROM_DEVICE,
@@ -63,6 +63,8 @@ _MAX_COUNTERS = 32
 _MAX_NAME = 40
 # Seconds that a SIGKILLed process has to be gone (measured: 0.6 to 74 ms).
 _FENCE_DEADLINE = 5.0
+# The same from when its sockets are closed (arbitrary: the kernel does little in between).
+_DYING = 0.1
 
 
 class RemoteDevice:
@@ -91,6 +93,7 @@ class RemoteDevice:
         self.features = 0
         self.queue_sizes: Sequence[int] = ()
         self.config = b""
+        self.sealed = Sealed(0, (), ())
         self.life = Lifecycle()
         self.ready: Future[None] = Future()
         """Done when the device is sealed; DeviceGone if it never will be."""
@@ -103,6 +106,9 @@ class RemoteDevice:
         self.pidfd = pidfd
         self._pidfd_lock = threading.RLock()
         self.by_hand = by_hand
+        self.is_silent = False
+        """Whether it owes an answer to what was asked to see whether it lives (vmm.watchdog)."""
+        self._counters: Future[Any] | None = None
         self._is_refused = False
         self._control = control
         self._channel = control.bind(slot.endpoint, FROM_DEVICE, slot.generation, self)
@@ -145,19 +151,20 @@ class RemoteDevice:
 
     # ── the machine ───────────────────────────────────────────────────────────────────
 
-    def counters(self, reply: Future[Any], until: float) -> dict[str, int]:
-        """The device's own counters, from its ``reply`` to GetStats; empty if it is gone.
+    def ask_counters(self) -> Future[Any]:
+        """The reply to GetStats, for :meth:`counters`. Who owes one is not asked for another: what
+        a device does not read, somebody has to keep."""
+        if self._counters is None or self._counters.done():
+            self._counters = self.ask(GetStats())
+        return self._counters
+
+    @staticmethod
+    def counters(stats: object) -> dict[str, int]:
+        """A device's own counters, from what it has replied to GetStats.
 
         Not more than belong in a report: the device may be hostile, and the report of fifteen
         of them has to fit one message.
         """
-        try:
-            if self.by_hand:  # it may be late, and live
-                stats = reply.result(max(0.0, until - time.monotonic()))
-            else:
-                stats = self.wait(reply, GetStats(), until)
-        except (DeviceGone, FutureTimeout):
-            return {}
         if not isinstance(stats, DeviceStats):
             return {}
         known = [(name, count) for name, count in stats.counters.items() if len(name) <= _MAX_NAME]
@@ -251,6 +258,7 @@ class RemoteDevice:
                 self._advance(Event.SEALED)
                 held = ", ".join(message.descriptors)
                 log.info("%s sealed: %d system calls; %s", self.name, message.syscalls, held)
+                self.sealed = message
                 with contextlib.suppress(InvalidStateError):  # it died at this very moment
                     self.ready.set_result(None)
             case ConfigChanged():
@@ -268,6 +276,10 @@ class RemoteDevice:
 
     def on_violation(self, error: ProtocolError) -> None:
         """The device broke the protocol: it is not talked to again."""
+        with self._pidfd_lock:
+            if isinstance(error, Unheard) and self._is_dead(_DYING):
+                self.gone()  # it broke nothing, it died
+                return
         self.fence(f"it broke the protocol: {error}")
 
     def _not_ready(self, why: str) -> None:

@@ -158,14 +158,15 @@ class Seating:
         """The machine ends: ask every process to quit, and see to it."""
         seated = {seat.remote for seat in self._seats.values() if seat.remote is not None}
         remotes = seated | set(self._firsts) | set(self._candidates)
-        # One that is not through its seal, or was refused, does not listen.
-        listening = [remote for remote in remotes if remote.is_ready]
+        # One that is not through its seal, or was refused, does not listen, nor one that hangs.
+        listening = [remote for remote in remotes if remote.is_ready and not remote.is_silent]
         replies = [remote.ask(Quit()) for remote in listening]
         until = time.monotonic() + DEADLINE
         for remote, reply in zip(listening, replies, strict=True):
             remote.quit(reply, until)
         for remote in remotes.difference(listening):
-            remote.fence("the VM ends before it was ready")
+            silent = "and it does not answer" if remote.is_silent else "before it was ready"
+            remote.fence(f"the VM ends, {silent}")
 
     def _follow(self, remote: RemoteDevice) -> None:
         remote.ready.add_done_callback(self._changed)
@@ -215,8 +216,9 @@ class Seating:
             fds.close_all(bells.values())
 
     def _offer(self, remote: RemoteDevice) -> None:
-        sizes = tuple(remote.queue_sizes)
-        self._say(DeviceOffers, remote, remote.features, sizes, remote.config)
+        sizes, sealed = tuple(remote.queue_sizes), remote.sealed
+        offered = (remote.features, sizes, remote.config, sealed.syscalls, sealed.parts)
+        self._say(DeviceOffers, remote, *offered)
 
     def _say(self, event: Callable[..., object], remote: RemoteDevice, *what: object) -> None:
         self._tell(event(remote.name, remote.slot.generation, *what))

@@ -41,6 +41,7 @@ from vmm.guard import Guard
 from vmm.hypervisor.base import Hypervisor
 from vmm.machine import Machine
 from vmm.seating import Seating
+from vmm.survey import Survey
 from vmm.watchdog import LOOKS, Watchdog
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class Session:
         self._is_attached = self._has_started = self._has_told_end = self._is_over = False
         self._has_input_ended = False
         self._next_look = 0.0
+        self._surveys: list[tuple[Survey, int]] = []  # and the requests that they answer
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
 
@@ -145,6 +147,7 @@ class Session:
                 self._handlers[fd]()
         doorbell.drain(self._wake)
         self._answer_launcher()
+        self._tell_surveys()
         if self._can_start():
             self._start()
         if self._has_started and not self._is_over:
@@ -157,9 +160,10 @@ class Session:
         # Milliseconds until something has to be done without a reason.
         if not self._has_started:
             return _READY_DEADLINE * 1000
-        if self._watchdog is None:
-            return None
-        return max(0.0, self._next_look - time.monotonic()) * 1000
+        times = [survey.until for survey, _ in self._surveys]
+        if self._watchdog is not None:
+            times.append(self._next_look)
+        return max(0.0, min(times) - time.monotonic()) * 1000 if times else None
 
     def _look(self) -> None:
         if self._watchdog is not None and time.monotonic() >= self._next_look:
@@ -216,7 +220,9 @@ class Session:
         # Here, between two decisions about who sits where.
         if self._machine is not None and self._machine.is_to_reboot and not self._failure:
             took = self._machine.reboot()
-            self._control.send(self._channel, Rebooted(self._machine.reboots, int(took * 1e6)))
+            if took is not None:
+                rebooted = Rebooted(self._machine.reboots, int(took * 1e6))
+                self._control.send(self._channel, rebooted)
 
     # ── the guest's console ───────────────────────────────────────────────────────────
 
@@ -308,7 +314,10 @@ class Session:
                 request, sequence = self._launcher.requests.get_nowait()
             except Empty:
                 return
-            self._control.send(self._channel, self._answer(request), sequence)
+            if isinstance(request, GetMachineStats) and self._machine:
+                self._surveys.append((self._machine.survey(self._ring), sequence))
+            else:
+                self._control.send(self._channel, self._answer(request), sequence)
 
     def _answer(self, request: object) -> object:
         match request:
@@ -316,7 +325,7 @@ class Session:
                 self._is_attached = True
                 return Done()
             case GetMachineStats():
-                return self._stats()
+                return MachineStats(0, 0, (), ())
             case Switch():
                 return self._seating.switch(request)
             case PressPowerButton():
@@ -336,16 +345,23 @@ class Session:
                 return self._stop()
         return Failed(f"{type(request).__name__} is not understood")
 
-    def _stats(self) -> MachineStats:
-        return self._machine.stats() if self._machine else MachineStats(0, 0, (), ())
+    def _tell_surveys(self) -> None:
+        if (machine := self._machine) is None:
+            return
+        for survey, sequence in [one for one in self._surveys if one[0].is_done]:
+            self._surveys.remove((survey, sequence))
+            self._control.send(self._channel, machine.stats(survey), sequence)
 
     def _stop(self) -> MachineStats:
         self._is_over = self._has_told_end = True
-        if self._machine:
-            self._machine.stop()
-        last = self._stats()
+        if self._machine is None:
+            self._seating.quit()
+            return MachineStats(0, 0, (), ())
+        self._machine.stop()
+        # Devices answer in the order in which they are asked: who has quit has told its counters.
+        survey = self._machine.survey(self._ring)
         self._seating.quit()
-        return last
+        return self._machine.stats(survey)
 
 
 def _backend(spec: MachineSpec) -> Hypervisor:

@@ -58,6 +58,7 @@ class Watchdog:
             patience.ping, patience.unanswered = patience.remote.ask(Ping()), 0
         else:
             patience.unanswered += 1
+        patience.remote.is_silent = patience.unanswered > 0
         if patience.unanswered >= LOOKS:
             return "it does not answer"
         # In this order: what was asked to run, and does, lies in guest memory.

@@ -1,8 +1,8 @@
-"""The start and the end of a device process: ``python -m devices.runtime.entry FD``.
+"""The start and the end of a device process, which the zygote makes.
 
-FD is a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
+It has a socket over which the launcher sends everything else: a DeviceSpec and descriptors by
 name, of each device that this process is to be, mostly of one. Whatever it and they ever import,
-they import before the seal.
+they import before its root is emptied.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import logging
 import os
 import socket
 import stat
-import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 
+import jail
 from devices import kinds
-from devices.runtime import seal
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
+from devices.runtime.seal import Seal
 from devices.runtime.session import Session
 from devices.runtime.worker import Worker
 from protocol import codec, fds, log
@@ -32,8 +33,8 @@ from protocol.channel import Channel
 from protocol.errors import HostError, VibeError
 from protocol.journal import Journal
 from protocol.memory import GuestMemory
-from protocol.messages import TO_DEVICE
-from protocol.specs import DeviceSpec
+from protocol.messages import TO_DEVICE, Sealed
+from protocol.specs import DeviceSpec, Part
 from protocol.trace import Trace
 
 if TYPE_CHECKING:
@@ -48,22 +49,23 @@ _LINGER_SECONDS = 1.0
 _EXIT_BUG = 1
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Be the device that comes over the descriptor ``arguments[0]``, and exit."""
+def main(handover: int, cell: jail.Cell | None) -> NoReturn:
+    """Be the device that comes over the descriptor ``handover``, and exit. ``cell`` is what this
+    process is in already; None: it is not to be isolated."""
     # At once: what the interpreter does to tidy up is not all allowed behind the seal.
-    os._exit(_status(arguments))
+    os._exit(_status(handover, cell))
 
 
-def _status(arguments: Sequence[str]) -> int:
+def _status(handover_fd: int, cell: jail.Cell | None) -> int:
     sys.unraisablehook = lambda bug: report(bug.exc_type, bug.exc_value, bug.exc_traceback)
     try:
-        with socket.socket(fileno=int(arguments[0])) as channel:
-            parent = _peer(channel)
-            told = _receive(channel)
-        if told:
-            log.set_up(told[0][0].log)
-            _be(told, parent)
-    except seal.Orphaned:
+        # Before anything is known of a machine: a spare waits with that done.
+        if cell is not None:
+            cell.leave_host()
+        parent = socket.socket(fileno=handover_fd)
+        if members := _receive(parent):
+            _be(members, cell, parent)
+    except jail.Orphaned:
         return 0
     except VibeError as error:
         _logger.error("%s", error)
@@ -74,23 +76,43 @@ def _status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _receive(channel: socket.socket) -> list[tuple[DeviceSpec, dict[str, int]]]:
-    # What the devices of this process are told; nothing, if the launcher gave up before.
-    told: list[tuple[DeviceSpec, dict[str, int]]] = []
-    while not told or len(told) < told[0][0].sharing:
+def _receive(channel: socket.socket) -> list[Member]:
+    # The devices of this process; none, if the launcher gave up before.
+    members: list[Member] = []
+    while not members or len(members) < members[0].spec.sharing:
         handover = fds.receive(channel)
         if handover is None:
             return []
         spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
-        told.append((spec, handover.fds))
-    return told
+        if not members:
+            log.set_up(spec.log)
+            _call_ourselves(spec.process or spec.name)
+        members.append(Member(spec, kinds.find(spec.kind), handover.fds))
+    return members
 
 
-def _be(told: Sequence[tuple[DeviceSpec, dict[str, int]]], parent: int) -> None:
-    _call_ourselves(told[0][0].process or told[0][0].name)
-    members = [Member(spec, kinds.find(spec.kind), handed) for spec, handed in told]
-    seal.enter_privileges(parent)
-    serve(members)
+def _be(members: Sequence[Member], cell: jail.Cell | None, parent: socket.socket) -> None:
+    with parent:
+        if members[0].spec.isolation.level == "none":
+            jail.die_with_parent(parent)
+            ours = None
+        else:
+            if any("faults" in member.handed for member in members):
+                import devices.runtime.faults  # noqa: F401  # while there are files to import
+            ours = Seal(cell)
+            endpoints = ours.enter([member.spec.endpoint for member in members], parent)
+            for member, endpoint in zip(members, endpoints, strict=True):
+                member.spec = replace(member.spec, endpoint=endpoint)
+            _tell_lacks(members[0].spec, cell)
+    serve(members, ours)
+
+
+def _tell_lacks(spec: DeviceSpec, cell: jail.Cell | None) -> None:
+    lacks = {} if cell is None else cell.lacks
+    for part, why in lacks.items():
+        _logger.info("jailed without %s: %s", part, why)
+    if lacks and spec.isolation.strict:
+        raise HostError(f"the jail is to be whole, and lacks {', '.join(lacks)}")
 
 
 class Member:
@@ -112,12 +134,16 @@ class Member:
         if config is None:
             self._config = codec.from_plain(kind.config_type, codec.unpack(spec.config))
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether it writes a trace, which grows."""
+        return "trace" in self.handed
+
     def open(self) -> None:
         """Map what is shared with others."""
         self._memory = GuestMemory(self.handed["memory"], self.spec.regions)
         self._journal = Journal(self.handed["journal"], self.spec.journal)
-        traced = "trace" in self.handed
-        self._trace = Trace(self.handed["trace"], self.spec.name) if traced else None
+        self._trace = Trace(self.handed["trace"], self.spec.name) if self.is_traced else None
 
     def greet(self, context: zmq.Context[zmq.Socket[bytes]], loop: Loop) -> Session:
         """Come to be the device, to be served by ``loop``, and say hello to the VMM."""
@@ -150,35 +176,40 @@ class Member:
 
 def serve(
     members: Sequence[Member],
+    seal: Seal | None,
     *,
-    is_sealed: bool = True,
     also: tuple[int, Callable[[Loop], None]] | None = None,
 ) -> None:
-    """Be ``members`` until the VMM has said Quit to each. Where this process ``is_sealed``,
-    privileges were given up before. ``also`` is a further descriptor, and who is called when
+    """Be ``members`` until the VMM has said Quit to each. ``seal`` is to be closed, and was
+    entered; None: there is none. ``also`` is a further descriptor, and who is called when
     something comes there."""
     held = [fd for member in members for fd in member.handed.values()]
     if also is not None:
         held.append(also[0])
     for member in members:
         member.open()
-    if is_sealed:
-        seal.audit(_held(held), channels=0)
+    if seal is not None:
+        seal.audit(_held(held, seal), channels=0)
     loop = Loop()
     if also is not None:
         loop.add(also[0], partial(also[1], loop))
     context = zmq.Context()
     sessions = [member.greet(context, loop) for member in members]
-    allowed = 0
-    if is_sealed:
-        seal.audit(_held(held), channels=len(members))
-        allowed = seal.seal(frozenset().union(*(member.kind.jail.syscalls for member in members)))
+    calls, parts = 0, tuple[Part, ...]()
+    if seal is not None:
+        seal.audit(_held(held, seal), channels=len(members))
+        calls = seal.close(
+            frozenset().union(*(member.kind.jail.syscalls for member in members)),
+            members[0].spec.on_violation,
+            files_grow=any(member.is_traced for member in members),
+        )
+        parts = seal.parts
     serving = set(sessions)
     for member, session in zip(members, sessions, strict=True):
         session.on_quit = partial(_quit, loop, serving, session)
-        if is_sealed:
+        if seal is not None:
             _logger.info("sealed, with %s", ", ".join(member.handed))
-        session.sealed(allowed, tuple(member.handed))
+        session.sealed(Sealed(calls, tuple(member.handed), parts))
 
     loop.run()
     for member in members:
@@ -213,22 +244,15 @@ def _check_names(kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")
 
 
-def _held(handed: Iterable[int]) -> set[int]:
+def _held(handed: Iterable[int], seal: Seal) -> set[int]:
     # Python's mmap keeps a duplicate of what it maps.
     files = [found for fd in handed if stat.S_ISREG((found := os.fstat(fd)).st_mode)]
     same = {
         fd
-        for fd in fds.open_descriptors()
+        for fd in seal.open_descriptors()
         if any(os.path.samestat(os.fstat(fd), file) for file in files)
     }
     return {*handed, *same}
-
-
-def _peer(channel: socket.socket) -> int:
-    # Whoever made the pair of sockets: the launcher, which is to be our parent. Asking for our
-    # parent instead would answer too late if it has died already.
-    credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
 
 
 def report(
@@ -242,7 +266,3 @@ def report(
         for frame, line in traceback.walk_tb(trace)
     ]
     _logger.error("bug: %s: %s, in %s", kind.__name__, error, " > ".join(places) or "nothing")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

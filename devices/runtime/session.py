@@ -71,9 +71,9 @@ class Session:
         _check_version("protocol", answer.protocol, messages.PROTOCOL_VERSION)
         _check_version("state", answer.state, messages.STATE_VERSION)
 
-    def sealed(self, syscalls: int, descriptors: tuple[str, ...]) -> None:
+    def sealed(self, sealed: messages.Sealed) -> None:
         """Tell the VMM that the jail is closed; from now on requests are served."""
-        self._channel.send(messages.Sealed(syscalls, descriptors))
+        self._channel.send(sealed)
         self._life.advance(Event.SEALED)
         self._loop.add(self._channel.fd, self._pump)
         self._loop.soon(self._pump)

@@ -7,13 +7,15 @@ machine. What sets one device apart (its class, its spec, its descriptors) each 
 ::
 
     launcher ── blk0.handover, blk0.log, rng0.handover, … ──► zygote
-                                                                └─ fork ─► midwife
-                                                                             ├─ fork ─► blk0
-                                                                             ├─ fork ─► rng0
-    launcher ◄── their pids ── zygote, which has reaped it ◄─────────────────┘ exits
+                                                                ├─ fork ─► midwife ─ fork ─► blk0
+                                                                ├─ fork ─► midwife ─ fork ─► rng0
+    launcher ◄── their pids ── zygote, which has reaped them ◄──┘ exit
 
-The midwife's end makes orphans of them, and the launcher, which adopts orphans, their parent: it is
-the one who hears of their deaths, and they die with it (docs/decisions/0013).
+A midwife's end makes an orphan of its device, and the launcher, which adopts orphans, its parent:
+it is the one who hears of its death, and with whom it dies (docs/decisions/0013). Each device has
+its own, for a process leaves its pid namespace once, and for those that it forks from then on: a
+device that is to be jailed is the first in a new one, and sees no other. The pids that are told are
+those of the midwives' namespace, and so the launcher's.
 """
 
 from __future__ import annotations
@@ -24,31 +26,41 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 from devices.runtime import entry
+from jail import Cell
 from protocol import codec, fds
 from protocol.errors import ProtocolError
-from protocol.specs import Forked
+from protocol.specs import Fork, Forked
 
-# Where entry.main looks for a device's handover socket.
+# Where a device's handover socket is, as launcher.spawn has it.
 _HANDOVER = 3
 
-_PID = struct.Struct("=i")
+# A midwife's word: whose device, by its place among the names, and its pid.
+_PID = struct.Struct("=2i")
 
 # The host has no more to give; our own mistake.
 _EXIT_HOST, _EXIT_BUG = 3, 1
 
+Device = Callable[[int, Cell | None], NoReturn]
+"""entry.main, or who stands in for it."""
 
-def main(arguments: Sequence[str], device: Callable[[Sequence[str]], NoReturn]) -> int:
+
+def main(arguments: Sequence[str], device: Device) -> int:
     """Fork whatever comes over the descriptor ``arguments[0]`` into ``device``, until its end."""
     # What is there now stays: no collection has to touch, and so to copy, these pages.
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=int(arguments[0])) as channel:
         while (request := fds.receive(channel)) is not None:
-            pids = _fork(_ends(request.fds), channel, device)
+            wanted = codec.from_plain(Fork, codec.unpack(request.payload))
+            ends = _ends(request.fds)
+            if unknown := set(wanted.free) - set(ends):
+                raise ProtocolError(f"no device is called {', '.join(unknown)}")
+            pids = _fork(ends, wanted.free, channel, device)
             fds.close_all(request.fds.values())
             try:
                 fds.send(channel, codec.pack(codec.to_plain(Forked(pids))), {})
@@ -67,50 +79,59 @@ def _ends(handed: Mapping[str, int]) -> dict[str, tuple[int, int]]:
 
 def _fork(
     ends: Mapping[str, tuple[int, int]],
+    free: Collection[str],
     channel: socket.socket,
-    device: Callable[[Sequence[str]], NoReturn],
+    device: Device,
 ) -> tuple[int, ...]:
     try:
         reading, writing = os.pipe()
-        midwife = os.fork()
     except OSError as error:
         _cannot(error)
-    if midwife == 0:
-        os._exit(_deliver(ends, channel, [reading, writing], device))
+    # Of what is open here a device keeps its own two.
+    others = {channel.fileno(), reading, writing, *(fd for pair in ends.values() for fd in pair)}
+    midwives = []
+    for place, (name, (handover, log)) in enumerate(ends.items()):
+        try:
+            midwife = os.fork()
+        except OSError as error:
+            _cannot(error)
+        if midwife == 0:
+            cell = None if name in free else Cell()
+            become = partial(_become, name, handover, log, others)
+            os._exit(_deliver(place, writing, become, cell, device))
+        midwives.append(midwife)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        # In the order of ends. A device that is still on its way to closing the pipe keeps
-        # nobody waiting: it is the midwife's end that counts, and that they fit the pipe.
-        status = os.waitstatus_to_exitcode(os.waitpid(midwife, 0)[1])
-        if status < 0:
-            print(f"E a process was killed by {signal.Signals(-status).name}", file=sys.stderr)
-        if status != 0:
+        # A device that is still on its way to closing the pipe keeps nobody waiting: it is the
+        # midwives' end that counts, and that their words fit the pipe.
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(midwife, 0)[1]) for midwife in midwives]
+        for status in statuses:
+            if status < 0:
+                print(f"E a process was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        if any(statuses):
             raise SystemExit(_EXIT_HOST)
-        told = pipe.read(len(ends) * _PID.size)
-    return tuple(pid for (pid,) in _PID.iter_unpack(told))
+        told = dict(_PID.iter_unpack(pipe.read(len(ends) * _PID.size)))
+    return tuple(told[place] for place in range(len(ends)))
 
 
 def _deliver(
-    ends: Mapping[str, tuple[int, int]],
-    channel: socket.socket,
-    pipe: Sequence[int],
-    device: Callable[[Sequence[str]], NoReturn],
+    place: int, pipe: int, become: Callable[[], None], cell: Cell | None, device: Device
 ) -> int:
     # In the midwife. What is forked here does not come back, whatever happens to it: above are
     # the zygote's frames.
-    others = {channel.fileno(), *pipe, *(fd for pair in ends.values() for fd in pair)}
-    for name, (handover, log) in ends.items():
+    if cell is not None:
+        cell.leave_processes()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _cannot(error)
+    if pid == 0:
         try:
-            pid = os.fork()
-        except OSError as error:
-            _cannot(error)
-        if pid == 0:
-            try:
-                _become(name, handover, log, others)
-                device([str(_HANDOVER)])
-            finally:
-                os._exit(_EXIT_BUG)
-        os.write(pipe[1], _PID.pack(pid))
+            become()
+            device(_HANDOVER, cell)
+        finally:
+            os._exit(_EXIT_BUG)
+    os.write(pipe, _PID.pack(place, pid))
     return 0
 
 

@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
 from tests.support.device_host import DeviceHost, FakeHost
+from vmm import memory_map
 
 Boot = Callable[..., DeviceHost]
 
@@ -168,6 +170,24 @@ def test_where_the_file_system_cannot_zero_zeros_are_written(boot: Boot, memfd: 
     assert content[3 * SECTOR : 303 * SECTOR] == bytes(300 * SECTOR)
 
 
+@pytest.mark.parametrize(
+    ("largest", "size_max"),
+    [
+        (memory_map.LARGEST_CHAIN, 64 * 1024),
+        (126 * 8192 + 17, 8192),
+        (126 * 8192 + 16, 4096),
+        (1 << 30, 256 * 1024),
+    ],
+)
+def test_requests_fit_what_a_chain_may_have(boot: Boot, largest: int, size_max: int) -> None:
+    host = boot("blk", start=False)
+    host.hand_over(largest_chain=largest)
+    host.greet()
+
+    assert host.hello is not None
+    assert struct.unpack_from("<II", host.hello.config, SIZE_MAX) == (size_max, 126)
+
+
 def test_the_configuration_space_tells_the_disk(boot: Boot, image: Path) -> None:
     host = boot("blk", Config(str(image), block_size=4096))
     assert host.hello is not None
@@ -215,9 +235,11 @@ def test_a_disk_that_is_read_only_offers_and_does_no_writing(boot: Boot, image: 
 
 
 def test_a_driver_that_may_write_gets_no_disk_that_is_read_only(image: Path) -> None:
+    runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
+
     def offer(*, readonly: bool) -> Offer:
         with image.open("rb") as file:
-            disk = Blk(Config("", readonly=readonly), {"image": file.fileno()}, cast(Runtime, None))
+            disk = Blk(Config("", readonly=readonly), {"image": file.fileno()}, runtime)
             return Offer(disk.features, disk.config_space())
 
     ours, theirs = offer(readonly=False), offer(readonly=True)

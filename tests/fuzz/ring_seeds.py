@@ -1,15 +1,10 @@
-"""Writes the first inputs of ring_fuzz.c: ``ring_seeds.py DIRECTORY``, one file a conversation.
-
-They only spare the fuzzer the first minutes; the bytes mean what ring_fuzz.c says.
-"""
+"""The first inputs of ring_fuzz.c, each a conversation; the bytes mean what that file says."""
 
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 
-EVENT_IDX, INDIRECT, RAW_CONFIG, START, JOURNAL, FORGED = 1, 2, 4, 8, 16, 32
+EVENT_IDX, INDIRECT, RAW_CONFIG, START, FORGED = 1, 2, 4, 8, 32
 NEXT, WRITE, TABLE_FLAG = 1, 2, 4
 LOW, TABLE, LOW_END, HIGH = 0, 1, 2, 5  # indices of places[] in take_address
 
@@ -54,7 +49,7 @@ ENABLE, DISABLE, RESTART = bytes([6]), bytes([7]), bytes([11])
 PLAIN = descriptor(0, LOW, 16, NEXT, 1) + descriptor(1, HIGH, 64, WRITE, 0)
 ONCE = offer(0) + pop(4) + ENABLE + push(0) + DISABLE
 
-SEEDS = {
+CHAIN = {
     "direct": bytes([3, 0]) + PLAIN + ONCE * 3,
     "event-idx": bytes([3, EVENT_IDX]) + PLAIN + ONCE * 3,
     "wrap": bytes([0, EVENT_IDX | START, 0xFE, 0xFF]) + descriptor(0, LOW, 1, 0, 0) + ONCE * 4,
@@ -94,7 +89,12 @@ SEEDS = {
     + ONCE,
     # A used ring of 14 bytes, 12 before the end of RAM: place 2, plus 4 in the upper bits.
     "used-at-the-end": bytes([0, EVENT_IDX | RAW_CONFIG, LOW, TABLE, LOW_END | 4 << 3, 1]) + ONCE,
-    "journal": bytes([2, JOURNAL | START, 0xFE, 0xFF, 5])
+    "misplaced": bytes([2, RAW_CONFIG, LOW, TABLE, HIGH, 8]) + PLAIN + ONCE,
+}
+
+# Behind the options is the position at which the ring begins.
+JOURNAL = {
+    "restarts": bytes([2, START, 0xFE, 0xFF, 5])
     + b"".join(descriptor(i, HIGH, 32, WRITE, 0) + offer(i) for i in range(4))
     + pop(3)
     + push(1)
@@ -107,7 +107,7 @@ SEEDS = {
     + pop(1)
     + push(2)
     + RESTART,
-    "journal-behind": bytes([2, JOURNAL, 5])
+    "behind": bytes([2, 0, 5])
     + b"".join(descriptor(i, HIGH, 32, WRITE, 0) + offer(i) for i in range(4))
     + pop(4)
     + push(1, 3)
@@ -116,21 +116,8 @@ SEEDS = {
     + RESTART
     + pop(4)
     + push(0, 2),
-    "journal-forged": bytes([0, JOURNAL | FORGED, 5])
+    "forged": bytes([0, FORGED, 5])
     + struct.pack("<Q4H B5xHQ QHxxxxxx QHxxxxxx", 0, 1, 1, 0, 0, 1, 0, 9, 3, 0, 4, 1)
     + PLAIN
     + ONCE,
-    "misplaced": bytes([2, RAW_CONFIG, LOW, TABLE, HIGH, 8]) + PLAIN + ONCE,
 }
-
-
-def main() -> None:
-    """Write them all."""
-    directory = Path(sys.argv[1])
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, data in SEEDS.items():
-        (directory / name).write_bytes(data)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["jail", "bounce"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    """How devices are held: on guest memory, and on copies. ("none" is no other path.)"""
+    return str(request.param)
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where this test's machines, and nobody else's, have their run directories. In the end no

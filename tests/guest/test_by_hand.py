@@ -253,6 +253,26 @@ def test_in_a_debugger_it_is_not_taken_for_hung(
         asked.says("HELLO!", "HELLO?")
 
 
+@pytest.mark.parametrize("bug", [False, True], ids=["breakpoint", "post mortem"])
+def test_debugger_is_left_without_a_crash(
+    shouting: Asked, by_hand: Callable[..., Hand], tmp_path: Path, bug: bool
+) -> None:
+    device = SHOUT
+    if bug:
+        device = variant(tmp_path, "text.upper() + self.config.mark", "text.upper() + 'no' / 0")
+    hand = by_hand(device, "--attach", "m/shout0", before=("-m", "pdb"))
+    assert hand.process.stdin is not None
+    line = SHOUT.read_text().partition("text.upper()")[0].count("\n") + 1
+    ends = b"c\nq\nq\n" if bug else f"b {SHOUT}:{line}\nc\nq\n".encode()
+
+    hand.process.stdin.write(ends)
+    hand.process.stdin.close()
+
+    assert hand.end() == 0, hand.said
+    assert "Exception ignored" not in hand.said
+    shouting.says("HELLO!")
+
+
 def test_its_files_are_locked_by_the_launcher_and_options_that_are_not_given_stay(
     by_hand: Callable[..., Hand], tmp_path: Path
 ) -> None:

@@ -14,9 +14,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher import rundir
 from launcher.api import VM
 from protocol import control as wire
 from protocol.service import Client as Connection
@@ -114,6 +116,32 @@ def test_paused_guest_does_nothing_until_it_is_resumed(echo: tuple[VM, Typist]) 
     assert returns == [0, 0, 0]
     typist.type(b"q")
     assert machine.wait(DEADLINE) == 0
+
+
+def test_counters_of_a_device_that_hangs_hold_up_nobody(
+    start: Callable[..., VM], backend: str
+) -> None:
+    machine = start(assembled(ECHO), hypervisor=backend, devices=["rng"], hang_after=0)
+    rng = next(process.pid for process in machine.describe().processes if process.name == "rng0")
+    os.kill(rng, signal.SIGSTOP)
+    client = Connection(os.path.join(rundir.path_of(machine.name), rundir.CONTROL))
+    client.send(wire.encode(wire.Measure(), 1))
+    client.send(wire.encode(wire.Pause(), 2))
+
+    paused = answer_of(client)
+    os.kill(rng, signal.SIGCONT)
+    measured = answer_of(client)
+    client.close()
+
+    assert (paused.sequence, paused.message) == (2, wire.Done())
+    assert (measured.sequence, [d.name for d in measured.message.devices]) == (1, ["rng0"])
+    machine.stop(force=True)
+
+
+def answer_of(client: Connection) -> Any:
+    frame = client.receive(DEADLINE)
+    assert frame is not None
+    return wire.decode(frame, wire.FROM_LAUNCHER)
 
 
 @pytest.mark.kvm

@@ -34,9 +34,9 @@ def returns_but_for_the_serial_port(stats: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("sleep", [False, True])
 def test_every_device_serves_the_guest_from_a_process_of_its_own(
-    tmp_path: Path, sleep: bool
+    tmp_path: Path, sleep: bool, isolation: str
 ) -> None:
-    printed, stats = run(tmp_path, demo(DEMO, sleep=sleep))
+    printed, stats = run(tmp_path, demo(DEMO, sleep=sleep), "--isolation", isolation)
 
     assert "blk0 wrote 64 sectors, read them back, verified" in printed
     assert "rng0 gave 2 times 32 bytes, which differ" in printed
@@ -49,10 +49,10 @@ def test_every_device_serves_the_guest_from_a_process_of_its_own(
 
 @pytest.mark.parametrize("sleep", [False, True])
 def test_a_thousand_requests_more_return_from_kvm_run_not_once_more(
-    tmp_path: Path, sleep: bool
+    tmp_path: Path, sleep: bool, isolation: str
 ) -> None:
-    _, few = run(tmp_path, demo(STREAM, sleep=sleep, count=1))
-    _, many = run(tmp_path, demo(STREAM, sleep=sleep, count=1001))
+    _, few = run(tmp_path, demo(STREAM, sleep=sleep, count=1), "--isolation", isolation)
+    _, many = run(tmp_path, demo(STREAM, sleep=sleep, count=1001), "--isolation", isolation)
 
     chains = [run["devices"][0]["counters"]["requestq.chains"] for run in (few, many)]
     assert chains[1] - chains[0] == 1000
@@ -88,8 +88,9 @@ def echoed(user: int) -> None:
     assert read(user, 1) == b"q"
 
 
-def test_a_guest_echoes_what_is_typed_on_a_pty(tmp_path: Path) -> None:
-    with started(*raw(tmp_path, demo(ECHO, sleep=True)), "--console", "pty") as running:
+def test_a_guest_echoes_what_is_typed_on_a_pty(tmp_path: Path, isolation: str) -> None:
+    options = ["--console", "pty", "--isolation", isolation]
+    with started(*raw(tmp_path, demo(ECHO, sleep=True)), *options) as running:
         running.wait_for("\n")
         path = re.search(r"console0: pty (/dev/pts/\d+)", running.screen)
         assert path is not None

@@ -190,11 +190,11 @@ def test_other_processors_wait_again_and_the_stack_is_cleared(tmp_path: Path) ->
 @pytest.mark.parametrize("sleep", [False, True], ids=["looking", "interrupts"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_device_works_in_each_life_and_is_the_same_process(
-    tmp_path: Path, backend: str, sleep: bool
+    tmp_path: Path, backend: str, isolation: str, sleep: bool
 ) -> None:
     image = demo(DEMO, sleep=sleep, boots=3)
 
-    said, stats = run(tmp_path, image, "--hypervisor", backend)
+    said, stats = run(tmp_path, image, "--hypervisor", backend, "--isolation", isolation)
 
     for words in ("blk0 wrote 64 sectors", "console0 took", "rng0 gave 2 times", "demo: done"):
         assert said.count(words) == 3
@@ -209,9 +209,10 @@ def test_every_device_works_in_each_life_and_is_the_same_process(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_fifty_reboots_leave_nothing_behind(tmp_path: Path, backend: str) -> None:
+def test_fifty_reboots_leave_nothing_behind(tmp_path: Path, backend: str, isolation: str) -> None:
     code = assembled(ASKS_AND_RESETS)
-    with started(*raw(tmp_path, code), "--device", "rng", "--hypervisor", backend) as running:
+    options = ["--device", "rng", "--hypervisor", backend, "--isolation", isolation]
+    with started(*raw(tmp_path, code), *options) as running:
         running.wait_for("?")
         before, memory_before = held(running)
 
@@ -259,9 +260,12 @@ def test_a_device_that_hangs_or_is_not_there_does_not_prevent_a_reboot(tmp_path:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_devices_may_die_in_the_middle_of_reboots(tmp_path: Path, backend: str) -> None:
+def test_devices_may_die_in_the_middle_of_reboots(
+    tmp_path: Path, backend: str, isolation: str
+) -> None:
     code = assembled(RESETS)
-    with started(*raw(tmp_path, code), "--device", "rng", "--hypervisor", backend) as running:
+    options = ["--device", "rng", "--hypervisor", backend, "--isolation", isolation]
+    with started(*raw(tmp_path, code), *options) as running:
         for _ in range(20):
             running.wait_for_more("...")
             with contextlib.suppress(StopIteration, ProcessLookupError):  # its successor's turn
@@ -283,10 +287,18 @@ def process(running: Running, name: str) -> int:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_device_may_be_replaced_in_the_middle_of_reboots(tmp_path: Path, backend: str) -> None:
+def test_a_device_may_be_replaced_in_the_middle_of_reboots(
+    tmp_path: Path, backend: str, isolation: str
+) -> None:
     guest = tmp_path / "guest.raw"
     guest.write_bytes(assembled(RESETS))
-    options = {"entry": "0x100000", "mem": "64M", "serial": "none", "hypervisor": backend}
+    options = {
+        "entry": "0x100000",
+        "mem": "64M",
+        "serial": "none",
+        "hypervisor": backend,
+        "isolation": isolation,
+    }
     with VM(binary=str(guest), devices=["rng"], **options) as machine:
         machine.wait_ready()
 

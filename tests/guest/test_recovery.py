@@ -47,9 +47,10 @@ def recovered(victim: Victim, name: str, count: int = 1) -> None:
 
 
 def test_disk_is_killed_again_and_again_and_everything_is_verified(
-    tmp_path: Path, backend: str
+    tmp_path: Path, backend: str, isolation: str
 ) -> None:
-    with victim(tmp_path, demo(DEMO, count=SECTORS), "--hypervisor", backend) as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation)
+    with victim(tmp_path, demo(DEMO, count=SECTORS), *options) as machine:
         for round_ in range(1, 6):
             reading(machine)
             machine.kill("blk0")
@@ -63,10 +64,11 @@ def test_disk_is_killed_again_and_again_and_everything_is_verified(
 
 @pytest.mark.parametrize("sleep", [False, True], ids=["looking", "interrupts"])
 def test_every_device_is_killed_in_the_middle_of_a_stream(
-    tmp_path: Path, backend: str, sleep: bool
+    tmp_path: Path, backend: str, isolation: str, sleep: bool
 ) -> None:
     image = demo(STREAM, sleep=sleep, count=REQUESTS)
-    with victim(tmp_path, image, "--hypervisor", backend) as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation)
+    with victim(tmp_path, image, *options) as machine:
         reading(machine)
         for name in ("blk0", "rng0", "console0"):
             machine.kill(name)
@@ -77,9 +79,10 @@ def test_every_device_is_killed_in_the_middle_of_a_stream(
     assert status == 0, printed
 
 
-def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str) -> None:
+def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str, isolation: str) -> None:
     image = demo(DEMO, count=SECTORS)
-    with victim(tmp_path, image, "--hypervisor", backend, "--hang-after", "0.4") as machine:
+    options = ("--hypervisor", backend, "--isolation", isolation, "--hang-after", "0.4")
+    with victim(tmp_path, image, *options) as machine:
         reading(machine)
         machine.send("blk0", signal.SIGSTOP)
         (hung,) = machine.wait_for(r"blk0 hangs: ")
@@ -117,16 +120,18 @@ def test_killed_zygote_is_replaced_and_makes_successors(tmp_path: Path) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.slow
-def test_zygote_that_hangs_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("helper", ["zygote", "spare"])
+def test_stopped_helper_is_seen_when_it_is_needed_and_replaced(tmp_path: Path, helper: str) -> None:
     with victim(tmp_path, demo(STREAM, sleep=True, count=100 * REQUESTS)) as machine:
         reading(machine)
-        machine.send("zygote", signal.SIGSTOP)
+        machine.send(helper, signal.SIGSTOP)
         for round_ in (1, 2):
             machine.kill("blk0")
             recovered(machine, "blk0", round_)
+            reading(machine, 4096)
         machine.process.send_signal(signal.SIGTERM)
         assert machine.end()[0] == 0
+        assert "a successor of blk0 failed" not in machine.log
 
 
 @pytest.mark.kvm

@@ -113,7 +113,7 @@ HOSTILE = {
 
 @pytest.fixture
 def machine(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, isolation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., VM]]:
     """Starts one whose guest reads its disk over and over, ``count`` times."""
     (tmp_path / "counting.py").write_text(COUNTING)
@@ -132,6 +132,7 @@ def machine(
                 "entry": "0x100000",
                 "mem": "64M",
                 "hypervisor": backend,
+                "isolation": isolation,
                 "devices": [f"blk,{tmp_path}/disk.img"],
                 "timeout": 90,
             }

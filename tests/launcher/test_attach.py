@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.leaks import children
 from tests.support.machines import Start
 
 PROJECT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ class Attached:
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=self._theirs,
+            process_group=0,
         )
 
     def mode(self) -> list[Any]:
@@ -106,6 +108,33 @@ def test_signal_puts_the_terminal_back(attached: Attached, number: signal.Signal
     attached.process.send_signal(number)
 
     assert attached.process.wait(DEADLINE) == 128 + number
+    assert attached.mode() == attached.before
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGUSR2, signal.SIGALRM, signal.SIGABRT, signal.SIGSEGV]
+)
+def test_terminal_is_put_back_for_who_is_killed_and_all_its_job(
+    attached: Attached, number: signal.Signals
+) -> None:
+    os.killpg(attached.process.pid, number)
+
+    assert attached.process.wait(DEADLINE) == -number
+    until = time.monotonic() + DEADLINE
+    while attached.mode() != attached.before:
+        assert time.monotonic() < until, "the terminal stays raw"
+        time.sleep(0.001)
+
+
+def test_guardian_that_is_killed_leaves_it_to_who_is_guarded(attached: Attached) -> None:
+    (guardian,) = children(attached.process.pid)
+    os.kill(guardian, signal.SIGKILL)
+    attached.type(b"b")
+    attached.shows(b"[b]")
+
+    attached.type(b"\x01d")
+
+    assert attached.process.wait(DEADLINE) == 0
     assert attached.mode() == attached.before
 
 

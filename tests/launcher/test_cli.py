@@ -119,6 +119,8 @@ def test_completion_script_is_one_that_the_shell_understands(
         ("vibevmm run --device r", ["rng"]),
         ("vibevmm --log de", ["debug"]),
         ("vibevmm completion z", ["zsh"]),
+        ("vibevmm exp", ["experiment"]),
+        ("vibevmm experiment x.toml --re", ["--resume"]),
     ],
 )
 def test_bash_completes(line: str, offered: list[str], capfd: pytest.CaptureFixture[str]) -> None:

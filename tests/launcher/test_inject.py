@@ -78,6 +78,8 @@ def test_seed_is_drawn_and_said(start: Start, capfd: Capture) -> None:
         ("rng0 kill --after often", "--after: 'often' is not a number"),
         ("rng0 kill --after 2000000000000", "--after: 2000000000000 is not from 0 to"),
         ("rng0 kill --every -1", "--every: not a number of 64 bits: -1"),
+        ("rng0 kill --every 0", "--every: 0 is never"),
+        ("rng0 hang --for 0", "--for: 0 is never"),
         ("rng0 hang --for ever", "--for: 'ever' is no number of seconds"),
         ("rng0 hang --for 1e9", "--for: from 0 to 86400 seconds"),
         ("rng0 delay=long", "delay: 'long' is no number of seconds"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.runtime import seal
+import jail
 from launcher.nursery import Nursery, Spares
 from launcher.spawn import Child, keep_descriptors
 
@@ -22,8 +22,8 @@ TELLING = """
 import json, os, socket, sys
 from devices.runtime import zygote
 
-def tell(arguments):
-    with socket.socket(fileno=int(arguments[0])) as handover:
+def tell(handover, cell):
+    with socket.socket(fileno=handover) as handover:
         fds = {int(fd): os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                if os.path.exists(f"/proc/self/fd/{fd}")}
         print(json.dumps({"fds": sorted(fds), "stdin": fds[0], "same": fds[1] == fds[2],
@@ -38,9 +38,9 @@ sys.exit(zygote.main(sys.argv[1:], tell))
 
 @pytest.fixture(autouse=True)
 def _reaper() -> Iterator[None]:
-    seal.adopt_orphans(True)
+    jail.adopt_orphans(True)
     yield
-    seal.adopt_orphans(False)
+    jail.adopt_orphans(False)
 
 
 @pytest.fixture
@@ -251,11 +251,62 @@ def test_zygote_that_owes_an_answer_is_killed_when_nobody_came_in_time(taken: Ta
     taken.spares.give_up()
     assert not taken.nursery.zygote.reap()
     os.kill(taken.nursery.zygote.pid, signal.SIGSTOP)
-    taken.take()
+    taken.nursery.ask(["spare"])
 
     taken.spares.give_up()
 
     assert select.select([taken.nursery.zygote.pidfd], [], [], DEADLINE)[0]
+
+
+def stop(child: Child) -> None:
+    """Return when it is stopped."""
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def test_stopped_spare_is_killed_and_not_given(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    (spare,) = taken.arrived
+    assert spare.can_run
+    stop(spare)
+
+    taken.take()
+
+    assert select.select([spare.pidfd], [], [], DEADLINE)[0]
+    spare.close()
+    assert taken.given == []
+    taken.answer()
+    assert taken.given == taken.arrived[1:]
+
+
+def test_spare_that_is_dead_and_of_which_nobody_has_heard_yet_is_not_given(taken: Taken) -> None:
+    taken.spares.prepare()
+    taken.answer()
+    (spare,) = taken.arrived
+    spare.kill()
+    assert select.select([spare.pidfd], [], [], DEADLINE)[0]
+
+    taken.take()
+
+    spare.close()
+    assert taken.given == []
+    taken.answer()
+    assert taken.given == taken.arrived[1:]
+
+
+def test_stopped_zygote_is_killed_and_the_next_one_asked(taken: Taken) -> None:
+    stop(taken.nursery.zygote)
+    taken.take()
+    assert not taken.nursery.is_expecting
+    assert select.select([taken.nursery.zygote.pidfd], [], [], DEADLINE)[0]
+    assert taken.nursery.zygote.reap()
+
+    taken.nursery.replace_zygote()
+    taken.spares.prepare()
+    taken.answer()
+
+    assert len(taken.given) == 1
 
 
 def test_spare_ends_with_the_machine_and_so_does_one_that_comes_late(taken: Taken) -> None:

@@ -198,10 +198,10 @@ def test_what_it_opens_arrives_and_is_locked_here(
 def test_each_time_it_is_asked_as_it_is_then_with_what_it_imports(
     write: Callable[..., str], tmp_path: Path
 ) -> None:
-    path = write(at_import="import beside", in_options="self.number == beside.NUMBER or 1 / 0")
+    path = write(at_import="import adjacent", in_options="self.number == adjacent.NUMBER or 1 / 0")
     for number in (1, 22):
         # Of another size: the importer keeps what seems to be the same.
-        (tmp_path / "beside.py").write_text(f"NUMBER = {number}")
+        (tmp_path / "adjacent.py").write_text(f"NUMBER = {number}")
 
         assert look(path, f"number={number}").settings == {"number": str(number)}
 

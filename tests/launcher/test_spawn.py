@@ -102,6 +102,23 @@ def test_child_that_is_hung_up_on_can_end_by_itself() -> None:
     child.close()
 
 
+def test_child_whose_sockets_are_closed_is_dying_if_it_dies_and_else_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = start("test", "tests.support.shout")  # it ends by itself
+    lives = start("test", "tests.support.fake_zygote")  # until it is hung up on
+    try:
+        monkeypatch.setattr(spawn, "_DYING", 0.0)
+        assert not lives.is_dying
+        monkeypatch.setattr(spawn, "_DYING", 20.0)
+        assert child.is_dying
+        assert child.status is None
+    finally:
+        child.close()
+        lives.close()
+    assert lives.is_dying
+
+
 def test_interpreter_that_cannot_be_started_is_an_error_of_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,6 +15,7 @@ FIGURES = {
     "kick": ("tests.perf.kick", "kick to interrupt: the null device against two eventfds in C"),
     "startup": ("tests.perf.startup", "from the command to the first guest instruction"),
     "recovery": ("tests.perf.recovery", "a disk killed and swapped under load, and QEMU's"),
+    "isolation": ("tests.perf.isolation", "a disk at each level of isolation"),
     "memory": ("tests.perf.memory", "proportional set size, three devices, idle"),
     "ring": ("tests.perf.ring_bench", "the ring engine against a copy of 4 KiB a chain"),
     "software": ("tests.perf.software", "the software CPU, and Linux on it against QEMU's TCG"),

@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from protocol.channel import Channel
-from protocol.errors import ProtocolError
+from protocol.errors import Unheard
 from protocol.messages import FROM_DEVICE, TO_DEVICE, Done, NeedsReset, Ping
 
 
@@ -84,6 +84,6 @@ def test_a_peer_that_does_not_read_is_an_error_and_not_a_hang(
         for _ in range(10_000):
             vmm.send(Ping())
 
-    with pytest.raises(ProtocolError, match="does not read"):
+    with pytest.raises(Unheard, match="does not read"):
         flood()
     vmm.close()

@@ -92,9 +92,17 @@ def test_a_queue_uses_what_vhost_user_says_and_where() -> None:
 
 def test_chains_left_in_flight_are_popped_again_in_order_and_first() -> None:
     with journaled() as (driver, kept):
-        heads = [driver.add([bytes([i])]) for i in range(5)]
-        driver.publish()
         with attach(driver, journal=kept.queue(0), position=10) as ring:
+            # What is used first, completed backwards, is offered again in that order: the heads
+            # are in flight in another than that of their numbers.
+            used = [driver.add([b"x"]) for _ in range(driver.size)]
+            driver.publish()
+            ring.pop(driver.size)
+            ring.push([(head, 0) for head in reversed(used)])
+            driver.collect()
+            heads = [driver.add([bytes([i])]) for i in range(5)]
+            driver.publish()
+            assert heads == sorted(heads, reverse=True)
             ring.pop(4)
             ring.push([(heads[1], 0)], position=11)
 

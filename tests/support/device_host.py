@@ -38,7 +38,7 @@ from protocol.messages import (
     Stop,
     Welcome,
 )
-from protocol.specs import DeviceSpec
+from protocol.specs import DeviceSpec, Level
 from protocol.virtio import Feature, bit
 from tests.support.driver import Driver, Used
 
@@ -55,6 +55,15 @@ REGIONS = (Region(0, 10 * MIB, 0), Region(11 * MIB, 5 * MIB, 11 * MIB))
 
 # Guest memory that each queue's driver owns: its rings and its buffers.
 DRIVER_ROOM = 4 * MIB
+
+
+# Until a device process at level "none" leaves its seal out by itself.
+_UNSEALED = """
+from functools import partial
+from devices.runtime import entry
+entry.seal.enter_privileges = lambda parent: None
+entry.serve = partial(entry.serve, is_sealed=False)
+"""
 
 
 class FakeHost:
@@ -84,7 +93,8 @@ class DeviceHost:
 
     ``register`` adds a kind that is not in the table (``module:Class``); ``inherit`` are
     descriptors that the process gets and should not; ``faults`` is its board. With
-    ``start=False`` it is up to the test to call :meth:`hand_over` and :meth:`greet`.
+    ``start=False`` it is up to the test to call :meth:`hand_over` and :meth:`greet`. A process at
+    ``level`` none has no seal.
     """
 
     def __init__(
@@ -99,6 +109,7 @@ class DeviceHost:
         faults: int | None = None,
         inherit: Sequence[int] = (),
         start: bool = True,
+        level: Level = "jail",
     ) -> None:
         self.kind = kind
         self.type = _find(kind, register)
@@ -130,7 +141,7 @@ class DeviceHost:
         self._log = (folder / "log").open("w+b")
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _program(kind, register), str(theirs.fileno())],
+                [sys.executable, "-c", _program(kind, register, level), str(theirs.fileno())],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -148,8 +159,9 @@ class DeviceHost:
 
     # The launcher.
 
-    def hand_over(self, **changes: Any) -> None:
-        """Send the spec and the descriptors; ``changes`` to fields of the spec."""
+    def hand_over(self, *, memory: int | None = None, **changes: Any) -> None:
+        """Send the spec and the descriptors; ``changes`` to fields of the spec. ``memory`` is
+        another than the guest's."""
         fields: dict[str, Any] = {
             "name": self.host.name,
             "kind": self.kind,
@@ -162,7 +174,8 @@ class DeviceHost:
             "log": 4,
         }
         spec = DeviceSpec(**(fields | changes))
-        handed = {"memory": self._memfd, "journal": self._journal_fd, "call": self.call}
+        memory = self._memfd if memory is None else memory
+        handed = {"memory": memory, "journal": self._journal_fd, "call": self.call}
         handed |= {**self.given, **self._trace, **self._faults}
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
@@ -322,12 +335,15 @@ def _find(kind: str, register: str) -> type[AnyDevice]:
         del kinds.KINDS[kind]
 
 
-def _program(kind: str, register: str) -> str:
+def _program(kind: str, register: str, level: Level) -> str:
     table = f"devices.kinds.KINDS[{kind!r}] = {register!r}" if register else ""
+    unsealed = _UNSEALED if level == "none" else ""
     return f"""
 import sys
 import devices.kinds
+import jail
 {table}
+{unsealed}
 from devices.runtime.entry import main
-main(sys.argv[1:])
+main(int(sys.argv[1]), jail.Cell())
 """

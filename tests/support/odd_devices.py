@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -19,6 +20,15 @@ class Config:
     """Which mischief."""
 
     deed: str = ""
+
+
+def _refusal() -> int | None:
+    # The errno of a file that may not be opened.
+    try:
+        os.close(os.open("/", os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 class Rogue(Device[Config]):
@@ -40,6 +50,8 @@ class Rogue(Device[Config]):
             "raise": lambda: [][1],
             "write-too-much": lambda: chain.writable.size + 1,
             "abort": os.abort,
+            "ask": lambda: chain.writable.write(f"{_refusal()} {_refusal()}".encode()),
+            "uring": lambda: ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120)),
         }
         return deeds[self.config.deed]() or 0
 
@@ -81,7 +93,7 @@ class Opener(Device[Config]):
 
     def _open_at(self, moment: str) -> None:
         if self.config.deed == moment:
-            os.open("/proc/self/status", os.O_RDONLY)
+            os.memfd_create("own")
 
 
 class Keeper(Device[Config]):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.leaks import children
@@ -91,12 +91,17 @@ class Victim:
 
 @contextlib.contextmanager
 def victim(
-    folder: Path, image: bytes, *options: str, on_death: str = "restart"
+    folder: Path,
+    image: bytes,
+    *options: str,
+    on_death: str = "restart",
+    before: Sequence[str] = (),
 ) -> Iterator[Victim]:
     """A machine that runs ``image``, with a disk, a console and entropy; killed at the block's end
-    if it still runs."""
+    if it still runs. ``before`` are the words of a command that runs it."""
     disk = folder / "disk.img"
     disk.write_bytes(bytes(8 << 20))
+    disk.chmod(0o666)  # whoever runs it
     log = folder / "log"
     devices = (
         *("--disk", f"{disk},on-death={on_death}"),
@@ -105,6 +110,7 @@ def victim(
     )
     process = subprocess.Popen(
         [
+            *before,
             *(sys.executable, "-m", "launcher", "run", "--timeout", str(DEADLINE - 30)),
             *(*raw(folder, image), *devices, "--log", "info", "--log-file", str(log), *options),
         ],

@@ -12,6 +12,7 @@ from protocol.errors import DeviceGone
 from protocol.lifecycle import State
 from protocol.messages import QueueSetup
 from protocol.specs import DeviceSlot
+from vmm.remote import RemoteDevice
 from vmm.seat import Seat
 
 SLOT = DeviceSlot("rng0", "rng", 4, 3, 11, (64, 16), (0,), 1, "/nowhere/rng0.1")
@@ -27,13 +28,14 @@ class FakeRemote:
         self.features = features
         self.queue_sizes = SLOT.queues
         self.config = config
-        self.by_hand = False
+        self.by_hand = self.is_silent = False
         self.bells: Mapping[str, int] = {"call": id(self)}
         self.calls: list[object] = []
         self.refuses: str | None = None
         self.dies_in = ""
         self.fenced = ""
         self.leaves = b""
+        self.counted: Future[Any] = Future()
         self.before: Callable[[str], None] = lambda call: None
         self.on_config: Callable[[bytes], None] = lambda config: None
         self.on_broken: Callable[[str], None] = lambda reason: None
@@ -68,6 +70,12 @@ class FakeRemote:
     def ask(self, request: object) -> Future[Any]:
         self.calls.append(type(request).__name__)
         return Future()
+
+    def ask_counters(self) -> Future[Any]:
+        self.calls.append("ask_counters")
+        return self.counted
+
+    counters = staticmethod(RemoteDevice.counters)
 
     def fence(self, why: str, *, hung: bool = False) -> None:
         self.fenced = self.fenced or why

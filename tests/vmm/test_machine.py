@@ -6,12 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protocol.memory import create_memfd
-from protocol.messages import QueueSetup
+from protocol.messages import MachineStats, QueueSetup
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, OnReboot
 from protocol.virtio import Feature, Mmio, Status, bit
 from tests.support.bare import require_kvm
@@ -192,10 +193,10 @@ def test_exits_are_counted_when_asked_for(build: Callable[..., Built]) -> None:
     assert built.ended.wait(DEADLINE)
     built.machine.stop()
 
-    (row,) = built.machine.stats().exits
+    (row,) = stats(built.machine).exits
 
     assert (row.kind, row.address, row.device, row.count) == ("port write", 0x505, "pvpanic", 1)
-    assert built.machine.stats().run_returns >= 1
+    assert stats(built.machine).run_returns >= 1
 
 
 @pytest.fixture
@@ -256,23 +257,33 @@ def wait_for_reset(built: Built) -> None:
         built.ended.clear()
 
 
+def reboot(built: Built) -> None:
+    while built.machine.reboot() is None:
+        assert built.ended.wait(DEADLINE)
+        built.ended.clear()
+
+
+def stats(machine: Machine) -> MachineStats:
+    return machine.stats(machine.survey(lambda: None))
+
+
 @pytest.mark.parametrize("cpus", [1, 3])
 def test_a_machine_that_is_reset_boots_again(build: Callable[..., Built], cpus: int) -> None:
     built = build(COUNT_AND_RESET, cpus, stats=True)
     built.machine.start()
     wait_for_reset(built)
     first = built.machine.life
-    returns = built.machine.stats().run_returns
+    returns = stats(built.machine).run_returns
 
-    built.machine.reboot()
+    reboot(built)
     wait_for_reset(built)
 
     assert built.printed == b"12"
     assert (built.machine.end, built.machine.reboots) == (None, 1)
     assert built.machine.life is not first
     # What there was is not forgotten.
-    assert built.machine.stats().run_returns == returns + built.machine.life.run_returns
-    assert {row.address: row.count for row in built.machine.stats().exits} == {0x3F8: 2, 0x608: 2}
+    assert stats(built.machine).run_returns == returns + built.machine.life.run_returns
+    assert {row.address: row.count for row in stats(built.machine).exits} == {0x3F8: 2, 0x608: 2}
     built.machine.stop()
     assert not [t for t in threading.enumerate() if t.name.startswith("vcpu") and t.is_alive()]
 
@@ -283,13 +294,40 @@ def test_a_machine_that_is_paused_is_so_after_a_reset(build: Callable[..., Built
     wait_for_reset(built)
     assert built.machine.pause() == ""
 
-    built.machine.reboot()
+    reboot(built)
 
     assert built.machine.pause() == ""
     assert (returns(built.machine), built.printed) == ([0], b"1")
     built.machine.resume()
     wait_for_reset(built)
     assert built.printed == b"12"
+
+
+def test_a_device_that_hangs_in_a_reboot_holds_up_neither_the_others_nor_who_asks(
+    build: Callable[..., Built],
+) -> None:
+    built, hung, other = build(COUNT_AND_RESET), FakeSeat(), FakeSeat()
+    other.slot = replace(hung.slot, name="rng1", slot=4, gsi=11)
+    is_stopped, is_killed = threading.Event(), threading.Event()
+    hung.stop = lambda: assert_(is_killed.wait(DEADLINE))  # type: ignore[method-assign]
+    other.stop = is_stopped.set  # type: ignore[method-assign]
+    for device in (hung, other):
+        built.machine.plug_in(device)
+        bring_up(built.machine, device)
+    built.machine.start()
+    wait_for_reset(built)
+
+    assert built.machine.reboot() is None
+    assert is_stopped.wait(DEADLINE)
+    assert built.machine.reboot() is None
+    is_killed.set()
+    reboot(built)
+
+    assert built.machine.reboots == 1
+
+
+def assert_(condition: bool) -> None:
+    assert condition
 
 
 def test_a_machine_that_is_to_end_with_a_reset_ends(build: Callable[..., Built]) -> None:
@@ -319,7 +357,7 @@ def test_a_reboot_stops_every_device_and_begins_with_fresh_registers(
     machine.start()
     wait_for_reset(built)
 
-    machine.reboot()
+    reboot(built)
 
     assert device.calls == ["start", "stop"]
     assert [seen(machine, device, register) for register in fresh] == first
@@ -340,7 +378,7 @@ def test_what_booting_needs_is_put_into_memory_again(build: Callable[..., Built]
     code, stack = memory.view(0x100000, len(COUNT_AND_RESET)), memory.view(0xFF00, 0x100)
     code[:], stack[:] = bytes(len(code)), b"\xaa" * len(stack)
 
-    built.machine.reboot()
+    reboot(built)
     wait_for_reset(built)
 
     assert bytes(code) == COUNT_AND_RESET

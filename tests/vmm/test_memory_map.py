@@ -5,13 +5,18 @@ import os
 import pytest
 
 from protocol.errors import BadInput
+from vmm.mediation import largest_chain, shadow_size
 from vmm.memory_map import (
+    ARENA_SIZE,
     GIB,
     KIB,
+    LARGEST_CHAIN,
     MAX_VIRTIO_DEVICES,
     MIB,
     VIRTIO_WINDOW,
     VIRTIO_WINDOW_SIZE,
+    arena_address,
+    bounce_region,
     check_memory_size,
     parse_size,
     regions,
@@ -66,3 +71,11 @@ def test_every_slot_lies_in_the_window() -> None:
 
     assert slot_address(0) == 0xA00000
     assert last + 0x1000 <= VIRTIO_WINDOW + VIRTIO_WINDOW_SIZE
+
+
+def test_bounce_memory_has_room_for_each_queue_s_ring_and_copies() -> None:
+    region = bounce_region(4)
+    assert 4 * shadow_size(32768) <= arena_address(0) - region.gpa
+    assert [arena_address(queue) % 4096 for queue in range(4)] == [0] * 4
+    assert arena_address(3) + ARENA_SIZE == region.end
+    assert largest_chain(ARENA_SIZE) == LARGEST_CHAIN

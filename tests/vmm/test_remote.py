@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import zmq
 
 from protocol import codec
 from protocol.channel import Channel, new_context
-from protocol.errors import DeviceGone
+from protocol.errors import DeviceGone, Unheard
 from protocol.lifecycle import State
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -75,7 +74,7 @@ class Pair:
     def get_ready(self) -> None:
         self.device.send(HELLO)
         self.expect(Welcome)
-        self.device.send(Sealed(60, ("memory",)))
+        self.device.send(Sealed(60, ("memory",), ()))
         self.remote.ready.result(5)
 
     def close(self) -> None:
@@ -162,7 +161,7 @@ def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
     pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
     pair.expect(Refused)
 
-    for message in (Hello(99, 98, "rng", 4, 0, (64,), b""), HELLO, Sealed(1, ())):
+    for message in (Hello(99, 98, "rng", 4, 0, (64,), b""), HELLO, Sealed(1, (), ())):
         pair.device.send(message)
 
     assert pair.device.wait(0.2) is None
@@ -248,12 +247,10 @@ def test_a_device_may_not_ask(pair: Pair) -> None:
 def test_counters_that_would_not_fit_a_report_are_cut(pair: Pair) -> None:
     pair.get_ready()
     hostile = {f"counter{number}": 1 for number in range(1000)} | {"x" * 100: 1}
-    reply = pair.remote.ask(GetStats())
-    request = pair.device.wait(5)
-    assert request is not None
-    pair.device.send(DeviceStats(hostile), request.sequence)
+    reply = pair.remote.ask_counters()
+    pair.device.send(DeviceStats(hostile), pair.sequence(GetStats))
 
-    counters = pair.remote.counters(reply, time.monotonic() + 5)
+    counters = pair.remote.counters(reply.result(5))
 
     assert len(counters) == 32
     assert "x" * 100 not in counters
@@ -299,11 +296,16 @@ def test_one_by_hand_may_be_late_with_what_the_driver_waits_for(by_hand: Pair) -
     assert by_hand.process.poll() is None
 
 
-def test_one_by_hand_lives_though_it_does_not_count(by_hand: Pair) -> None:
-    asked = by_hand.remote.ask(GetStats())
+def test_who_owes_its_counters_is_not_asked_again_before_it_has_told_them(pair: Pair) -> None:
+    pair.get_ready()
+    owed = [pair.remote.ask_counters() for _ in range(1000)]
+    pair.device.send(DeviceStats({"chains": 1}), pair.sequence(GetStats))
+    assert [one.result(5).counters["chains"] for one in owed] == [1] * 1000
 
-    assert by_hand.remote.counters(asked, time.monotonic()) == {}
-    assert by_hand.remote.fenced_because == ""
+    again = pair.remote.ask_counters()
+    pair.device.send(DeviceStats({"chains": 2}), pair.sequence(GetStats))
+
+    assert again.result(5).counters == {"chains": 2}
 
 
 def test_one_by_hand_that_is_to_be_replaced_has_no_more_time_than_others(by_hand: Pair) -> None:
@@ -311,3 +313,31 @@ def test_one_by_hand_that_is_to_be_replaced_has_no_more_time_than_others(by_hand
         by_hand.remote.quiesce()
 
     assert by_hand.process.wait() == -signal.SIGKILL
+
+
+def test_a_device_that_dies_while_it_is_written_to_has_broken_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.remote._DYING", 20.0)
+    pair.get_ready()
+    error = Unheard("the peer does not read its messages")
+    waiting = threading.Thread(target=pair.remote.on_violation, args=(error,))
+    waiting.start()
+
+    pair.process.kill()
+
+    waiting.join(20)
+    assert pair.remote.fenced_because == ""
+    with pytest.raises(DeviceGone, match="rng0 is gone"):
+        pair.remote.ask(Ping()).result(5)
+
+
+def test_a_device_that_lives_and_does_not_read_is_killed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.remote._DYING", 0.0)
+
+    pair.remote.on_violation(Unheard("the peer does not read its messages"))
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert "does not read" in pair.remote.fenced_because

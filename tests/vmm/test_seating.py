@@ -60,7 +60,7 @@ class Process:
     def get_ready(self) -> None:
         self.channel.send(HELLO)
         self.expect(Welcome)
-        self.channel.send(Sealed(60, ("memory",)))
+        self.channel.send(Sealed(60, ("memory",), ("pid",)))
 
     def expect(self, kind: type) -> codec.Envelope:
         envelope = self.channel.wait(DEADLINE)
@@ -186,7 +186,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 def test_first_tells_what_it_offers(house: House) -> None:
     house.begin()
 
-    assert house.told == [DeviceOffers("rng0", 1, 7, (64,), b"")]
+    assert house.told == [DeviceOffers("rng0", 1, 7, (64,), b"", 60, ("pid",))]
 
 
 def test_first_that_dies_between_its_seal_and_the_start_ends_the_start(house: House) -> None:

@@ -23,9 +23,10 @@ class Watched(FakeRemote):
     """Answers a Ping, unless it is ``deaf``."""
 
     deaf = False
+    last: Future[Any]
 
     def ask(self, request: object) -> Future[Any]:
-        reply = super().ask(request)
+        reply = self.last = super().ask(request)
         if not self.deaf:
             reply.set_result(Done())
         return reply
@@ -53,6 +54,22 @@ def world() -> Iterator[World]:
     with place() as here, guest_memory() as memory:
         assert LOW.size > 0x8000
         yield World(here, memory)
+
+
+def test_device_that_owes_an_answer_is_known_to(world: World) -> None:
+    world.look(2)
+    assert not world.remote.is_silent
+    world.remote.deaf = True
+    world.look()
+    assert not world.remote.is_silent  # it has just been asked
+
+    world.look()
+    assert world.remote.is_silent
+
+    owed, world.remote.deaf = world.remote.last, False
+    owed.set_result(Done())
+    assert world.look() == ""
+    assert not world.remote.is_silent
 
 
 def test_idle_device_may_be_idle_for_ever(world: World) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from protocol import doorbell
 from protocol.virtio import Mmio
-from vmm.wires import DirectWires, MediatedWires
+from vmm.mediation.pump import Pump
+from vmm.wires import DirectWires, MediatedWires, PumpedWires
 
 GPA = 0xA0_3000
 
@@ -84,3 +85,18 @@ def test_mediated_wires_move_to_the_next_process(bells: list[dict[str, int]]) ->
 
     assert vm.writes == [(GPA + Mmio.QUEUE_NOTIFY, 4, 0), (GPA + Mmio.QUEUE_NOTIFY, 4, 1)]
     assert doorbell.drain(bells[1]["call"]) == 1
+
+
+def test_a_pump_s_own_doorbells_are_led_to_the_guest_and_stay(bells: list[dict[str, int]]) -> None:
+    vm, pump = FakeVm(), Pump("device", 2, print)
+    wires = PumpedWires(cast(Any, vm), GPA, 11, pump)
+
+    for each in bells:
+        wires.connect(each)
+        assert vm.kicks == {
+            (GPA + Mmio.QUEUE_NOTIFY, 4, queue): kick for queue, kick in enumerate(pump.kicks)
+        }
+        assert vm.calls == {pump.line: 11}
+
+    pump.close()
+    assert not {*pump.kicks, pump.line} & {fd for each in bells for fd in each.values()}

@@ -263,8 +263,8 @@ static void move(struct mediator *m, struct mediator_outcome *outcome)
 {
     uint16_t before = m->avail_idx;
     /* The bound is for a guest that laid its avail ring over its used ring. Of others no more
-     * than a queue is waiting, for they stand still. */
-    for (uint32_t i = 0; i < m->guest_size && move_one(m, outcome); i++)
+     * than a queue is waiting, beside the chain that was popped before, for they stand still. */
+    for (uint32_t i = 0; i <= m->guest_size && move_one(m, outcome); i++)
         ;
     outcome->ring_device = m->avail_idx != before;
     if (outcome->ring_device)

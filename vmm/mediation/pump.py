@@ -3,7 +3,7 @@ does not hold the GIL, and returns when it is stopped or somebody breaks a ring.
 
 ::
 
-    halted ──serve, connect──► runs ──halt, serve, connect──► halted
+    halted ──serve, connect──► runs ──serve, connect, close──► halted
                                 │
                                 └── a ring breaks ──► told, halted or on its way again
 """
@@ -58,7 +58,7 @@ class Pump:
         self._turn = threading.RLock()
         self._state = threading.Condition()
         self._is_wanted = self._is_running = self._is_closed = False
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
 
     # ── vmm.mediation.device.Runner ───────────────────────────────────────────────────
 
@@ -71,10 +71,6 @@ class Pump:
                 lib.pump_serve(self._pump, index, mediator.native if mediator else ffi.NULL)
             self._mediators = dict(mediators)
             self._go()
-
-    def halt(self) -> None:
-        """Return when no mediator is touched any more."""
-        self.serve({})
 
     def connect(self, bells: Mapping[str, int]) -> None:
         """The device is who holds these doorbells, and has not begun. Nobody is, at this moment."""
@@ -96,13 +92,18 @@ class Pump:
             with self._state:
                 self._is_closed = True
                 self._state.notify_all()
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join(_DEADLINE)
-                if self._thread.is_alive():
-                    log.error("%s does not end", self._thread.name)
+            if self.thread is not None and self.thread is not threading.current_thread():
+                self.thread.join(_DEADLINE)
+                if self.thread.is_alive():
+                    log.error("%s does not end", self.thread.name)
                     return
             lib.pump_free(self._pump)
             fds.close_all([*self.kicks, self.line])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is among the mediators now."""
+        return self._is_running
 
     # ── its thread ────────────────────────────────────────────────────────────────────
 
@@ -112,9 +113,9 @@ class Pump:
         with self._state:
             self._is_wanted = True
             self._state.notify_all()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"{self._name} mediation")
-            self._thread.start()
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name=f"{self._name} mediation")
+            self.thread.start()
 
     def _halt(self) -> None:
         until = time.monotonic() + _DEADLINE
@@ -123,8 +124,8 @@ class Pump:
             if not self._is_running:
                 return
             lib.pump_stop(self._pump)
-            assert self._thread is not None
-            thread = self._thread.native_id
+            assert self.thread is not None
+            thread = self.thread.native_id
             while not self._state.wait_for(lambda: not self._is_running, _NUDGE):
                 lib.pump_nudge(thread)
                 if time.monotonic() > until:

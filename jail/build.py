@@ -1,4 +1,4 @@
-"""Builds ``devices.runtime.seal._seal`` from seal.c; its declarations are those of seal.h."""
+"""Builds ``jail._jail`` from the C files beside; their declarations are those of jail.h."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ _HERE = Path(__file__).parent
 
 
 def _declarations() -> str:
-    header = (_HERE / "seal.h").read_text()
+    header = (_HERE / "jail.h").read_text()
     return header.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
 
 
 ffi = FFI()
 ffi.cdef(_declarations())
 ffi.set_source(
-    "devices.runtime.seal._seal",
-    '#include "seal.h"',
-    sources=["devices/runtime/seal/seal.c"],
-    depends=["devices/runtime/seal/seal.h"],
-    include_dirs=["devices/runtime/seal"],
+    "jail._jail",
+    '#include "jail.h"',
+    sources=["jail/privileges.c", "jail/namespaces.c", "jail/landlock.c", "jail/filter.c"],
+    depends=["jail/jail.h"],
+    include_dirs=["jail"],
     libraries=["seccomp"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

@@ -1,0 +1,220 @@
+"""What holds a process in: each part once, for whoever jails itself with it.
+
+The order is a law of the kernel, and the caller's to keep (devices.runtime.seal has it for a
+device): what belongs to a thread is given up before there is a second one; a filter that covers all
+threads comes last.
+
+A :class:`Cell` is what the host may lack: namespaces and Landlock. What it has not got is left out
+and noted, with the reason. The rest is required: HostError where it cannot be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import socket
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+from jail._jail import ffi, lib
+from protocol.errors import HostError, VibeError
+from protocol.specs import PARTS, OnViolation, Part
+
+SIGNAL_BORROWED: Final[int] = lib.JAIL_BORROWED
+"""A signal that no thread of libc's making blocks for long; see jail.h."""
+
+# Of a root launcher's processes, each has a user of its own: the numbers that nobody hands out,
+# neither distributions nor container managers (systemd's UIDS-GIDS.md), from there on by pid, of
+# which there are at most 2^22. A namespace that has not so many users has nobody, by convention.
+_FIRST_USER, _NOBODY = 0x7000_0000, 65534
+
+_ON_VIOLATION: dict[OnViolation, int] = {
+    "kill": lib.JAIL_KILL,
+    "errno": lib.JAIL_ERRNO,
+    "log": lib.JAIL_LOG,
+}
+
+
+class Orphaned(VibeError):
+    """The parent is gone; nobody will ever stop this process."""
+
+
+class Cell:
+    """The namespaces of this process, and Landlock's hold on it. ``holds`` are the parts that are
+    there, ``lacks`` why the others are not, by name."""
+
+    def __init__(self) -> None:
+        self.holds: list[Part] = []
+        self.lacks: dict[Part, str] = {}
+
+    def leave_processes(self) -> None:
+        """The next process that this one forks sees no other. Once a process."""
+        if not self._is_root() or not self._unshare("pid", lib.JAIL_NEW_PID):
+            self._enter_user()
+            self._unshare("pid", lib.JAIL_NEW_PID)
+
+    def leave_host(self) -> None:
+        """No network, nor System V's and POSIX's queues, nor the host's name."""
+        if not self._is_root():
+            self._enter_user()
+        self._unshare("net", lib.JAIL_NEW_NET)
+        self._unshare("ipc", lib.JAIL_NEW_IPC)
+        self._unshare("uts", lib.JAIL_NEW_UTS)
+
+    def empty_root(self, channels: Sequence[str], proc: int) -> Sequence[str]:
+        """No files, but the sockets at ``channels``; where these are from now on. A root user
+        becomes nobody in particular. /proc is gone but for ``proc``, a descriptor of /proc/self."""
+        pid = int(os.readlink("/proc/self"))  # which others know us by
+        paths = [ffi.new("char[]", os.fsencode(channel)) for channel in channels]
+        result = lib.jail_unshare(lib.JAIL_NEW_MOUNT)
+        if not self._note("mount", result or lib.jail_empty_root(paths, len(paths))):
+            return channels
+        if self._is_root():
+            self._become_nobody(_FIRST_USER + pid, proc)
+        return [f"/channel{number}" for number in range(len(channels))]
+
+    def restrict(self, readable: int) -> None:
+        """Landlock: no file, but for reading below the directory ``readable``; no port; no signal
+        to anybody. Once this thread can gain no privileges."""
+        self._note("landlock", lib.jail_landlock(readable))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those that hold, in one order."""
+        return tuple(part for part in PARTS if part in self.holds)
+
+    def _is_root(self) -> bool:
+        # In a user namespace root's uid is nothing special.
+        return os.geteuid() == 0 and "user" not in self.holds
+
+    def _unshare(self, part: Part, flag: int) -> bool:
+        return part in self.holds or self._note(part, lib.jail_unshare(flag))
+
+    def _note(self, part: Part, result: int) -> bool:
+        if result < 0:
+            self.lacks[part] = os.strerror(-result)
+            return False
+        self.lacks.pop(part, None)
+        self.holds.append(part)
+        return True
+
+    def _enter_user(self, proc: int | None = None) -> None:
+        if "user" in self.holds:
+            return
+        user, group = os.geteuid(), os.getegid()
+        if not self._unshare("user", lib.JAIL_NEW_USER):
+            return
+        # user_namespaces(7): who may map one user, himself, has to give up setgroups first.
+        # Where that is forbidden (AppArmor on Ubuntu), it is nobody here, which is as good: files
+        # are opened by whose one is outside, and none are made.
+        with contextlib.suppress(OSError):
+            _write("setgroups", b"deny", proc)
+            _write("uid_map", b"%d %d 1" % (user, user), proc)
+            _write("gid_map", b"%d %d 1" % (group, group), proc)
+
+    def _become_nobody(self, number: int, proc: int) -> None:
+        lib.jail_empty_bounding_set()  # while root may; another one comes with the namespace
+        for user in (number, _NOBODY):
+            try:
+                os.setgroups([])
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
+                break
+            except OSError as error:
+                self.lacks["user"] = error.strerror or ""
+        else:
+            return
+        # Its own files in /proc belong to it again; behind the seal to nobody.
+        _check("being nobody", lib.jail_dumpable(True))
+        self._enter_user(proc)
+
+
+def adopt_orphans(yes: bool) -> None:
+    """For the launcher, which is not jailed: whether it becomes the parent of descendants whose
+    parent ends, so that they can die with it."""
+    _check("adopting orphans", lib.jail_adopt_orphans(yes))
+
+
+def die_with(parent: int) -> None:
+    """From now on this process ends with ``parent``, the pid of its parent in its own namespace;
+    Orphaned if that has ended before."""
+    _check("dying with the launcher", lib.jail_death_with_parent())
+    if os.getppid() != parent:
+        raise Orphaned(f"process {parent}, which started this one, is gone")
+
+
+def die_with_parent(parent: socket.socket) -> None:
+    """From now on this process ends with its parent, which holds the other end of ``parent``.
+    Orphaned if that is closed. After this no credentials are to change: the kernel would forget."""
+    _check("dying with the launcher", lib.jail_death_with_parent())
+    # A process that ends closes its descriptors before it signals its children.
+    waiting = select.poll()
+    waiting.register(parent, select.POLLRDHUP)
+    if waiting.poll(0):
+        raise Orphaned("the process that started this one is gone")
+
+
+def give_up_privileges() -> None:
+    """No new privileges and no old ones: capabilities, starting processes, being looked into."""
+    _check("no new privileges", lib.jail_no_new_privileges())
+    _check("dropping capabilities", lib.jail_empty_bounding_set())
+    _check("dropping capabilities", lib.jail_drop_capabilities())
+    # A process made before the filter would not die with the parent, and would stay unsealed.
+    _check("starting no process", lib.jail_forbid_processes())
+    # A core file would hold the guest's memory.
+    _check("being looked into", lib.jail_dumpable(False))
+
+
+def limit(limits: Mapping[int, int]) -> None:
+    """Each of ``limits`` (resource.RLIMIT_…), unless there is a lower one; for good."""
+    for kind, most in limits.items():
+        _, hard = resource.getrlimit(kind)
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+
+
+def numbers(syscalls: Iterable[str]) -> list[int]:
+    """Of system calls by name, without those that this processor's Linux has not got; ValueError
+    for what is none."""
+    found = []
+    for name in sorted(syscalls):
+        number = lib.jail_resolve(name.encode())
+        if number == lib.JAIL_UNKNOWN:
+            raise ValueError(f"{name!r} is not a system call")
+        if number >= 0:
+            found.append(number)
+    return found
+
+
+def unblock_trap(threads: Collection[int]) -> None:
+    """Let ``threads``, all others of this process, hear of what they are forbidden."""
+    _check("signals of other threads", lib.jail_unblock_trap(list(threads), len(threads)))
+
+
+def forbid_all_but(calls: Collection[int], on_violation: OnViolation) -> None:
+    """Allow ``calls`` and some others with conditions (jail.h), in every thread, for ever."""
+    _check("seccomp", lib.jail_filter(list(calls), len(calls), _ON_VIOLATION[on_violation]))
+
+
+def landlock_version() -> int:
+    """Of this kernel's Landlock; OSError if it has none."""
+    if (version := lib.jail_landlock_version()) <= 0:
+        raise OSError(-version, os.strerror(-version))
+    return int(version)
+
+
+def _check(step: str, result: int) -> None:
+    if result < 0:
+        raise HostError(f"the jail cannot be closed: {step}: {os.strerror(-result)}")
+
+
+def _write(name: str, text: bytes, proc: int | None) -> None:
+    # Below /proc/self, by path or, where that is gone, by descriptor.
+    path = name if proc is not None else f"/proc/self/{name}"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)

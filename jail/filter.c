@@ -1,0 +1,252 @@
+#define _GNU_SOURCE
+#include "jail.h"
+
+#include <errno.h>
+#include <link.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+_Static_assert(JAIL_UNKNOWN == __NR_SCMP_ERROR, "libseccomp's own value");
+
+int jail_resolve(const char *name) { return seccomp_syscall_resolve_name(name); }
+
+/* ── SIGSYS in threads that are not ours ─────────────────────────────────────────────────
+ *
+ * libzmq blocks every signal in its threads, and a blocked SIGSYS kills without a word. No
+ * thread can change the mask of another; but a signal handler can change the one that its
+ * thread goes back to, and glibc keeps its two own signals out of every mask that it fills.
+ * So each of those threads gets the first of them, once, before the filter is there. glibc
+ * uses it for pthread_cancel alone, which nobody here calls, and its sigaction refuses it:
+ * hence the bare call.
+ */
+struct kernel_sigaction { /* <asm/signal.h>, which cannot be included beside <signal.h> */
+    void (*handler)(int, siginfo_t *, void *);
+    unsigned long flags;
+    void (*restorer)(void);
+    unsigned long mask;
+};
+
+static atomic_uint unblocked;
+
+static void unblock_trap(int number, siginfo_t *info, void *context) {
+    (void)number, (void)info;
+    sigdelset(&((ucontext_t *)context)->uc_sigmask, SIGSYS);
+    atomic_fetch_add(&unblocked, 1);
+}
+
+int jail_unblock_trap(const int *threads, unsigned count) {
+    /* The code that returns from a handler is libc's own: taken from a signal it has set. */
+    struct sigaction ours = {.sa_sigaction = unblock_trap, .sa_flags = SA_SIGINFO}, before;
+    struct kernel_sigaction as_kernel, old;
+    if (sigaction(SIGUSR2, &ours, &before))
+        return -errno;
+    long failed = syscall(SYS_rt_sigaction, SIGUSR2, NULL, &as_kernel, sizeof as_kernel.mask);
+    sigaction(SIGUSR2, &before, NULL);
+    as_kernel.flags |= SA_RESTART;
+    if (failed || syscall(SYS_rt_sigaction, JAIL_BORROWED, &as_kernel, &old, sizeof old.mask))
+        return -errno;
+
+    atomic_store(&unblocked, 0);
+    int error = 0;
+    for (unsigned at = 0; !error && at < count; at++)
+        if (syscall(SYS_tgkill, getpid(), threads[at], JAIL_BORROWED))
+            error = -errno;
+    /* A millisecond each; a thread that does not run for a second does not run. */
+    for (int tries = 0; !error && atomic_load(&unblocked) < count; tries++) {
+        if (tries == 1000)
+            error = -ETIMEDOUT;
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+    syscall(SYS_rt_sigaction, JAIL_BORROWED, &old, NULL, sizeof old.mask);
+    return error;
+}
+
+/* ── The filter ──────────────────────────────────────────────────────────────────────── */
+
+/* Names by number, looked up beforehand: the handler may allocate nothing. 512 is above the
+ * last call of every Linux so far (468 in 6.16), 32 above the longest name. */
+enum { NAMES = 512, NAME_SIZE = 32 };
+static char names[NAMES][NAME_SIZE];
+
+static void append(char **end, const char *text) {
+    while (*text)
+        *(*end)++ = *text++;
+}
+
+static void append_number(char **end, uintptr_t number, unsigned base) {
+    char digits[24], *first = digits + sizeof digits - 1;
+    *first = 0;
+    do
+        *--first = "0123456789abcdef"[number % base];
+    while (number /= base);
+    append(end, first);
+}
+
+/* Where executable memory is, and of what, noted beforehand: there is no new one behind the
+ * filter. A device has some 60 libraries loaded; what does not fit is told by its address. */
+enum { PLACES = 256, PLACE_SIZE = 40 };
+static struct place {
+    uintptr_t begin, end, base;
+    char name[PLACE_SIZE];
+} places[PLACES];
+static unsigned place_count;
+
+static int note_places(struct dl_phdr_info *object, size_t size, void *nothing) {
+    (void)size, (void)nothing;
+    const char *slash = strrchr(object->dlpi_name, '/');
+    const char *name = slash ? slash + 1 : *object->dlpi_name ? object->dlpi_name : "python";
+    for (int at = 0; at < object->dlpi_phnum && place_count < PLACES; at++) {
+        const ElfW(Phdr) *part = object->dlpi_phdr + at;
+        if (part->p_type != PT_LOAD || !(part->p_flags & PF_X))
+            continue;
+        struct place *place = &places[place_count++];
+        place->base = object->dlpi_addr;
+        place->begin = object->dlpi_addr + part->p_vaddr;
+        place->end = place->begin + part->p_memsz;
+        strncpy(place->name, name, PLACE_SIZE - 1);
+    }
+    return 0;
+}
+
+static void append_place(char **end, uintptr_t address) {
+    for (unsigned at = 0; at < place_count; at++)
+        if (address >= places[at].begin && address < places[at].end) {
+            append(end, places[at].name);
+            append(end, "+");
+            address -= places[at].base;
+            break;
+        }
+    append(end, "0x");
+    append_number(end, address, 16);
+}
+
+/* Lines a second that a device is told for its mistakes, where it lives on (arbitrary). */
+enum { LINES_A_SECOND = 5 };
+
+/* Whether one more line may be written now. Two threads at once may get one too many. */
+static bool may_tell(void) {
+    static _Atomic time_t second;
+    static atomic_uint lines;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    if (atomic_exchange(&second, now.tv_sec) != now.tv_sec)
+        atomic_store(&lines, 0);
+    return atomic_fetch_add(&lines, 1) < LINES_A_SECOND;
+}
+
+static int mode;
+static void (*dump_stack)(int);
+
+/* The system call's result, for the thread to find when it goes on. */
+static void answer(ucontext_t *context, long result) {
+#if defined(__x86_64__)
+    context->uc_mcontext.gregs[REG_RAX] = result;
+#elif defined(__aarch64__)
+    context->uc_mcontext.regs[0] = result;
+#else
+#error "which register holds a system call's result?"
+#endif
+}
+
+/* Names the call and its place, and dies, or goes on. Safe in any thread at any moment: it uses
+ * its stack, the tables above, which do not change any more, and three system calls. So is what
+ * dumps the stack, Python's own faulthandler. */
+static void trapped(int number, siginfo_t *info, void *context) {
+    int before = errno;
+    if (mode == JAIL_KILL || may_tell()) {
+        char line[192], *end = line;
+        unsigned call = info->si_syscall;
+        append(&end, mode == JAIL_KILL ? "E " : "W ");
+        append(&end, "forbidden system call ");
+        append(&end, call < NAMES && names[call][0] ? names[call] : "without a name");
+        append(&end, " (");
+        append_number(&end, call, 10);
+        append(&end, ") at ");
+        append_place(&end, (uintptr_t)info->si_call_addr);
+        append(&end, "\n");
+        ssize_t ignored = write(STDERR_FILENO, line, end - line);
+        (void)ignored;
+        if (dump_stack)
+            dump_stack(number);
+    }
+    if (mode == JAIL_LOG) {
+        answer(context, -EPERM);
+        errno = before;
+        return;
+    }
+    /* SIGSYS is blocked in its own handler, and a trap that cannot be delivered kills the
+     * process with it. No filter of ours ever allows this call. */
+    syscall(SYS_reboot, 0, 0, 0, 0);
+    _exit(128 + SIGSYS);
+}
+
+static void fill_names(void) {
+    for (int call = 0; call < NAMES; call++) {
+        char *name = seccomp_syscall_resolve_num_arch(SCMP_ARCH_NATIVE, call);
+        if (name)
+            strncpy(names[call], name, NAME_SIZE - 1);
+        free(name);
+    }
+}
+
+static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
+    const uint32_t yes = SCMP_ACT_ALLOW;
+    int error = 0;
+    for (unsigned at = 0; !error && at < count; at++)
+        error = seccomp_rule_add(filter, yes, calls[at], 0);
+    /* Memory, but nothing that can be executed. */
+    if (!error)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 1,
+                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    if (!error)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(mprotect), 1,
+                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    /* pthread_create makes this call with all signals blocked, and so would die without a word;
+     * that it fails is told by whoever wanted the thread. (Where that is what becomes of every
+     * call, libseccomp takes no rule that says so.) */
+    if (!error && mode != JAIL_ERRNO)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone3), 0);
+    /* abort() signals its own thread; nobody else is to be signalled. */
+    if (!error)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(tgkill), 1,
+                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+    /* To whom a socket is connected, and to no address of one's own choice. */
+    if (!error)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(sendto), 1, SCMP_A4(SCMP_CMP_EQ, 0));
+    return error;
+}
+
+int jail_filter(const int *calls, unsigned count, int on_violation) {
+    fill_names();
+    dl_iterate_phdr(note_places, NULL);
+    mode = on_violation;
+    struct sigaction action = {.sa_sigaction = trapped, .sa_flags = SA_SIGINFO}, before;
+    sigfillset(&action.sa_mask);
+    if (sigaction(SIGSYS, &action, &before))
+        return -errno;
+    if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
+        dump_stack = before.sa_handler;
+    /* A filter that answers by itself costs no signal; one that is to be told of is a trap. */
+    scmp_filter_ctx filter =
+        seccomp_init(mode == JAIL_ERRNO ? SCMP_ACT_ERRNO(EPERM) : SCMP_ACT_TRAP);
+    if (!filter)
+        return -ENOMEM;
+    int error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+    /* Level 2 is a binary tree: a call costs a few comparisons, not one for each call that is
+     * allowed before it. */
+    if (!error)
+        error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+    if (!error)
+        error = add_rules(filter, calls, count);
+    return jail_load(filter, error);
+}

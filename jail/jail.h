@@ -1,0 +1,88 @@
+/* The calls that jail a process; __init__.py says when each is made, and why then.
+ *
+ * Each returns 0 or more, or minus an errno. build.py hands the part between the two marks to cffi.
+ */
+#ifndef VIBE_JAIL_H
+#define VIBE_JAIL_H
+
+/* cdef begin */
+
+/* ── privileges.c ── */
+
+/* Become (1), or be no more (0), the parent of descendants whose own parent ends. For the one
+ * process that is not jailed: the launcher. */
+int jail_adopt_orphans(int yes);
+
+/* Die when the parent does. */
+int jail_death_with_parent(void);
+
+/* Never gain a privilege by executing something. */
+int jail_no_new_privileges(void);
+
+/* Empty the bounding set of this thread. It stays as it is where this thread has not the right to
+ * change it; behind no-new-privileges it gives nothing. */
+int jail_empty_bounding_set(void);
+
+/* Empty every capability set of this thread, also root's. */
+int jail_drop_capabilities(void);
+
+/* Whether others of the same user may look into this process, and a core be written of it. */
+int jail_dumpable(int yes);
+
+/* From now on nothing starts a process or another program: EPERM. Such a process would outlive
+ * the parent, with all that it holds, for the death signal is not inherited. Threads may be
+ * started; they have the same filter. */
+int jail_forbid_processes(void);
+
+/* ── namespaces.c ── */
+
+/* <linux/sched.h>: CLONE_NEW… */
+enum {
+    JAIL_NEW_MOUNT = 0x00020000,
+    JAIL_NEW_UTS = 0x04000000,
+    JAIL_NEW_IPC = 0x08000000,
+    JAIL_NEW_USER = 0x10000000,
+    JAIL_NEW_PID = 0x20000000,
+    JAIL_NEW_NET = 0x40000000,
+};
+int jail_unshare(int flags);
+
+/* In a mount namespace of one's own: a root in which there is nothing but the sockets that are at
+ * these paths now, as "/channel0" and so on. What was there before is reached by descriptors only. */
+int jail_empty_root(const char *const *channels, unsigned count);
+
+/* ── landlock.c ── */
+
+/* The version of Landlock that this kernel has. */
+int jail_landlock_version(void);
+
+/* Forbid this thread, and those that it starts, every file, port and foreign process that
+ * Landlock knows of, but for reading below directory `readable` (-1: nothing). */
+int jail_landlock(int readable);
+
+/* ── filter.c ── */
+
+/* The number of a system call; JAIL_UNKNOWN for no name of one, less when it is another
+ * architecture's. */
+enum { JAIL_UNKNOWN = -1 };
+int jail_resolve(const char *name);
+
+/* Let these other threads of the process take SIGSYS; returns when they do. It takes a signal
+ * that none of them blocks. */
+enum { JAIL_BORROWED = 32 };
+int jail_unblock_trap(const int *threads, unsigned count);
+
+/* Allow these calls and no others, in all threads, for ever. What a forbidden one leads to:
+ * its name and place on stderr and death of SIGSYS; EPERM; or EPERM, and name and place on stderr,
+ * a few a second. The start of a thread just fails. A handler that SIGSYS has had is called after
+ * the line is written. */
+enum { JAIL_KILL, JAIL_ERRNO, JAIL_LOG };
+int jail_filter(const int *calls, unsigned count, int on_violation);
+
+/* cdef end */
+
+/* Load a libseccomp filter (a scmp_filter_ctx) that was made with this `error` so far, and
+ * release it. */
+int jail_load(void *filter, int error);
+
+#endif

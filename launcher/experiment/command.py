@@ -1,0 +1,151 @@
+"""``vibevmm experiment``: from a file to a directory of samples, tables and plots."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from launcher import device_options
+from launcher.experiment import file, plots, report
+from launcher.experiment.guest import program
+from launcher.experiment.matrix import Cell, ordered
+from launcher.experiment.results import Found, Results
+from launcher.experiment.trials import TRIALS, Setting
+from protocol.errors import BadInput, VibeError
+from protocol.virtio import DeviceId
+from vmm.hypervisor import detect
+
+DEFAULT_OUT = "results"
+
+
+def run(path: str | None, given: Mapping[str, str]) -> int:
+    """The verb with its options; the exit status."""
+    _check(path, given)
+    if "--default" in given:
+        return _say(file.default().rstrip("\n"))
+    if "--plot" in given:
+        results = Results.open(Path(given["--plot"]), "--plot")
+        report.write(results)
+        return _say(_made(results, plots.draw(results)))
+    results = _results(path, given)
+    try:
+        with _ending():
+            _measure(results)
+    except KeyboardInterrupt:
+        again = f"vibevmm experiment --resume --out {results.path}"
+        print(f"vibevmm: what is done is kept; go on with: {again}", file=sys.stderr)
+        raise
+    report.write(results)
+    if not find_spec("matplotlib"):
+        print(f"vibevmm: no plots: they need matplotlib: {plots.INSTALL}", file=sys.stderr)
+        return _say(_made(results, []))
+    return _say(_made(results, plots.draw(results)))
+
+
+def _check(path: str | None, given: Mapping[str, str]) -> None:
+    # Options that do not go together.
+    for alone in ("--default", "--plot"):
+        if alone in given and (path is not None or len(given) > 1):
+            raise BadInput(alone, "goes without a file and without other options")
+
+
+def _results(path: str | None, given: Mapping[str, str]) -> Results:
+    out = Path(given.get("--out", DEFAULT_OUT))
+    seed = device_options.number("--seed", given["--seed"]) if "--seed" in given else None
+    wanted = None if path is None and "--resume" in given else file.read(path)
+    if "--resume" not in given:
+        assert wanted is not None
+        program(file.Load(), DeviceId.BLOCK)  # that there is one
+        seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+        return Results.create(out, wanted, seed, host())
+    results = Results.open(out, "--resume")
+    if wanted not in (None, results.experiment):
+        raise BadInput("--resume", f"{out} has the results of another experiment than {path}")
+    if seed not in (None, results.seed):
+        raise BadInput("--seed", f"{out} was begun with seed {results.seed}")
+    return results
+
+
+def _measure(results: Results) -> None:
+    from launcher.experiment import progress  # rich takes its time, and most need none
+
+    cells = ordered(results.experiment, results.seed)
+    left = [cell for cell in cells if not results.has(cell)]
+    print(f"seed {results.seed}, {len(cells)} cells, {len(left)} to do", file=sys.stderr)
+    busy, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if busy > cpus / 2:
+        why = f"this host has other work: a load of {busy:.1f} on {cpus} CPUs"
+        print(f"vibevmm: {why}; intervals will be wide", file=sys.stderr)
+    with progress.shown(cells, len(cells) - len(left)) as bar:
+        for cell in left:
+            bar.begins(cell)
+            found = carry_out(cell, results)
+            results.keep(found)
+            bar.ended(cell, found.error)
+
+
+def carry_out(cell: Cell, results: Results) -> Found:
+    """What comes of ``cell``; an error is kept, and the next one has its turn."""
+    # In memory, where there is such a place: devices are measured, and not what holds their images.
+    shared = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    with tempfile.TemporaryDirectory(prefix="vibevmm-", dir=shared) as folder:
+        setting = Setting(results.experiment, Path(folder), results.seed)
+        try:
+            return Found(cell, TRIALS[cell.trial](cell, setting))
+        except VibeError as error:
+            return Found(cell, {}, str(error))
+        except Exception as error:  # an attack, say, is anybody's code
+            return Found(cell, {}, f"{type(error).__name__}: {error}")
+
+
+def host() -> dict[str, str]:
+    """What the figures were measured on."""
+    kvm = "no KVM"
+    if detect.kvm_opens():
+        kvm = "software KVM" if detect.kvm_is_software() else "hardware KVM"
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpus": f"{os.cpu_count()} CPUs",
+        "kvm": kvm,
+        "user": "root" if os.geteuid() == 0 else "an ordinary user",
+    }
+
+
+def _made(results: Results, plotted: list[Path]) -> str:
+    tables = results.path / "tables"
+    lines = [(tables / "results.md").read_text()]
+    lines.append(f"tables: {tables}/results.md, .json, .csv")
+    if plotted:
+        names = sorted({path.stem for path in plotted})
+        lines.append(f"plots: {results.path / 'plots'}/{{{','.join(names)}}}.{{png,svg}}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> int:
+    from launcher.cli import print_text
+
+    return print_text(text)
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    # A machine is not in our session: whoever ends us means it, too.
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
