@@ -22,6 +22,13 @@ from jail._jail import ffi, lib
 from protocol.errors import HostError, VibeError
 from protocol.specs import PARTS, OnViolation, Part
 
+READ: Final[int] = lib.JAIL_READ
+WRITE: Final[int] = lib.JAIL_WRITE
+REMOVE_DIRECTORY: Final[int] = lib.JAIL_REMOVE_DIRECTORY
+REMOVE_FILE: Final[int] = lib.JAIL_REMOVE_FILE
+MAKE_SOCKET: Final[int] = lib.JAIL_MAKE_SOCKET
+"""What may be done to files."""
+
 SIGNAL_BORROWED: Final[int] = lib.JAIL_BORROWED
 """A signal that no thread of libc's making blocks for long; see jail.h."""
 
@@ -75,10 +82,12 @@ class Cell:
             self._become_nobody(_FIRST_USER + pid, proc)
         return [f"/channel{number}" for number in range(len(channels))]
 
-    def restrict(self, readable: int) -> None:
-        """Landlock: no file, but for reading below the directory ``readable``; no port; no signal
-        to anybody. Once this thread can gain no privileges."""
-        self._note("landlock", lib.jail_landlock(readable))
+    def restrict(self, rights: Iterable[tuple[int, int]], *, alone: bool = True) -> None:
+        """Landlock: no file but those in ``rights``, each a descriptor and what may be done there
+        (``READ`` …), or below it; no port; and who is to be ``alone`` signals nobody. Once this
+        thread can gain no privileges."""
+        rules = list(rights)
+        self._note("landlock", lib.jail_landlock(rules, len(rules), alone))
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -159,12 +168,25 @@ def die_with_parent(parent: socket.socket) -> None:
 def give_up_privileges() -> None:
     """No new privileges and no old ones: capabilities, starting processes, being looked into."""
     _check("no new privileges", lib.jail_no_new_privileges())
-    _check("dropping capabilities", lib.jail_empty_bounding_set())
-    _check("dropping capabilities", lib.jail_drop_capabilities())
+    keep_capabilities(0)
     # A process made before the filter would not die with the parent, and would stay unsealed.
     _check("starting no process", lib.jail_forbid_processes())
     # A core file would hold the guest's memory.
     _check("being looked into", lib.jail_dumpable(False))
+
+
+def keep_capabilities(kept: int) -> None:
+    """No capability but those of ``kept``, a bit each, that there are; and none is to be had."""
+    _check("dropping capabilities", lib.jail_empty_bounding_set())
+    _check("dropping capabilities", lib.jail_keep_capabilities(kept))
+
+
+def deny(syscalls: Iterable[str]) -> None:
+    """Nothing is gained by executing something, which ``syscalls``, processes and sockets but
+    those of Unix are forbidden to: they kill. Of this thread, and those that it starts."""
+    _check("no new privileges", lib.jail_no_new_privileges())
+    calls = numbers(syscalls)
+    _check("seccomp", lib.jail_deny(calls, len(calls)))
 
 
 def limit(limits: Mapping[int, int]) -> None:

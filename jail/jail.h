@@ -5,6 +5,8 @@
 #ifndef VIBE_JAIL_H
 #define VIBE_JAIL_H
 
+#include <stdint.h>
+
 /* cdef begin */
 
 /* ── privileges.c ── */
@@ -23,8 +25,8 @@ int jail_no_new_privileges(void);
  * change it; behind no-new-privileges it gives nothing. */
 int jail_empty_bounding_set(void);
 
-/* Empty every capability set of this thread, also root's. */
-int jail_drop_capabilities(void);
+/* Leave this thread, also root's, no capability but those of `kept` that it has, a bit each. */
+int jail_keep_capabilities(uint64_t kept);
 
 /* Whether others of the same user may look into this process, and a core be written of it. */
 int jail_dumpable(int yes);
@@ -33,6 +35,10 @@ int jail_dumpable(int yes);
  * the parent, with all that it holds, for the death signal is not inherited. Threads may be
  * started; they have the same filter. */
 int jail_forbid_processes(void);
+
+/* From now on these calls kill, as does what starts a process, and a socket that is not one of the
+ * Unix domain. For whoever needs too many calls for a list of those that he may make. */
+int jail_deny(const int *calls, unsigned count);
 
 /* ── namespaces.c ── */
 
@@ -56,9 +62,21 @@ int jail_empty_root(const char *const *channels, unsigned count);
 /* The version of Landlock that this kernel has. */
 int jail_landlock_version(void);
 
-/* Forbid this thread, and those that it starts, every file, port and foreign process that
- * Landlock knows of, but for reading below directory `readable` (-1: nothing). */
-int jail_landlock(int readable);
+/* Forbid this thread, and those that it starts, every file and port that Landlock knows of, and,
+ * with `alone`, abstract sockets of others and signals to them; but what `rules` allow, at a file
+ * or below a directory. Rights that are no file's are dropped of one. */
+enum {
+    JAIL_READ = (1 << 2) | (1 << 3),
+    JAIL_WRITE = (1 << 1) | (1 << 15), /* also by ioctl */
+    JAIL_REMOVE_DIRECTORY = 1 << 4,
+    JAIL_REMOVE_FILE = 1 << 5,
+    JAIL_MAKE_SOCKET = 1 << 9,
+};
+struct jail_rule {
+    int at; /* a descriptor */
+    uint32_t rights;
+};
+int jail_landlock(const struct jail_rule *rules, unsigned count, int alone);
 
 /* ── filter.c ── */
 

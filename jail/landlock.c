@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,7 +17,8 @@ struct __attribute__((packed)) path_beneath {
     int32_t parent;
 };
 enum { VERSION = 1, PATH_BENEATH = 1 };
-enum { READ_FILE = 1 << 2, READ_DIR = 1 << 3 };
+/* Of a file that is no directory: to execute, write, read, truncate it, and ioctl. */
+enum { OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 };
 
 static const struct attributes KNOWN[] = {
     {(1 << 13) - 1, 0, 0}, /* 1: files */
@@ -33,19 +35,30 @@ int jail_landlock_version(void) {
     return version < 0 ? -errno : version;
 }
 
-int jail_landlock(int readable) {
+static int allow(int rules, const struct jail_rule *rule, uint64_t known) {
+    struct stat found;
+    if (fstat(rule->at, &found))
+        return -errno;
+    struct path_beneath beneath = {rule->rights & known, rule->at};
+    if (!S_ISDIR(found.st_mode))
+        beneath.allowed &= OF_FILES;
+    return syscall(SYS_landlock_add_rule, rules, PATH_BENEATH, &beneath, 0) ? -errno : 0;
+}
+
+int jail_landlock(const struct jail_rule *allowed, unsigned count, int alone) {
     int version = jail_landlock_version();
     if (version <= 0)
         return version ? version : -ENOSYS;
     struct attributes all = KNOWN[(version < NEWEST ? version : NEWEST) - 1];
+    if (!alone)
+        all.scopes = 0;
     /* A kernel refuses bytes behind the structure that it knows, unless they are zero. */
     int rules = syscall(SYS_landlock_create_ruleset, &all, sizeof all, 0);
     if (rules < 0)
         return -errno;
-    struct path_beneath beneath = {READ_FILE | READ_DIR, readable};
     int error = 0;
-    if (readable >= 0 && syscall(SYS_landlock_add_rule, rules, PATH_BENEATH, &beneath, 0))
-        error = -errno;
+    for (unsigned at = 0; !error && at < count; at++)
+        error = allow(rules, &allowed[at], all.files);
     if (!error && syscall(SYS_landlock_restrict_self, rules, 0))
         error = -errno;
     close(rules);

@@ -8,6 +8,7 @@
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,12 +27,19 @@ int jail_empty_bounding_set(void) {
     return errno == EINVAL || errno == EPERM ? 0 : -errno;
 }
 
-int jail_drop_capabilities(void) {
+int jail_keep_capabilities(uint64_t kept) {
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
         return -errno;
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
-    return syscall(SYS_capset, &header, none) ? -errno : 0;
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    if (syscall(SYS_capget, &header, sets))
+        return -errno;
+    for (unsigned at = 0; at < _LINUX_CAPABILITY_U32S_3; at++, kept >>= 32) {
+        sets[at].permitted &= (uint32_t)kept;
+        sets[at].effective = sets[at].permitted;
+        sets[at].inheritable = 0;
+    }
+    return syscall(SYS_capset, &header, sets) ? -errno : 0;
 }
 
 int jail_load(void *filter, int error) {
@@ -59,5 +67,27 @@ int jail_forbid_processes(void) {
     /* Its flags are in memory, where no filter sees them. libc then takes clone instead. */
     if (!error)
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    return jail_load(filter, error);
+}
+
+int jail_deny(const int *calls, unsigned count) {
+    const int starts[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat)};
+    const uint32_t kill = SCMP_ACT_KILL_PROCESS;
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (!filter)
+        return -ENOMEM;
+    int error = 0;
+    for (unsigned at = 0; !error && at < sizeof starts / sizeof *starts; at++)
+        error = seccomp_rule_add(filter, kill, starts[at], 0);
+    for (unsigned at = 0; !error && at < count; at++)
+        error = seccomp_rule_add(filter, kill, calls[at], 0);
+    if (!error)
+        error = seccomp_rule_add(filter, kill, SCMP_SYS(clone), 1,
+                                 SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    if (!error)
+        error = seccomp_rule_add(filter, kill, SCMP_SYS(socket), 1,
+                                 SCMP_A0(SCMP_CMP_NE, AF_UNIX));
     return jail_load(filter, error);
 }

@@ -43,6 +43,6 @@ def _try(pipe: int) -> int:
     cell.leave_host()
     cell.empty_root([], proc)
     jail.give_up_privileges()
-    cell.restrict(proc)
+    cell.restrict([(proc, jail.READ)])
     os.write(pipe, codec.pack(cell.lacks))
     return 0

@@ -20,7 +20,7 @@ BELOW = {
     "protocol": set(),
     "jail": {"protocol"},
     "devices": {"jail", "protocol"},
-    "vmm": {"protocol"},
+    "vmm": {"jail", "protocol"},
     "launcher": {"vmm", "devices", "jail", "protocol"},
 }
 

@@ -12,6 +12,7 @@ from protocol import codec, fds
 from protocol.log import set_up as set_up_log
 from protocol.specs import Guard as GuardSpec
 from protocol.specs import MachineSpec
+from vmm import seal
 from vmm.guard import Guard
 from vmm.session import Session
 
@@ -24,7 +25,8 @@ def main() -> int:
     told = fds.receive(handover)
     if told is None:
         return 1
-    guard = Guard(codec.from_plain(GuardSpec, codec.unpack(told.payload)), told.fds)
+    guarded = codec.from_plain(GuardSpec, codec.unpack(told.payload))
+    guard = Guard(guarded, told.fds)
     got = fds.receive(handover)
     if got is None:
         guard.clean_up()
@@ -32,6 +34,7 @@ def main() -> int:
     spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
     set_up_log(spec.log)
     try:
+        seal.enter(guarded.cleanup, os.path.dirname(spec.endpoint))
         Session(handover, spec, got.fds, guard).run()
     except Exception:
         # Ours. The vCPUs' threads would go on for ever, for the interpreter waits for them.

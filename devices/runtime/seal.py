@@ -89,7 +89,7 @@ class Seal:
             endpoints = self._cell.empty_root(endpoints, self._proc)
         jail.give_up_privileges()
         if self._cell is not None:
-            self._cell.restrict(self._proc)
+            self._cell.restrict([(self._proc, jail.READ)])
         if parent is not None:
             jail.die_with_parent(parent)
         return endpoints

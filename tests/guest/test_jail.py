@@ -20,6 +20,9 @@ from protocol.specs import PARTS
 from tests.support.recovery import Victim, victim
 from tests.support.vibevmm import DEADLINE, ROOT, raw
 
+# CAP_KILL, which a root VMM needs: its devices have users of their own.
+_KILL = "0000000000000020"
+
 # A guest that does nothing: what is looked at is how its devices are held. jmp $
 IDLE = b"\xeb\xfe"
 
@@ -94,6 +97,29 @@ def status(folder: Path) -> dict[str, str]:
 
 def namespaces(folder: Path | str) -> dict[str, str]:
     return {name: os.readlink(f"{folder}/ns/{name}") for name in _NAMESPACES}
+
+
+@root
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_every_thread_of_the_vmm_is_held(folder: Path, who: str) -> None:
+    before = as_user(folder) if who == "user" else []
+    with machine(folder, before=before) as running:
+        vmm = running.pids()["vmm"]
+        host, tasks = namespaces("/proc/self"), threads(vmm)
+        assert len(tasks) > 3  # itself, libzmq's, that of its channels, and a CPU
+        capabilities = {"CapPrm": _KILL, "CapEff": _KILL} if who == "root" else {}
+        for task in tasks:
+            found = status(task)
+            assert {name: found[name] for name in _STATUS} == {**_STATUS, **capabilities}
+            mine = namespaces(task)
+            left = {name for name in mine if mine[name] != host[name]}
+            assert left == {"net", "ipc", "uts"} | ({"user"} if who == "user" else set())
+        (core,) = (
+            line.split()[-3:-1]
+            for line in Path(f"/proc/{vmm}/limits").read_text().splitlines()
+            if line.startswith("Max core")
+        )
+        assert core == ["0", "0"]
 
 
 @root

@@ -1,0 +1,84 @@
+"""The jail of the VMM, closed before it listens to anybody.
+
+It is trusted with the guest's memory, and handed open what it needs. What it is left with:
+
+===============  ===========================================================================
+files            to read what Python imports, and KVM; to make and remove its sockets, and what
+                 it removes for a launcher that was killed
+system calls     all but those that nobody needs here: they kill, so that what has taken the VMM
+                 over starts no program and no process, and looks into none
+network          none, nor the host's name and queues
+capabilities     root's: to kill devices, which have users of their own
+===============  ===========================================================================
+
+Namespaces and Landlock are left out where the host lacks them, and that is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+
+import jail
+from vmm.hypervisor.detect import KVM
+
+_log = logging.getLogger(__name__)
+
+# What vmm.hypervisor.detect looks at.
+_ABOUT_KVM = ("/proc/cpuinfo", "/sys/module")
+
+# <linux/capability.h>: CAP_KILL.
+_KILL = 1 << 5
+
+DENIED = frozenset(
+    {
+        # To look into others, or to be told of oneself.
+        "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "perf_event_open",
+        # To hold a fault of the kernel's open; io_uring, which no filter sees through.
+        "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
+        # To change the kernel, the host's files or its users.
+        "bpf", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load",
+        "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsconfig",
+        "fsmount", "fspick", "mount_setattr", "swapon", "swapoff", "reboot", "sethostname",
+        "setdomainname", "acct", "quotactl", "syslog", "settimeofday", "clock_settime",
+        "clock_adjtime", "adjtimex", "iopl", "ioperm", "mknod", "mknodat", "open_by_handle_at",
+        # To be somebody else, or somewhere else.
+        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
+        "setfsgid", "setgroups", "unshare", "setns", "personality", "add_key", "request_key",
+        "keyctl",
+    }
+)  # fmt: skip
+"""What kills it, beside what starts a process or program and sockets of the network."""
+
+
+def enter(cleanup: Iterable[str], directory: str) -> jail.Cell:
+    """Close it around this process, which must have one thread: it makes sockets in
+    ``directory``, and may have to remove ``cleanup``. What it is in; HostError."""
+    cell = jail.Cell()
+    cell.leave_host()
+    jail.keep_capabilities(_KILL if os.geteuid() == 0 and "user" not in cell.holds else 0)
+    jail.limit({resource.RLIMIT_CORE: 0})
+    jail.deny(DENIED)
+    with ExitStack() as opened:
+        cell.restrict(_rights(opened, cleanup, directory), alone=False)
+    for part, why in cell.lacks.items():
+        _log.info("jailed without %s: %s", part, why)
+    return cell
+
+
+def _rights(opened: ExitStack, cleanup: Iterable[str], directory: str) -> Iterator[tuple[int, int]]:
+    wanted = [(path, jail.READ) for path in sys.path if os.path.isabs(path)]
+    for path in cleanup:
+        removed = jail.REMOVE_DIRECTORY if os.path.isdir(path) else jail.REMOVE_FILE
+        wanted.append((os.path.dirname(path), removed))
+    wanted.append((directory, jail.READ | jail.REMOVE_FILE | jail.MAKE_SOCKET))
+    wanted += [(KVM, jail.READ | jail.WRITE), *((path, jail.READ) for path in _ABOUT_KVM)]
+    for path, rights in wanted:
+        with suppress(OSError):  # nothing is there, and nothing may be done there
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            yield fd, rights
