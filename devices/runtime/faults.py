@@ -6,6 +6,7 @@ imports this, and nothing looks. What is armed stands on the device's board (pro
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import struct
@@ -80,7 +81,8 @@ class Injector:
 
 def _die() -> NoReturn:
     signal.raise_signal(signal.SIGKILL)
-    raise AssertionError("SIGKILL cannot be survived")
+    # The first process of a namespace survives its own (pid_namespaces(7)); this is as sudden.
+    os._exit(128 + signal.SIGKILL)
 
 
 def _wait_until(until: int) -> None:
