@@ -85,7 +85,7 @@ class Injector:
 
 def _die() -> NoReturn:
     signal.raise_signal(signal.SIGKILL)
-    # The first process of a pid namespace is not to be killed from within; this is as sudden.
+    # The first process of a namespace survives its own (pid_namespaces(7)); this is as sudden.
     os._exit(128 + signal.SIGKILL)
 
 

@@ -19,7 +19,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["jail", "bounce"])
+@pytest.fixture(params=["jail", pytest.param("bounce", marks=pytest.mark.slow)])
 def isolation(request: pytest.FixtureRequest) -> str:
     """How devices are held: on guest memory, and on copies. ("none" is no other path.)"""
     return str(request.param)

@@ -41,9 +41,10 @@ _MORE_DESCRIPTORS = 40
 _LOOK = 0.002
 
 # How processes end, and successors do not come so far, if we, or the VMM on account of what we did,
-# had a hand in it. What else they die of is theirs.
+# had a hand in it. What else they die of is theirs. 137 is a kill by injection, in a namespace.
 _OURS = re.compile(
-    r"SIGKILL|answer|no progress|in time|not ready|no successor|ended|gone|does not read|ends"
+    "SIGKILL|status 137|answer|no progress|in time|not ready|no successor|ended|gone|"
+    "does not read|ends"
 )
 
 # Seconds after which a process has not died young (launcher.policy): the next comes at once.

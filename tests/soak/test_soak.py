@@ -28,7 +28,7 @@ def hypervisor(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["jail", "bounce"])
+@pytest.fixture(params=["jail", pytest.param("bounce", marks=pytest.mark.slow)])
 def isolation(request: pytest.FixtureRequest) -> str:
     """How the devices are held; "none" is no other path."""
     return str(request.param)
