@@ -64,6 +64,23 @@ class Gap:
     end: float
 
 
+@dataclass(frozen=True, slots=True)
+class GuestClock:
+    """A guest's clock, brought to ours by two moments, each in its units and in seconds of
+    time.monotonic()."""
+
+    begun: tuple[int, float]
+    ended: tuple[int, float]
+
+    def gap(self, device: str, begin: int, end: int) -> Gap:
+        """A gap between two of its times."""
+        return Gap(device, self._ours(begin), self._ours(end))
+
+    def _ours(self, time: int) -> float:
+        (begun, ours), (ended, then) = self.begun, self.ended
+        return ours + (time - begun) * (then - ours) / (ended - begun)
+
+
 @dataclass(slots=True)
 class Verdict:
     """What the guest and its checker found: requests completed, by device; how many were never
