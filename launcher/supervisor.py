@@ -440,7 +440,8 @@ class Supervisor:
         if successor.done is not None:
             successor.done(why)
         if not self._is_ended:
-            self._emit("failed", ward.device.name, successor.number, detail=why)
+            pid = child.pid if child is not None else 0
+            self._emit("failed", ward.device.name, successor.number, pid=pid, detail=why)
             self._spares.prepare()
             if ward.child is None:
                 self._mourn(ward)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak import report, schedule
+from tests.soak.__main__ import main
 from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
 from tests.soak.harness import Outcome, run
 from tests.support.bare import usable_kvm
@@ -39,10 +40,25 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
         outcome = run(guest, steps, tmp_path)
 
     assert outcome.problems == [], report.text(outcome)
-    assert {what: outcome.done[what] for what in COUNTS} == COUNTS
+    assert {what: outcome.done[what] for what in COUNTS} == COUNTS | {"kill": outcome.done["kill"]}
+    assert outcome.deaths >= COUNTS["kill"]
     assert all(outcome.verdict.requests.values())
     assert outcome.seen["recovered"]
     assert outcome.seen["swapped"]
+
+
+@pytest.mark.slow
+def test_kills_count_that_were_of_use(tmp_path: Path) -> None:
+    pytest.importorskip("unicorn")
+    # All at once: most hit a process that is dying.
+    steps = [schedule.Step(0.5, "rng0", "kill")] * 20
+
+    outcome = run(Bare(SEED, "software"), steps, tmp_path)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert outcome.done["kill"] >= outcome.deaths >= 20
+    assert outcome.seen["died"] + outcome.seen["failed"] >= 20
+    assert f"{outcome.deaths} deaths told of them" in report.text(outcome)
 
 
 @pytest.mark.slow
@@ -140,3 +156,22 @@ def test_file_that_is_no_schedule_is_refused(tmp_path: Path, line: str) -> None:
 
     with pytest.raises(ValueError, match="line 1"):
         schedule.load(tmp_path / "steps")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--kills", "-3"],
+        ["--hangs", "x"],
+        ["--between", "0"],
+        ["--between", "-1"],
+        ["--swaps", "-1"],
+    ],
+)
+def test_number_that_makes_no_sense_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--guest", "bare"])
+
+    assert words[0] in capsys.readouterr().err
