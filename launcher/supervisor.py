@@ -28,6 +28,7 @@ from launcher.policy import BackOff, OnDeath
 from launcher.spawn import Child
 from launcher.wiring import Generation, Wiring
 from protocol.control import EventKind
+from protocol.errors import BadInput, HostError, VibeError
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,
@@ -35,6 +36,7 @@ from protocol.messages import (
     DeviceOffers,
     Failed,
     Switch,
+    Unfit,
 )
 from protocol.specs import Notice
 
@@ -59,12 +61,15 @@ class Served:
     took: int
 
 
-Done = Callable[[Served | str], None]
-"""Told how a restart or a swap went: who serves, or why what served goes on."""
+Done = Callable[[Served | VibeError], None]
+"""Told how a restart or a swap went: who serves, or why what served goes on. BadInput if the
+successor does not fit, HostError if it failed."""
 
 
 class Machine(Protocol):
     """What the supervisor needs of whoever runs the machine (launcher.session)."""
+
+    name: str
 
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to a device process, with a trace if there is one."""
@@ -275,7 +280,7 @@ class Supervisor:
 
     def _replace(self, ward: _Ward, device: PlannedDevice, done: Done, *, is_swap: bool) -> None:
         if (why := self.why_busy(device.name)) is not None:
-            done(why)
+            done(self._error(device.name, why))
         else:
             self._begin(ward, device, done=done, is_swap=is_swap)
 
@@ -359,7 +364,7 @@ class Supervisor:
         if ward.successor is not successor:
             return  # it has ended meanwhile, or was too late
         if why_unfit is not None:
-            self._fail(ward, why_unfit)
+            self._fail(ward, why_unfit, is_unfit=True)
             return
         successor.is_switching = True
         self._machine.request(
@@ -368,8 +373,8 @@ class Supervisor:
         )
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
-        if isinstance(reply, Failed) and ward.successor is successor:
-            self._fail(ward, reply.reason)
+        if isinstance(reply, Unfit | Failed) and ward.successor is successor:
+            self._fail(ward, reply.reason, is_unfit=isinstance(reply, Unfit))
 
     def attached(self, event: DeviceAttached) -> None:
         """A successor serves."""
@@ -428,23 +433,28 @@ class Supervisor:
                 self._spares.give_up()
             self._fail(ward, f"it was not ready within {deadline:g} s")
 
-    def _fail(self, ward: _Ward, why: str) -> None:
+    def _fail(self, ward: _Ward, why: str, *, is_unfit: bool = False) -> None:
         successor, ward.successor = ward.successor, None
         if successor is None:
             return
+        error = self._error(ward.device.name, why, is_unfit=is_unfit)
         if (child := successor.child) is not None:
-            child.dismiss(why)
+            child.dismiss(why, error.exit_status)
             self._machine.after(_GRACE, child.kill)
         if successor.generation is not None:
             successor.generation.close()
         if successor.done is not None:
-            successor.done(why)
+            successor.done(error)
         if not self._is_ended:
             pid = child.pid if child is not None else 0
             self._emit("failed", ward.device.name, successor.number, pid=pid, detail=why)
             self._spares.prepare()
             if ward.child is None:
                 self._mourn(ward)
+
+    def _error(self, device: str, why: str, *, is_unfit: bool = False) -> VibeError:
+        where = f"{self._machine.name}/{device}"
+        return BadInput(where, why) if is_unfit else HostError(f"{where}: {why}")
 
     def _emit(
         self,

@@ -241,6 +241,14 @@ class DeviceFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """Reply: this successor cannot take over what the driver has agreed to, and why; nothing was
+    tried."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExitCount:
     """Exits of one kind at one address: how many, and nanoseconds spent in handling them."""
 
@@ -286,7 +294,7 @@ class GetMachineStats:
 @dataclass(frozen=True, slots=True)
 class Switch:
     """Put successor ``generation`` of device ``name``, which has offered itself, into the place of
-    the process that serves now. Reply: Done, or Failed, and then that one goes on."""
+    the process that serves now. Reply: Done, or Unfit or Failed, and then that one goes on."""
 
     name: str
     generation: int
@@ -324,6 +332,7 @@ FROM_VMM = (
     DeviceFailed,
     MachineStats,
     Done,
+    Unfit,
     Failed,
 )
 TO_VMM = (Attach, GetMachineStats, Switch, PressPowerButton, Pause, Resume, StopMachine)

@@ -31,6 +31,7 @@ from protocol.messages import (
     Sealed,
     Start,
     Switch,
+    Unfit,
     Welcome,
 )
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, Successor
@@ -345,6 +346,6 @@ def test_one_that_does_not_fit_is_told_of_and_lives(house: House) -> None:
 
     reply = house.seating.switch(Switch("rng0", 2))
 
-    assert reply == Failed("it lacks negotiated features: 0x100000")
+    assert reply == Unfit("it lacks negotiated features: 0x100000")
     assert second.process.poll() is None
     assert first.process.poll() is None
