@@ -3,7 +3,7 @@
 A successor goes through the same steps whatever it is wanted for::
 
     taken from the spares ─► the VMM listens ─► handed its spec, sealed, offers ─► attached
-           spare                  listen                    start         │          attach
+           spare                  listen                    start         │     attach, replay
                                       a swap: fits? Switch, else SIGKILL ◄┘
 
 The words below name the steps in :class:`protocol.control.Event`.
@@ -129,10 +129,18 @@ class _Successor:
     steps: dict[str, int] = field(default_factory=dict)
     at: int = field(default_factory=time.monotonic_ns)
 
-    def has_done(self, step: str) -> None:
+    def has_done(self, step: str, at: int | None = None) -> None:
         # Nanoseconds since the step before.
-        now = time.monotonic_ns()
+        now = time.monotonic_ns() if at is None else at
         self.steps[step], self.at = now - self.at, now
+
+    def has_served(self, asked: int, served: int) -> None:
+        # The VMM's times. It may have gone on before we heard that the process had started.
+        if (late := self.at - asked) > 0:
+            self.steps["start"] = self.steps.get("start", 0) - late
+            self.at = asked
+        self.has_done("attach", asked)
+        self.has_done("replay", served)
 
 
 @dataclass(slots=True)
@@ -381,7 +389,7 @@ class Supervisor:
         ward, successor = self._find(event.name, event.generation)
         if ward is None or successor is None:
             return
-        successor.has_done("attach")
+        successor.has_served(event.asked, event.served)
         if ward.child is not None:
             # It has been asked to quit.
             self._machine.after(_QUIT_DEADLINE, ward.child.kill)

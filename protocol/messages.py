@@ -223,11 +223,14 @@ class DeviceOffers:
 @dataclass(frozen=True, slots=True)
 class DeviceAttached:
     """Event: this generation serves the guest, ``microseconds`` after its predecessor was found
-    dead, or was asked to be quiet."""
+    dead, or was asked to be quiet. It was ``asked`` to start, and ``served``, at those nanoseconds
+    of CLOCK_MONOTONIC; the same twice if there is no driver yet that wants it to."""
 
     name: str
     generation: int
     microseconds: int
+    asked: int
+    served: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,8 +188,9 @@ class Seating:
         if reason is not None:
             remote.fence(reason)  # and then it is told of
             return
-        microseconds = int((time.monotonic() - self._seats[remote.name].empty_since) * 1e6)
-        self._say(DeviceAttached, remote, microseconds)
+        seat = self._seats[remote.name]
+        microseconds = int((time.monotonic() - seat.empty_since) * 1e6)
+        self._say(DeviceAttached, remote, microseconds, seat.asked, seat.served)
 
     def _reap(self, remote: RemoteDevice) -> None:
         self.forget(remote.pidfd)

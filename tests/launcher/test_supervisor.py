@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -120,6 +121,7 @@ class Machine:
     name: str = "m"
     told: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)  # of the last event
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
     is_slow: bool = False  # to compare
@@ -158,6 +160,7 @@ class Machine:
 
     def emit(self, kind: str, device: str, **what: Any) -> None:
         self.events.append(f"{device} {what['generation']} {kind}")
+        self.steps = what["steps"]
 
 
 LOOK = model.look(Request("--device", "rng", ()), "--device")
@@ -189,8 +192,8 @@ class World:
     def offers(self, number: int, config: bytes = b"fits") -> None:
         self.supervisor.offers(DeviceOffers("rng0", number, 0, (64,), config))
 
-    def attached(self, number: int) -> None:
-        self.supervisor.attached(DeviceAttached("rng0", number, 5000))
+    def attached(self, number: int, times: tuple[int, int] = (0, 0)) -> None:
+        self.supervisor.attached(DeviceAttached("rng0", number, 5000, *times))
 
     def serve(self, number: int) -> FakeChild:
         """The successor of that number goes all its way; its process."""
@@ -243,6 +246,23 @@ def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
     assert world.spares.prepared == 1
     assert world.wiring.waits == [False]
     assert world.machine.requests == []
+
+
+def test_steps_are_told_by_the_clock_of_who_takes_them_and_add_up() -> None:
+    world = World()
+    begun = time.monotonic_ns()
+    world.die(world.child)
+    world.bound(2)
+    asked = time.monotonic_ns()
+    served = asked + 5
+    world.offers(2)  # is heard when it serves already
+
+    world.attached(2, (asked, served))
+
+    assert list(world.machine.steps) == ["spare", "listen", "start", "attach", "replay"]
+    assert all(took >= 0 for took in world.machine.steps.values())
+    assert (world.machine.steps["attach"], world.machine.steps["replay"]) == (0, 5)
+    assert sum(world.machine.steps.values()) <= served - begun
 
 
 def test_successor_that_dies_is_followed_by_another_a_little_later() -> None:

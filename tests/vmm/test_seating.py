@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,12 +207,14 @@ def test_successor_takes_the_place_of_the_dead(house: House) -> None:
     house.turn()
     assert house.seat.remote is None
     successor = house.successor()
+    begun = time.monotonic_ns()
 
     successor.get_ready()
     house.turn_until(lambda: house.of(DeviceAttached))
 
     assert [type(event) for event in house.told[1:]] == [DeviceOffers, DeviceAttached]
     assert house.told[1].generation == house.told[2].generation == 2
+    assert begun <= house.told[2].asked <= house.told[2].served <= time.monotonic_ns()
     assert house.wires.connected[-1] == house.seat.bells
 
 
