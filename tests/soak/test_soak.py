@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol import faults
 from tests.soak import report, schedule
 from tests.soak.__main__ import main
 from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
@@ -137,6 +138,13 @@ def test_image_is_compared_with_what_was_written_last() -> None:
     assert wrong_sectors(image, SEED, [7, 0, 9]) == [2]
     assert wrong_sectors(image, SEED, [6, 3, 8]) == [0, 1]
     assert wrong_sectors(image[:600] + b"x" + image[601:], SEED, [7, 0, 8]) == [1]
+
+
+def test_every_point_of_the_table_is_one_of_a_kill_or_of_those_that_are_not_reached() -> None:
+    killed = {step.detail.split()[1] for step in schedule.at_every_point(["blk0"])}
+
+    assert killed | set(schedule.NOT_REACHED) == set(faults.POINTS)
+    assert not killed & set(schedule.NOT_REACHED)
 
 
 def test_schedule_is_the_seed_s_and_survives_its_file(tmp_path: Path) -> None:
