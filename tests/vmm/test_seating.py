@@ -50,7 +50,9 @@ class Process:
 
     def __init__(self, context: Any, endpoint: str, generation: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL
+            # It ends with the test, however that does.
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
         )
         self.pidfd = os.pidfd_open(self.process.pid)
         self.endpoint = endpoint
@@ -75,7 +77,7 @@ class Process:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # which closes its input
 
     def close(self) -> None:
         self.kill()
