@@ -67,7 +67,7 @@ class _ByHand:
         self._config = config
         self._is_sealed = is_sealed
         self._launcher = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._end = ""
+        self._end: Notice | None = None
 
     def serve(self, path: str, volunteer: Volunteer) -> int:
         """Until somebody ends it; the exit status."""
@@ -86,9 +86,9 @@ class _ByHand:
                 raise  # with its places in the source, and into the debugger
             entry.report(type(error), error, error.__traceback__)
             return 1
-        if self._end:
-            _say(f"{self._name}: {self._end}")
-            return HostError.exit_status
+        if self._end is not None:
+            _say(f"{self._name}: {self._end.why}")
+            return self._end.status
         _say(f"{self._name}: another has its place, or the machine has ended")
         return 0
 
@@ -129,14 +129,14 @@ class _ByHand:
     def _told(self, loop: Loop) -> None:
         packet = self._launcher.recv(_MAX_PACKET)  # recvmsg is forbidden behind the seal
         if not packet:
-            self._end = "the machine is gone"
+            self._end = Notice(False, "the machine is gone", HostError.exit_status)
             loop.stop()
             return
         notice = _notice(fds.payload(packet))
         if notice.serves:
             _say(f"{self._name}: process {os.getpid()} serves; Ctrl-C ends it")
         else:
-            self._end = notice.why
+            self._end = notice
             loop.stop()
 
 

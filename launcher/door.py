@@ -62,9 +62,9 @@ class Hand(Child):
             with contextlib.suppress(ProcessLookupError):  # it was reaped
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def dismiss(self, why: str) -> None:
-        """Tell it why it is not wanted; upon that it ends."""
-        self.tell(Notice(False, why))
+    def dismiss(self, why: str, status: int = HostError.exit_status) -> None:
+        """Tell it why it is not wanted; upon that it ends, with ``status``."""
+        self.tell(Notice(False, why, status))
 
     def tell(self, notice: Notice) -> None:
         """Say it, if it listens: whoever debugs it may not."""

@@ -219,7 +219,7 @@ class Verbs:
         self._supervisor_of(request.device).restart(request.device, partial(_served, reply))
 
     def _swap(self, request: wire.Swap, reply: Reply) -> None:
-        self._swaps.begin(self._supervisor_of(request.device), request, partial(_swapped, reply))
+        self._swaps.begin(self._supervisor_of(request.device), request, partial(_served, reply))
 
     def _inject(self, request: wire.Inject, reply: Reply) -> None:
         supervisor = self._supervisor_of(request.device)
@@ -309,18 +309,11 @@ class Verbs:
         self._machine.ask(request, took)
 
 
-def _served(reply: Reply, served: Served | str) -> None:
-    if isinstance(served, str):
-        reply(wire.Failed(3, served))
-    else:
-        reply(wire.Serving(served.generation, served.pid, served.took))
-
-
-def _swapped(reply: Reply, served: Served | VibeError) -> None:
+def _served(reply: Reply, served: Served | VibeError) -> None:
     if isinstance(served, VibeError):
         reply(wire.Failed(served.exit_status, str(served)))
     else:
-        _served(reply, served)
+        reply(wire.Serving(served.generation, served.pid, served.took))
 
 
 def _pass_on(reply: Reply, answer: object) -> None:

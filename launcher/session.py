@@ -111,7 +111,7 @@ class Session:
         self._startup = startup
         self._loop = loop
         self._outputs = outputs
-        self._name = directory.name
+        self.name = directory.name
         self._directory = directory
         self._nursery = nursery
         self._vmm = vmm
@@ -138,7 +138,7 @@ class Session:
         self._outcome: Outcome | None = None
         self._conversation: Conversation | None = None
         self._held_for: set[str] = set()
-        self._report = Report(plan, self._name, startup, outputs, self._logs, self._traces)
+        self._report = Report(plan, self.name, startup, outputs, self._logs, self._traces)
         self._last_stats: MachineStats | None = None
 
     def run(self) -> int:
@@ -236,7 +236,7 @@ class Session:
         door = Door(self._loop, path, self._came_by_hand, warn)
         self._resources.callback(door.close)
         machine = handlers.Machine(
-            name=self._name,
+            name=self.name,
             plan=self._plan,
             loop=self._loop,
             events=self._events,

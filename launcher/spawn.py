@@ -93,7 +93,7 @@ class Child:
         if self.status is None:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def dismiss(self, why: str) -> None:
+    def dismiss(self, why: str, status: int) -> None:
         """It is not wanted, for a reason that it has no use for: :meth:`kill`."""
         self.kill()
 

@@ -3,7 +3,7 @@
 A successor goes through the same steps whatever it is wanted for::
 
     taken from the spares ─► the VMM listens ─► handed its spec, sealed, offers ─► attached
-           spare                  listen                    start         │          attach
+           spare                  listen                    start         │     attach, replay
                                       a swap: fits? Switch, else SIGKILL ◄┘
 
 The words below name the steps in :class:`protocol.control.Event`.
@@ -31,6 +31,7 @@ from launcher.policy import BackOff, OnDeath
 from launcher.spawn import Child
 from launcher.wiring import Generation, Wiring
 from protocol.control import EventKind
+from protocol.errors import BadInput, HostError, VibeError
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,
@@ -38,6 +39,7 @@ from protocol.messages import (
     DeviceOffers,
     Failed,
     Switch,
+    Unfit,
 )
 from protocol.specs import Notice
 
@@ -62,12 +64,15 @@ class Served:
     took: int
 
 
-Done = Callable[[Served | str], None]
-"""Told how a restart or a swap went: who serves, or why what served goes on."""
+Done = Callable[[Served | VibeError], None]
+"""Told how a restart or a swap went: who serves, or why what served goes on. BadInput if the
+successor does not fit, HostError if it failed."""
 
 
 class Machine(Protocol):
     """What the supervisor needs of whoever runs the machine (launcher.session)."""
+
+    name: str
 
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to a device process, with a trace if there is one."""
@@ -132,10 +137,18 @@ class _Successor:
     def is_expected(self) -> bool:
         return self.ward.successor is self
 
-    def has_done(self, step: str) -> None:
+    def has_done(self, step: str, at: int | None = None) -> None:
         # Nanoseconds since the step before.
-        now = time.monotonic_ns()
+        now = time.monotonic_ns() if at is None else at
         self.steps[step], self.at = now - self.at, now
+
+    def has_served(self, asked: int, served: int) -> None:
+        # The VMM's times. It may have gone on before we heard that the process had started.
+        if (late := self.at - asked) > 0:
+            self.steps["start"] = self.steps.get("start", 0) - late
+            self.at = asked
+        self.has_done("attach", asked)
+        self.has_done("replay", served)
 
 
 @dataclass(slots=True)
@@ -206,8 +219,8 @@ class Supervisor:
             self._fail(ward, "the machine ends")
         for household in self._households.values():
             if household.wanted is not None:
-                (_, done), household.wanted = household.wanted, None
-                done("the machine ends")
+                (ward, done), household.wanted = household.wanted, None
+                done(self._error(ward.device.name, "the machine ends"))
 
     # ── what there is ─────────────────────────────────────────────────────────────────
 
@@ -308,7 +321,7 @@ class Supervisor:
         serves several is killed for that, and the next one serves them all."""
         ward = self._wards[name]
         if (why := self.why_busy(name)) is not None:
-            done(why)
+            done(self._error(name, why))
         elif ward.child is not None and len(ward.household.wards) == 1:
             self._begin([_Successor(ward, ward.device, done, is_swap=True)])
         else:
@@ -323,7 +336,7 @@ class Supervisor:
         caller's until ``done`` says that it serves."""
         # In an empty place, too, it is compared first: what the driver relies on has not changed.
         if (why := self.why_busy(name)) is not None:
-            done(why)
+            done(self._error(name, why))
         else:
             self._begin([_Successor(self._wards[name], device, done, is_swap=True)])
 
@@ -420,7 +433,7 @@ class Supervisor:
         if ward.successor is not successor:
             return  # it has ended meanwhile, or was too late
         if why_unfit is not None:
-            self._fail(ward, why_unfit)
+            self._fail(ward, why_unfit, is_unfit=True)
             return
         successor.is_switching = True
         self._machine.request(
@@ -429,15 +442,15 @@ class Supervisor:
         )
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
-        if isinstance(reply, Failed) and ward.successor is successor:
-            self._fail(ward, reply.reason)
+        if isinstance(reply, Unfit | Failed) and ward.successor is successor:
+            self._fail(ward, reply.reason, is_unfit=isinstance(reply, Unfit))
 
     def attached(self, event: DeviceAttached) -> None:
         """A successor serves."""
         ward, successor = self._find(event.name, event.generation)
         if ward is None or successor is None:
             return
-        successor.has_done("attach")
+        successor.has_served(event.asked, event.served)
         if ward.child is not None:
             # It has been asked to quit.
             self._machine.after(_QUIT_DEADLINE, ward.child.kill)
@@ -492,21 +505,27 @@ class Supervisor:
         for successor in late:
             self._fail(successor.ward, f"it was not ready within {deadline:g} s")
 
-    def _fail(self, ward: _Ward, why: str) -> None:
+    def _fail(self, ward: _Ward, why: str, *, is_unfit: bool = False) -> None:
         successor, ward.successor = ward.successor, None
         if successor is None:
             return
+        error = self._error(ward.device.name, why, is_unfit=is_unfit)
         if (child := successor.child) is not None:
-            child.dismiss(why)
+            child.dismiss(why, error.exit_status)
             self._machine.after(_GRACE, child.kill)
         if successor.generation is not None:
             successor.generation.close()
         if successor.done is not None:
-            successor.done(why)
+            successor.done(error)
         if not self._is_ended:
-            self._emit("failed", ward.device.name, successor.number, detail=why)
+            pid = child.pid if child is not None else 0
+            self._emit("failed", ward.device.name, successor.number, pid=pid, detail=why)
             self._spares.prepare()
             self._mourn(ward.household)
+
+    def _error(self, device: str, why: str, *, is_unfit: bool = False) -> VibeError:
+        where = f"{self._machine.name}/{device}"
+        return BadInput(where, why) if is_unfit else HostError(f"{where}: {why}")
 
     def _emit(
         self,

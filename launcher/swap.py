@@ -7,7 +7,6 @@ Each of the two may be done by somebody else's code, and takes as long as that t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -18,11 +17,9 @@ from launcher.host import Host
 from launcher.model import Model
 from launcher.plan import Plan, PlannedDevice
 from launcher.scout import Found, Opened, Scouts
-from launcher.supervisor import Served, Supervisor
+from launcher.supervisor import Done, Served, Supervisor
 from protocol import control as wire
 from protocol.errors import BadInput, HostError, VibeError
-
-Done = Callable[[Served | VibeError], object]
 
 
 class Swaps:
@@ -88,13 +85,12 @@ class Swaps:
             return
         after.fds.update(found[1])
 
-        def told(served: Served | str) -> None:
-            if isinstance(served, str):
+        def told(served: Served | VibeError) -> None:
+            if isinstance(served, VibeError):
                 self._keep(before, after)
-                done(HostError(served))
             else:
                 self._keep(after, before)
-                done(served)
+            done(served)
 
         supervisor.swap(before.name, after, told)
 

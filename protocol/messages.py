@@ -230,11 +230,14 @@ class DeviceOffers:
 @dataclass(frozen=True, slots=True)
 class DeviceAttached:
     """Event: this generation serves the guest, ``microseconds`` after its predecessor was found
-    dead, or was asked to be quiet."""
+    dead, or was asked to be quiet. It was ``asked`` to start, and ``served``, at those nanoseconds
+    of CLOCK_MONOTONIC; the same twice if there is no driver yet that wants it to."""
 
     name: str
     generation: int
     microseconds: int
+    asked: int
+    served: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,14 @@ class DeviceFailed:
     generation: int
     reason: str
     hung: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Reply: this successor cannot take over what the driver has agreed to, and why; nothing was
+    tried."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +304,7 @@ class GetMachineStats:
 @dataclass(frozen=True, slots=True)
 class Switch:
     """Put successor ``generation`` of device ``name``, which has offered itself, into the place of
-    the process that serves now. Reply: Done, or Failed, and then that one goes on."""
+    the process that serves now. Reply: Done, or Unfit or Failed, and then that one goes on."""
 
     name: str
     generation: int
@@ -331,6 +342,7 @@ FROM_VMM = (
     DeviceFailed,
     MachineStats,
     Done,
+    Unfit,
     Failed,
 )
 TO_VMM = (Attach, GetMachineStats, Switch, PressPowerButton, Pause, Resume, StopMachine)

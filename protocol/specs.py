@@ -226,10 +226,12 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """To such a process: that it ``serves`` now; or, if it does not, ``why`` it has to end."""
+    """To such a process: that it ``serves`` now; or, if it does not, ``why`` it has to end, and the
+    exit ``status`` that this means."""
 
     serves: bool
     why: str = ""
+    status: int = 0
 
 
 FAREWELL = b"farewell"

@@ -59,6 +59,9 @@ class Seat:
         self.on_config: Callable[[bytes], None] = lambda config: None
         self.on_broken: Callable[[str], None] = lambda reason: None
         self.empty_since = 0.0
+        self.asked = self.served = 0
+        """When who sits here was asked to start, and had, in nanoseconds of CLOCK_MONOTONIC; when
+        it sat down, if nobody wants it to."""
         self.bells: Mapping[str, int] | None = None
         """Those that lead to the guest now, of a process that may be dead."""
         self._wires: Wires | None = None
@@ -226,12 +229,16 @@ class Seat:
         # What the driver wants, to who sits here now.
         if (remote := self.remote) is None:
             return None
+        self.asked = self.served = time.monotonic_ns()
         try:
             for offset, data in self._unwritten:
                 self._config_changed(remote, remote.write_config(offset, data))
             self._unwritten.clear()
             if (queues := self._queues) is not None:
-                return remote.start(self._features, queues, state)
+                self.asked = time.monotonic_ns()
+                reason = remote.start(self._features, queues, state)
+                self.served = time.monotonic_ns()
+                return reason
         except DeviceGone as error:
             log.warning("%s", error)
             self.lost(remote)

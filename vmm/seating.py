@@ -29,6 +29,7 @@ from protocol.messages import (
     Failed,
     Quit,
     Switch,
+    Unfit,
 )
 from protocol.specs import DeviceSlot, MachineSpec, Successor
 from vmm.control import Control
@@ -142,14 +143,14 @@ class Seating:
             if seat.remote is None and not candidate.waits:
                 self._seated(remote, seat.attach(remote))
 
-    def switch(self, request: Switch) -> Done | Failed:
+    def switch(self, request: Switch) -> Done | Unfit | Failed:
         """Put a candidate into the place of whoever sits there."""
         remote = self._candidate(request.name, request.generation)
         if remote is None or not remote.is_ready:
             return Failed(f"{request.name} has no successor {request.generation} that is ready")
         seat = self._seats[remote.name]
         if (why := seat.why_unfit(remote)) is not None:
-            return Failed(why)  # it has seen nothing of the guest: the launcher sees it end
+            return Unfit(why)  # it has seen nothing of the guest: the launcher sees it end
         reason = seat.switch(remote)
         self._seated(remote, reason)
         return Done() if reason is None else Failed(reason)
@@ -187,8 +188,9 @@ class Seating:
         if reason is not None:
             remote.fence(reason)  # and then it is told of
             return
-        microseconds = int((time.monotonic() - self._seats[remote.name].empty_since) * 1e6)
-        self._say(DeviceAttached, remote, microseconds)
+        seat = self._seats[remote.name]
+        microseconds = int((time.monotonic() - seat.empty_since) * 1e6)
+        self._say(DeviceAttached, remote, microseconds, seat.asked, seat.served)
 
     def _reap(self, remote: RemoteDevice) -> None:
         self.forget(remote.pidfd)

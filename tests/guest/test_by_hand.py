@@ -333,7 +333,7 @@ def test_one_without_what_was_negotiated_is_told_so(
     fewer = variant(tmp_path, "size=64)", "size=2)")
     hand = by_hand(fewer, "--attach", "m/shout0")
 
-    assert hand.end() == 3
+    assert hand.end() == 2
     assert re.search(r"m/shout0: queue 0 has \d+ entries, and it takes fewer", hand.said)
     assert shouting.state() == "running"
 

@@ -195,14 +195,14 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
         ("no.such.module", {}, "cannot be imported"),
         ("broken:NotOne", {}, "has no device class 'NotOne'"),
         ("broken", {}, "add :CLASS"),
-        ("broken:Stillborn", {}, "exited with status"),
+        ("broken:Stillborn", {}, "/blk0: blk0 exited with status"),
         ("broken:Unopenable", {}, "OSError: .* a bad day"),
         ("exits", {}, "--impl: 'exits': the process for its import exited with status 0"),
         ("interrupts", {}, "'interrupts': its import: KeyboardInterrupt"),
         ("fills:MappedBlk", {}, "MemoryError"),
-        ("", {"path": "other.img"}, "its disk has 128 sectors, and this one 64"),
-        ("", {"block_size": 4096}, "its blocks are of 4096 bytes"),
-        ("", {"readonly": "on"}, "it is read-only"),
+        ("", {"path": "other.img"}, "/blk0: its disk has 128 sectors, and this one 64"),
+        ("", {"block_size": 4096}, "/blk0: its blocks are of 4096 bytes"),
+        ("", {"readonly": "on"}, "/blk0: it is read-only"),
         ("", {"colour": "red"}, "has no key 'colour'"),
         ("", {"id": "blk1"}, "id stays what it is"),
         ("", {"path": "missing.img"}, "No such file"),
@@ -221,8 +221,11 @@ def test_what_does_not_fit_leaves_the_one_that_serves_working(
     vm = machine(FOR_EVER)
     pid = next(one.pid for one in vm.describe().processes if one.name == "blk0")
 
-    with pytest.raises(Refused, match=complaint):
+    with pytest.raises(Refused, match=complaint) as refused:
         vm.swap("blk0", implementation, **settings)
+
+    # What is wrong is what the user gave, but for the one that fits and dies.
+    assert refused.value.exit_status == (3 if implementation == "broken:Stillborn" else 2)
 
     assert pid == next(one.pid for one in vm.describe().processes if one.name == "blk0")
     assert _goes_on(vm)
@@ -232,6 +235,7 @@ def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
     machine: Callable[..., VM],
 ) -> None:
     vm = machine(FOR_EVER)
+    assert _goes_on(vm)  # a disk that no driver has begun has no state to hand on
     vm.swap("blk0", "counting:Counting")
 
     with pytest.raises(Refused, match="of another tribe"):

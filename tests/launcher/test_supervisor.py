@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,16 @@ from launcher.plan import PlannedDevice
 from launcher.policy import OnDeath
 from launcher.supervisor import Served, Supervisor
 from launcher.wiring import Wiring
-from protocol.messages import DeviceAttached, DeviceBound, DeviceFailed, DeviceOffers, Done, Failed
+from protocol.errors import HostError, VibeError
+from protocol.messages import (
+    DeviceAttached,
+    DeviceBound,
+    DeviceFailed,
+    DeviceOffers,
+    Done,
+    Failed,
+    Unfit,
+)
 from protocol.specs import Notice
 
 
@@ -33,7 +43,7 @@ class FakeChild:
     def kill(self) -> None:
         self.is_killed = True
 
-    def dismiss(self, why: str) -> None:
+    def dismiss(self, why: str, status: int) -> None:
         self.kill()
 
     def how_it_ended(self) -> str:
@@ -48,8 +58,8 @@ class FakeHand(FakeChild, Hand):  # type: ignore[misc]
     def tell(self, notice: Notice) -> None:
         self.told.append(notice)
 
-    def dismiss(self, why: str) -> None:
-        self.told.append(why)
+    def dismiss(self, why: str, status: int = HostError.exit_status) -> None:
+        self.told.append(Notice(False, why, status))
 
 
 @dataclass
@@ -108,8 +118,10 @@ class FakeWiring:
 class Machine:
     """supervisor.Machine, and what was asked of it."""
 
+    name: str = "m"
     told: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)  # of the last event
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
     is_slow: bool = False  # to compare
@@ -148,6 +160,7 @@ class Machine:
 
     def emit(self, kind: str, device: str, **what: Any) -> None:
         self.events.append(f"{device} {what['generation']} {kind}")
+        self.steps = what["steps"]
 
 
 LOOK = model.look(Request("--device", "rng", ()), "--device")
@@ -167,7 +180,7 @@ class World:
             hang_after,
         )
         self.offers(1)
-        self.answers: list[Served | str] = []
+        self.answers: list[Served | VibeError] = []
 
     def die(self, child: FakeChild, status: int = -9) -> None:
         child.status = status
@@ -179,8 +192,8 @@ class World:
     def offers(self, number: int, config: bytes = b"fits") -> None:
         self.supervisor.offers(DeviceOffers("rng0", number, 0, (64,), config, 60, ()))
 
-    def attached(self, number: int) -> None:
-        self.supervisor.attached(DeviceAttached("rng0", number, 5000))
+    def attached(self, number: int, times: tuple[int, int] = (0, 0)) -> None:
+        self.supervisor.attached(DeviceAttached("rng0", number, 5000, *times))
 
     def serve(self, number: int) -> FakeChild:
         """The successor of that number goes all its way; its process."""
@@ -212,6 +225,11 @@ class World:
         return [seconds for seconds, _ in self.machine.timers]
 
 
+def refusals(world: World) -> list[tuple[int, str]]:
+    """Exit status and words of the errors that were told."""
+    return [(e.exit_status, str(e)) for e in world.answers if isinstance(e, VibeError)]
+
+
 def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
     world = World()
 
@@ -228,6 +246,23 @@ def test_dead_device_is_followed_by_a_spare_step_by_step() -> None:
     assert world.spares.prepared == 1
     assert world.wiring.waits == [False]
     assert world.machine.requests == []
+
+
+def test_steps_are_told_by_the_clock_of_who_takes_them_and_add_up() -> None:
+    world = World()
+    begun = time.monotonic_ns()
+    world.die(world.child)
+    world.bound(2)
+    asked = time.monotonic_ns()
+    served = asked + 5
+    world.offers(2)  # is heard when it serves already
+
+    world.attached(2, (asked, served))
+
+    assert list(world.machine.steps) == ["spare", "listen", "start", "attach", "replay"]
+    assert all(took >= 0 for took in world.machine.steps.values())
+    assert (world.machine.steps["attach"], world.machine.steps["replay"]) == (0, 5)
+    assert sum(world.machine.steps.values()) <= served - begun
 
 
 def test_successor_that_dies_is_followed_by_another_a_little_later() -> None:
@@ -289,7 +324,7 @@ def test_swap_may_take_longer_until_nobody_serves() -> None:
 
     assert world.delays() == [10.0, 4.0]
     world.machine.timers[-1][1]()
-    assert world.answers == ["it was not ready within 4 s"]
+    assert refusals(world) == [(3, "m/rng0: it was not ready within 4 s")]
 
 
 def test_zygote_that_makes_nobody_is_given_up() -> None:
@@ -390,7 +425,7 @@ def test_swap_into_an_empty_place_is_compared_with_who_served_there() -> None:
     world.offers(2, b"another disk")
 
     assert world.wiring.waits == [True]
-    assert world.answers == ["b'another disk' is not b'fits'"]
+    assert refusals(world) == [(2, "m/rng0: b'another disk' is not b'fits'")]
     world.swap()
     world.serve(3)
     assert world.answers[1:] == [Served(3, 77, 5_000_000)]
@@ -407,7 +442,7 @@ def test_successor_that_ends_while_it_is_compared_is_not_switched_to() -> None:
     (compared,) = world.machine.compared
     compared()
 
-    assert world.answers == ["rng0 ended with -9"]
+    assert refusals(world) == [(3, "m/rng0: rng0 ended with -9")]
     assert world.machine.requests == []
     assert world.supervisor.child("rng0") is world.child
 
@@ -419,7 +454,7 @@ def test_first_swap_is_compared_with_what_the_first_process_offered() -> None:
 
     world.offers(2, b"another disk")
 
-    assert world.answers == ["b'another disk' is not b'fits'"]
+    assert refusals(world) == [(2, "m/rng0: b'another disk' is not b'fits'")]
     assert world.spares.given[0].is_killed
     assert world.machine.requests == []
     assert world.supervisor.child("rng0") is world.child
@@ -433,7 +468,19 @@ def test_switch_that_fails_leaves_the_old_one() -> None:
 
     world.machine.requests[0][1](Failed("it has no such state"))
 
-    assert world.answers == ["it has no such state"]
+    assert refusals(world) == [(3, "m/rng0: it has no such state")]
+    assert world.supervisor.child("rng0") is world.child
+
+
+def test_switch_to_what_does_not_fit_is_bad_input() -> None:
+    world = World()
+    world.swap()
+    world.bound(2)
+    world.offers(2)
+
+    world.machine.requests[0][1](Unfit("it lacks negotiated features: 0x1"))
+
+    assert refusals(world) == [(2, "m/rng0: it lacks negotiated features: 0x1")]
     assert world.supervisor.child("rng0") is world.child
 
 
@@ -502,7 +549,7 @@ def test_one_wish_at_a_time() -> None:
 
     world.supervisor.restart("rng0", world.answers.append)
 
-    assert world.answers == ["another successor is on its way"]
+    assert refusals(world) == [(3, "m/rng0: another successor is on its way")]
 
 
 def test_end_of_the_machine_in_the_middle_of_a_recovery() -> None:
@@ -518,7 +565,7 @@ def test_end_of_the_machine_in_the_middle_of_a_recovery() -> None:
     world.fire()
     world.swap()
     assert len(world.spares.given) == 1
-    assert world.answers == ["the machine ends"]
+    assert refusals(world) == [(3, "m/rng0: the machine ends")]
 
 
 @pytest.mark.parametrize("on_death", OnDeath)
@@ -565,7 +612,7 @@ def test_one_by_hand_that_does_not_fit_is_told_why_before_it_is_killed() -> None
     world.bound(2)
     world.offers(2, b"else")
 
-    assert hand.told == ["b'else' is not b'fits'"]
+    assert hand.told == [Notice(False, "b'else' is not b'fits'", 2)]
     assert not hand.is_killed
     world.fire()
     assert hand.is_killed
@@ -579,7 +626,7 @@ def test_one_by_hand_is_sent_away_while_another_is_on_its_way() -> None:
     world = World()
     world.swap()
 
-    assert world.volunteer(3).told == ["another successor is on its way"]
+    assert world.volunteer(3).told == [Notice(False, "another successor is on its way", 3)]
 
 
 # ── several devices in one process ────────────────────────────────────────────────────────
@@ -611,7 +658,7 @@ class Shared(World):
             self.supervisor.bound(DeviceBound(name, number))
         for name in names:
             self.supervisor.offers(DeviceOffers(name, number, 0, (64,), b"fits", 60, ()))
-            self.supervisor.attached(DeviceAttached(name, number, 5000))
+            self.supervisor.attached(DeviceAttached(name, number, 5000, 0, 0))
 
 
 def test_devices_of_one_process_are_followed_by_one_process() -> None:
@@ -670,7 +717,7 @@ def test_a_restart_kills_a_process_and_tells_when_its_device_is_served_again() -
     world.supervisor.restart("rng1", world.answers.append)
     assert world.child.is_killed
     world.supervisor.restart("rng0", world.answers.append)
-    assert world.answers == ["another successor is on its way"]
+    assert refusals(world) == [(3, "m/rng0: another successor is on its way")]
     world.die(world.child)
     world.come(2, "rng0")
     assert len(world.answers) == 1
@@ -686,7 +733,7 @@ def test_a_restart_that_the_machine_does_not_live_to_see_is_answered() -> None:
 
     world.supervisor.end()
 
-    assert world.answers == ["the machine ends"]
+    assert refusals(world) == [(3, "m/rng1: the machine ends")]
 
 
 def test_a_machine_ends_or_waits_once_for_a_process_of_several_devices() -> None:
@@ -701,4 +748,6 @@ def test_none_of_several_devices_is_replaced_by_hand() -> None:
 
     hand = world.volunteer(2)
 
-    assert hand.told == ["it shares process both with rng1; restart takes them all"]
+    assert hand.told == [
+        Notice(False, "it shares process both with rng1; restart takes them all", 3)
+    ]

@@ -146,6 +146,9 @@ CLEAR = f"""    for (uint32_t i = 0; i < count; i++)
 """
 RECOVER = f"    {store('recover_used_idx')}\n"
 
+# What these store is for a driver that lives. No successor reads it: whoever attaches arms it anew,
+# and looks at the ring once it has. So leaving it out is nothing that a crash could show; that it
+# is not left out, test_ring_notifications.py wants.
 HARMLESS = {"kicks_enable", "kicks_disable"}
 
 WRONG: dict[str, list[Edit]] = {

@@ -28,6 +28,7 @@ SPECS = (
     specs.DeviceSlot,
     specs.Successor,
     specs.BootSpec,
+    specs.Fork,
     specs.Forked,
     specs.Volunteer,
     specs.Wish,

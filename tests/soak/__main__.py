@@ -9,6 +9,7 @@ nobody repeats.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import shlex
 import sys
@@ -70,10 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--isolation", choices=LEVELS, default="jail", help="of all devices")
     parser.add_argument("--fio", type=Path, help="a static fio, for Linux to load its disk with")
     for action in COUNTS["bare"]:
-        parser.add_argument(f"--{action}s", type=int, help="so many")
-    parser.add_argument("--between", type=float, help="mean seconds between steps")
+        parser.add_argument(f"--{action}s", type=_count, help="so many")
+    parser.add_argument("--between", type=_seconds, help="mean seconds between steps")
     parser.add_argument("--no-points", action="store_true", help="inject no kills at named points")
     return parser
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of steps")
+    return count
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time between steps")
+    return seconds
 
 
 def _soaks(options: argparse.Namespace) -> list[Soak]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.api import VM
-from tests.soak.harness import PATIENCE, Gap, Problem, Verdict
+from tests.soak.harness import PATIENCE, Gap, GuestClock, Problem, Verdict
 from tests.support.guest import ENTRY, build
 
 SECTORS, SECTOR = 4096, 512
@@ -167,7 +167,6 @@ class Bare:
         verdict.gaps = self._gaps(console.rest[table:])
 
     def _gaps(self, data: bytes) -> list[Gap]:
-        # The guest's clock is brought to ours by the two moments that it has told.
         said = self._serial.read_text()
         begun, ended = (
             int(high, 16) << 32 | int(low, 16)
@@ -176,15 +175,8 @@ class Bare:
         slots = re.search(r"slots disk (\d+) entropy (\d+) console (\d+)", said)
         assert slots is not None
         names = dict(zip(map(int, slots.groups()), self.devices, strict=True))
-        scale = (self._ended - self._begun) / (ended - begun)
-        return [
-            Gap(
-                names[slot],
-                self._begun + (begin - begun) * scale,
-                self._begun + (end - begun) * scale,
-            )
-            for slot, begin, end in _GAP.iter_unpack(data)
-        ]
+        clock = GuestClock((begun, self._begun), (ended, self._ended))
+        return [clock.gap(names[slot], begin, end) for slot, begin, end in _GAP.iter_unpack(data)]
 
 
 class _Console(threading.Thread):

@@ -8,6 +8,7 @@ A :class:`Guest` knows what load is and what is right; this knows machines, proc
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import re
@@ -47,6 +48,9 @@ _OURS = re.compile(
     "does not read|ends"
 )
 
+# Seconds in which a death is told, if it is (arbitrary).
+_HEARD = 2.0
+
 # Seconds after which a process has not died young (launcher.policy): the next comes at once.
 _GROWN = 0.12
 
@@ -63,6 +67,23 @@ class Gap:
     device: str
     begin: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class GuestClock:
+    """A guest's clock, brought to ours by two moments, each in its units and in seconds of
+    time.monotonic()."""
+
+    begun: tuple[int, float]
+    ended: tuple[int, float]
+
+    def gap(self, device: str, begin: int, end: int) -> Gap:
+        """A gap between two of its times."""
+        return Gap(device, self._ours(begin), self._ours(end))
+
+    def _ours(self, time: int) -> float:
+        (begun, ours), (ended, then) = self.begun, self.ended
+        return ours + (time - begun) * (then - ours) / (ended - begun)
 
 
 @dataclass(slots=True)
@@ -111,10 +132,13 @@ class Took:
 
 @dataclass(slots=True)
 class Outcome:
-    """``done``: steps by kind; ``seen``: the machine's events by kind; ``took``: of recoveries
-    and swaps; ``problems``: empty if all is right."""
+    """``done``: steps by kind; ``deaths``: of the processes that were killed, those whose death
+    the machine has told, for one that was about to go anyway is not missed; ``seen``: the
+    machine's events by kind; ``took``: of recoveries and swaps; ``problems``: empty if all is
+    right."""
 
     done: Counter[str] = field(default_factory=Counter)
+    deaths: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     took: list[Took] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
@@ -157,6 +181,7 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
     guest.begin(vm)
     held = processes.descriptors()
     operator = _Operator(vm.name, watcher, outcome)
+    killed: Counter[int] = Counter()
     at = 0.0
     for step in steps:
         # After the one before, however long that took: what was late does not come in a burst.
@@ -165,16 +190,19 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
         if not processes.are_there():
             break  # the guest found something: it will tell
         match step.action:
-            case "kill" | "hang":
-                number = signal.SIGKILL if step.action == "kill" else signal.SIGSTOP
-                processes.send(step.device, number, watcher)
-                outcome.done[step.action] += 1
+            case "kill":
+                killed[processes.send(step.device, signal.SIGKILL, watcher)] += 1
+            case "hang":
+                processes.send(step.device, signal.SIGSTOP, watcher)
+                outcome.done["hang"] += 1
             case _:
                 operator.put(step)
     operator.put(None)
     operator.join()
+    _kill_more(guest, processes, watcher, killed, sum(step.action == "kill" for step in steps))
+    outcome.done["kill"] = killed.total()
+    outcome.deaths = watcher.deaths_of(killed)
     if processes.are_there():
-        watcher.until_all_serve()
         more = {name: count - held.get(name, 0) for name, count in processes.descriptors().items()}
         outcome.problems += [
             f"{name} holds {count} descriptors more than before"
@@ -183,6 +211,22 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
         ]
     guest.end(vm)
     watcher.join()
+
+
+def _kill_more(
+    guest: Guest, processes: _Processes, watcher: _Watcher, killed: Counter[int], wanted: int
+) -> None:
+    # A signal may have hit a process that was about to go: until so many have died of it.
+    deadline = time.monotonic() + PATIENCE
+    for device in itertools.cycle(guest.devices):
+        if not processes.are_there():
+            return
+        watcher.until_all_serve()
+        if watcher.hears_of(killed, wanted):
+            return
+        if time.monotonic() > deadline:
+            raise Problem(f"of {killed.total()} kills, {watcher.deaths_of(killed)} were told")
+        killed[processes.send(device, signal.SIGKILL, watcher)] += 1
 
 
 class _Processes:
@@ -206,9 +250,9 @@ class _Processes:
                         found.append(pid)
         return found
 
-    def send(self, device: str, number: signal.Signals, watcher: _Watcher) -> None:
+    def send(self, device: str, number: signal.Signals, watcher: _Watcher) -> int:
         """To a process of that name, whatever it is about to do; if there is none, to the next
-        that has served for a while."""
+        that has served for a while. Its pid; 0 if the machine is gone."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.are_there():
             for pid in self.pids(device):
@@ -216,11 +260,12 @@ class _Processes:
                     if _state(pid) in ("Z", "T" if number == signal.SIGSTOP else ""):
                         continue  # that would be no news to it
                     os.kill(pid, number)
-                    return
+                    return pid
             watcher.until_serves(device)
             time.sleep(_GROWN)
         if self.are_there():
             raise Problem(f"there was no process of {device} for {PATIENCE:g} s")
+        return 0
 
     def descriptors(self) -> dict[str, int]:
         """How many the launcher and the VMM have open."""
@@ -253,6 +298,7 @@ class _Watcher(threading.Thread):
         self._outcome = outcome
         self._change = threading.Condition()
         self._serves = dict.fromkeys(devices, True)
+        self._told: Counter[int] = Counter()
         self.start()
 
     def run(self) -> None:
@@ -267,6 +313,8 @@ class _Watcher(threading.Thread):
             self._outcome.problems.append(f"{event.count} events of the machine were lost")
             return
         self._outcome.seen[event.kind] += 1
+        if event.kind in ("died", "failed"):
+            self._told[event.pid] += 1
         if event.kind in ("died", "failed") and not _OURS.search(event.detail):
             self._outcome.problems.append(f"{event.device} {event.kind}: {event.detail}")
         if event.device not in self._serves:
@@ -277,6 +325,15 @@ class _Watcher(threading.Thread):
             self._serves[event.device] = True
             took = (event.took or 0) / 1e9
             self._outcome.took.append(Took(event.kind, event.device, took, event.monotonic / 1e9))
+
+    def deaths_of(self, pids: Counter[int]) -> int:
+        """How many of these were told to have died, or failed on their way."""
+        return (pids & self._told).total()
+
+    def hears_of(self, pids: Counter[int], wanted: int) -> bool:
+        """Whether so many of them were, or are in a moment."""
+        with self._change:
+            return self._change.wait_for(lambda: self.deaths_of(pids) >= wanted, _HEARD)
 
     def until_all_serve(self) -> None:
         """Return when there is a process at every device's place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.api import VM
-from tests.soak.harness import PATIENCE, Problem, Verdict
+from tests.soak.harness import PATIENCE, Gap, GuestClock, Problem, Verdict
 from tests.soak.program import program
 from tests.support import initramfs
 from tests.support.kernels import debian
@@ -40,6 +41,7 @@ class Linux:
         self._isolation = isolation
         self._hypervisor, self._fio, self._seconds = hypervisor, fio, seconds
         self._reader: _Reader | None = None
+        self._begun = self._ended = 0.0
 
     def options(self, folder: Path) -> dict[str, Any]:
         """See harness.Guest."""
@@ -69,12 +71,14 @@ class Linux:
         self._wait_for("listening")
         self._reader = _Reader(self._socket)
         self._reader.type(b"begin\n")
-        self._wait_for("begun")
+        self._begun = self._wait_for("begun")
 
     def end(self, vm: VM) -> None:
         """See harness.Guest."""
         assert self._reader is not None
         self._reader.type(b"end\n")
+        with contextlib.suppress(Problem):  # it is gone, which the verdict says
+            self._ended = self._wait_for("ended", BOOT + self._seconds)
         vm.wait(BOOT + self._seconds)
         self._reader.join(PATIENCE)
 
@@ -89,6 +93,7 @@ class Linux:
         counts = dict(re.findall(r"^soak: (raw|files|entropy|lines) (\d+)", said, re.MULTILINE))
         if fio := re.search(r"^soak: fio total=(\d+),(\d+)", said, re.MULTILINE):
             counts["raw"] = str(int(fio[1]) + int(fio[2]))
+        verdict.gaps = stalls(said, self._begun, self._ended)
         verdict.requests = {what: int(count) for what, count in counts.items()}
         corrupt = re.compile(r"differs|verif", re.IGNORECASE)
         verdict.corrupted = sum(corrupt.search(error) is not None for error in verdict.errors)
@@ -106,12 +111,14 @@ class Linux:
         if self._reader is not None:
             self._reader.close()
 
-    def _wait_for(self, what: str) -> None:
-        deadline = time.monotonic() + BOOT
+    def _wait_for(self, what: str, patience: float = BOOT) -> float:
+        # The time at which the guest was there.
+        deadline = time.monotonic() + patience
         while f"soak: {what}" not in self._said():
             if time.monotonic() >= deadline:
                 raise Problem(f"it is not {what}: {self._said()[-500:]!r}")
-            time.sleep(0.05)
+            time.sleep(0.002)  # the guest's clock is brought to ours by when it said so
+        return time.monotonic()
 
     def _said(self) -> str:
         return self._serial.read_text(errors="replace")
@@ -129,8 +136,23 @@ def check_lines(said: str, count: int) -> list[str]:
     return [f"of {count} lines of hvc0, line {number} is {what!r}"]
 
 
+def stalls(said: str, begun: float, ended: float) -> list[Gap]:
+    """The requests that took long, as the guest has told, whose clock was read at ``begun`` and
+    ``ended`` of time.monotonic()."""
+    then, now = (
+        int(time) for time in re.findall(r"^soak: (?:begun|ended) (\d+)", said, re.MULTILINE)
+    )
+    clock = GuestClock((then, begun), (now, ended))
+    return [
+        clock.gap(device, int(end) - int(took), int(end))
+        for device, took, end in re.findall(
+            r"^soak: stall (\w+) (\d+) until (\d+)", said, re.MULTILINE
+        )
+    ]
+
+
 def line(number: int) -> str:
-    """What linux_init.sh says as the ``number``-th line of hvc0."""
+    """What io.c says as the ``number``-th line of hvc0."""
     return f"line {number} of the guest, numbered and with nothing left out"
 
 

@@ -11,24 +11,33 @@ say() { echo "soak: $*"; }
 wrong() { say "FAILED: $*"; }
 stopped() { [ -e /tmp/stop ]; }
 
+# io on DEVICE, which is NAME to the host, until all shall stop.
+load() { # NAME FILE COMMAND DEVICE …
+    /io "$3" "$4" /tmp/stop $5 >"/tmp/$1.$2" 2>&1
+    grep -q 'done .* wrong 0 errors 0' "/tmp/$1.$2" ||
+        wrong "$3 ${4#/dev/}: $(grep -v stall "/tmp/$1.$2")"
+}
+
+count() { cat "/tmp/$1."* | awk '/^done/ { sum += $2 } END { print sum }'; }
+
 # Behind the file system on the disk, from 32 MiB on.
 raw() {
     if [ -e /fio ]; then
+        # Its log is of CLOCK_MONOTONIC (1): milliseconds, the latency in nanoseconds, and more.
         /fio --name=raw --filename=/dev/vda --offset=32m --size=4m --direct=1 --ioengine=io_uring \
             --iodepth=8 --rw=randrw --bsrange=512-32k --verify=crc32c --verify_fatal=1 \
-            --verify_backlog=64 --randrepeat=0 --time_based --runtime="$1" >/tmp/fio 2>&1 ||
-            wrong "fio ended with $?: $(grep -m 3 -iE 'verify|error|err=' /tmp/fio)"
+            --verify_backlog=64 --randrepeat=0 --time_based --runtime="$1" \
+            --write_lat_log=/tmp/fio --log_alternate_epoch=1 --log_alternate_epoch_clock_id=1 \
+            >/tmp/fio 2>&1 || wrong "fio ended with $?: $(grep -m 3 -iE 'verify|error|err=' /tmp/fio)"
+        awk -F, '$2 > 5000000 { printf "stall %d until %d000\n", $2 / 1000, $1 }' \
+            /tmp/fio_lat.*.log >/tmp/blk0.fio
         say "fio $(sed -n 's/.*issued rwts: //p' /tmp/fio)"
     else
         for worker in 0 1 2 3; do
-            /io verify /dev/vda $(((32 + worker) << 20)) /tmp/stop >"/tmp/raw$worker" 2>&1 &
+            load blk0 $worker verify /dev/vda $(((32 + worker) << 20)) &
         done
         wait
-        for worker in 0 1 2 3; do
-            grep -q 'verified .* wrong 0 errors 0' "/tmp/raw$worker" ||
-                wrong "raw blocks: $(cat "/tmp/raw$worker")"
-        done
-        say "raw $(cat /tmp/raw? | awk '{ sum += $2 } END { print sum }')"
+        say "raw $(count blk0)"
     fi
 }
 
@@ -48,24 +57,20 @@ files() {
 }
 
 entropy() {
-    number=0 last=
-    while ! stopped; do
-        this=$(dd if=/dev/hwrng bs=64 count=1 iflag=fullblock 2>/dev/null | xxd -p -c 64)
-        [ ${#this} = 128 ] || wrong "hwrng gave '$this'"
-        [ "$this" != "$last" ] || wrong "hwrng gave the same twice"
-        last=$this number=$((number + 1))
-    done
-    say "entropy $number"
+    load rng0 0 entropy /dev/hwrng
+    say "entropy $(count rng0)"
 }
 
 lines() {
-    number=0
-    while ! stopped; do
-        echo "line $number of the guest, numbered and with nothing left out" >&3
-        number=$((number + 1))
+    load console0 0 lines /dev/hvc0
+    say "lines $(count console0)"
+}
+
+# The longest of each device, as many as a soak has steps and more (arbitrary).
+stalls() {
+    for name in blk0 rng0 console0; do
+        cat /tmp/$name.* | sed -n "s/^stall/soak: stall $name/p" | sort -rn -k4 | head -n 500
     done
-    echo "the end" >&3
-    say "lines $number"
 }
 
 exec 3<>/dev/hvc0
@@ -80,10 +85,12 @@ raw "${seconds:-60}" &
 files &
 entropy &
 lines &
-say begun
+say "begun $(/io clock)"
 read -r _ <&3
 touch /tmp/stop
 wait
+say "ended $(/io clock)"
+stalls
 umount /mnt || wrong "it cannot be unmounted"
 mount -t ext4 /dev/vda /mnt && umount /mnt || wrong "it cannot be mounted again"
 dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|nobody cared|blocked for more|lockup|WARNING|BUG:' |

@@ -18,6 +18,7 @@ def text(outcome: Outcome) -> str:
     verdict = outcome.verdict
     lines = [
         f"  steps      {_counts(outcome.done)}",
+        f"  killed     {outcome.done['kill']} signals, {outcome.deaths} deaths told of them",
         f"  events     {_counts(outcome.seen)}",
         f"  requests   {_counts(verdict.requests)}",
         f"  lost {verdict.lost}, corrupted {verdict.corrupted}, "

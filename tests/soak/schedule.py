@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from protocol.ring.faults import POINTS as ENGINE_POINTS
+from protocol import faults
 
 Action = Literal["kill", "hang", "swap", "restart", "inject"]
 """SIGKILL; SIGSTOP; another implementation, or the same with other options; a fresh process of
@@ -52,19 +52,37 @@ def draw(
     return steps
 
 
+NOT_REACHED = {
+    **{
+        point: "only a driver's first process passes it (tests/guest/test_inject.py)"
+        for point in faults.POINTS
+        if point.startswith("begin_")
+    },
+    "kicks_disable": "with EVENT_IDX, which the guest has, nothing is stored "
+    "(tests/protocol/test_journal_crashes.py)",
+    **dict.fromkeys(
+        ("answer_stop", "answer_stop_queue", "answer_write_config"),
+        "the guest asks for no such thing",
+    ),
+    **dict.fromkeys(
+        ("answer_quiesce", "answer_quit", "answer_get_stats"), "nobody asks for it while it kills"
+    ),
+}
+"""Points of protocol.faults where :func:`at_every_point` kills nothing, and why."""
+
+# Those that only a successor passes.
+_SUCCESSOR_S = ("attach", "answer_start", "read_config", "recover_")
+
+
 def at_every_point(devices: Sequence[str]) -> list[Step]:
-    """Each device is killed at each point that it passes while a driver works; at those that only
-    a successor passes, after a death that leaves it something to do."""
-    work = [
-        point
-        for point in ("handle", "complete", "interrupt", *ENGINE_POINTS)
-        if not point.startswith(("begin_", "recover_")) and point != "kicks_disable"
+    """Each device is killed at each point of protocol.faults but :data:`NOT_REACHED`; at those that
+    only a successor passes, after a death that leaves it something to do."""
+    details = [
+        f"kill {point} push_used_idx" if point.startswith(_SUCCESSOR_S) else f"kill {point}"
+        for point in faults.FAULTS[faults.KILL].points
+        if point not in NOT_REACHED
     ]
-    recover = ["attach", "answer_start", *(p for p in ENGINE_POINTS if p.startswith("recover_"))]
-    details = [*work, *(f"{point} push_used_idx" for point in recover)]
-    return [
-        Step(0.0, device, "inject", f"kill {detail}") for detail in details for device in devices
-    ]
+    return [Step(0.0, device, "inject", detail) for detail in details for device in devices]
 
 
 def _other(device: str, dice: random.Random) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import HostError
-from tests.soak import linux, schedule
-from tests.soak.harness import Outcome, run
+from tests.soak import linux, report, schedule
+from tests.soak.harness import Gap, Outcome, run
 from tests.soak.linux import Linux
 
 pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
@@ -51,6 +51,8 @@ def test_linux_notices_neither_deaths_nor_swaps(tmp_path: Path) -> None:
     assert all(outcome.verdict.requests[what] for what in ("raw", "files", "entropy", "lines"))
     assert outcome.seen["recovered"] > 6
     assert outcome.seen["swapped"] == 6
+    assert {gap.device for gap in outcome.verdict.gaps} == set(Linux.devices)
+    assert "stalls   none" not in report.text(outcome)
 
 
 def test_one_write_that_is_not_done_is_found(
@@ -75,3 +77,10 @@ def test_one_line_that_is_missing_or_comes_twice_is_found() -> None:
     assert complaints([*lines[:4], *lines[3:]])
     assert complaints(lines[:4])
     assert complaints([*lines[:8], "the end"])
+
+
+def test_stalls_are_told_by_our_clock() -> None:
+    said = "soak: begun 1000000\r\nsoak: ended 3000000\r\nsoak: stall rng0 500000 until 2000000\r\n"
+
+    # The guest's clock is half as fast.
+    assert linux.stalls(said, 10.0, 14.0) == [Gap("rng0", 11.0, 12.0)]

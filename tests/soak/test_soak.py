@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from protocol import faults
 from tests.soak import report, schedule
+from tests.soak.__main__ import main
 from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
 from tests.soak.harness import Outcome, run
 from tests.support.bare import usable_kvm
@@ -45,10 +47,25 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
         outcome = run(guest, steps, tmp_path)
 
     assert outcome.problems == [], report.text(outcome)
-    assert {what: outcome.done[what] for what in COUNTS} == COUNTS
+    assert {what: outcome.done[what] for what in COUNTS} == COUNTS | {"kill": outcome.done["kill"]}
+    assert outcome.deaths >= COUNTS["kill"]
     assert all(outcome.verdict.requests.values())
     assert outcome.seen["recovered"]
     assert outcome.seen["swapped"]
+
+
+@pytest.mark.slow
+def test_kills_count_that_were_of_use(tmp_path: Path) -> None:
+    pytest.importorskip("unicorn")
+    # All at once: most hit a process that is dying.
+    steps = [schedule.Step(0.5, "rng0", "kill")] * 20
+
+    outcome = run(Bare(SEED, "software"), steps, tmp_path)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert outcome.done["kill"] >= outcome.deaths >= 20
+    assert outcome.seen["died"] + outcome.seen["failed"] >= 20
+    assert f"{outcome.deaths} deaths told of them" in report.text(outcome)
 
 
 @pytest.mark.slow
@@ -132,6 +149,13 @@ def test_image_is_compared_with_what_was_written_last() -> None:
     assert wrong_sectors(image[:600] + b"x" + image[601:], SEED, [7, 0, 8]) == [1]
 
 
+def test_every_point_of_the_table_is_one_of_a_kill_or_of_those_that_are_not_reached() -> None:
+    killed = {step.detail.split()[1] for step in schedule.at_every_point(["blk0"])}
+
+    assert killed | set(schedule.NOT_REACHED) == set(faults.POINTS)
+    assert not killed & set(schedule.NOT_REACHED)
+
+
 def test_schedule_is_the_seed_s_and_survives_its_file(tmp_path: Path) -> None:
     def draw(seed: int) -> list[schedule.Step]:
         return schedule.draw(seed, {"kill": 5, "swap": 3}, ("blk0", "rng0"), 0.1)
@@ -149,3 +173,22 @@ def test_file_that_is_no_schedule_is_refused(tmp_path: Path, line: str) -> None:
 
     with pytest.raises(ValueError, match="line 1"):
         schedule.load(tmp_path / "steps")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--kills", "-3"],
+        ["--hangs", "x"],
+        ["--between", "0"],
+        ["--between", "-1"],
+        ["--swaps", "-1"],
+    ],
+)
+def test_number_that_makes_no_sense_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--guest", "bare"])
+
+    assert words[0] in capsys.readouterr().err

@@ -46,7 +46,9 @@ class Pair:
 
     def __init__(self, run_dir: Path, *, patience: float = DEADLINE, by_hand: bool = False) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL
+            # It ends with the test, however that does.
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
         )
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
@@ -82,7 +84,7 @@ class Pair:
         self.device.close()
         self.context.term()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # which closes its input
         os.close(self.pidfd)
 
 

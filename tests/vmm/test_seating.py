@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from protocol.messages import (
     Sealed,
     Start,
     Switch,
+    Unfit,
     Welcome,
 )
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, Successor
@@ -48,7 +50,9 @@ class Process:
 
     def __init__(self, context: Any, endpoint: str, generation: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL
+            # It ends with the test, however that does.
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
         )
         self.pidfd = os.pidfd_open(self.process.pid)
         self.endpoint = endpoint
@@ -73,7 +77,7 @@ class Process:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # which closes its input
 
     def close(self) -> None:
         self.kill()
@@ -205,12 +209,14 @@ def test_successor_takes_the_place_of_the_dead(house: House) -> None:
     house.turn()
     assert house.seat.remote is None
     successor = house.successor()
+    begun = time.monotonic_ns()
 
     successor.get_ready()
     house.turn_until(lambda: house.of(DeviceAttached))
 
     assert [type(event) for event in house.told[1:]] == [DeviceOffers, DeviceAttached]
     assert house.told[1].generation == house.told[2].generation == 2
+    assert begun <= house.told[2].asked <= house.told[2].served <= time.monotonic_ns()
     assert house.wires.connected[-1] == house.seat.bells
 
 
@@ -345,6 +351,6 @@ def test_one_that_does_not_fit_is_told_of_and_lives(house: House) -> None:
 
     reply = house.seating.switch(Switch("rng0", 2))
 
-    assert reply == Failed("it lacks negotiated features: 0x100000")
+    assert reply == Unfit("it lacks negotiated features: 0x100000")
     assert second.process.poll() is None
     assert first.process.poll() is None
