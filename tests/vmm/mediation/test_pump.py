@@ -110,6 +110,17 @@ def test_a_request_goes_to_the_device_and_its_answer_interrupts_the_guest(runnin
     ]
 
 
+def test_a_storm_of_calls_for_nothing_does_not_reach_the_guest(running: Pumped) -> None:
+    for _ in range(1000):
+        doorbell.ring(running.bells["call"])
+        os.sched_yield()  # so that the pump takes some of them one by one
+    running.ask(b"request")
+    running.answer()
+    assert select.select([running.pump.line], [], [], PATIENCE)[0], "nobody rang"
+
+    assert doorbell.drain(running.pump.line) == 1
+
+
 def test_thousands_of_them_are_neither_lost_nor_repeated(running: Pumped) -> None:
     total, stop, driver = 3000, threading.Event(), running.them.driver
 
