@@ -277,11 +277,12 @@ class _Processes:
         return found
 
     def _vmm(self) -> list[int]:
-        return [
-            pid
-            for pid in children(self._launcher)
-            if b"vmm.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        found = []
+        for pid in children(self._launcher):
+            with contextlib.suppress(OSError):  # a spare that is gone by now
+                if b"vmm.entry" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
 
 def _state(pid: int) -> str:
