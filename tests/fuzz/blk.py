@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from types import SimpleNamespace
 from typing import Any, cast
 
 from devices.blk import SECTOR, Blk, Config, Feature, MappedBlk, Request, Status
@@ -40,7 +41,7 @@ def run(data: bytes) -> None:
         os.ftruncate(image, len(content))
         os.pwrite(image, content, 0)
         config = Config(f"{image}", readonly=bool(options & READONLY), serial=SERIAL)
-        disk = kind(config, {"image": image}, cast("Any", None))
+        disk = kind(config, {"image": image}, cast(Any, SimpleNamespace(largest_chain=0)))
         agreed = disk.features if options & FLUSH else disk.features & ~bit(Feature.FLUSH)
         disk.start(agreed)
         disks.append((disk, agreed))

@@ -69,7 +69,12 @@ TARGETS: dict[str, Native | Guided] = {
         ("tests/fuzz/ring_fuzz.c", *_ENGINE), "tests.fuzz.ring_seeds:JOURNAL", ["-DFUZZ_JOURNAL=1"]
     ),
     "mediation": Native(
-        ("tests/fuzz/mediator_fuzz.c", "vmm/mediation/mediator.c", *_ENGINE),
+        (
+            "tests/fuzz/mediator_fuzz.c",
+            "vmm/mediation/mediator.c",
+            "vmm/mediation/arena.c",
+            *_ENGINE,
+        ),
         "tests.fuzz.mediator_seeds:MEDIATION",
     ),
     "codec": Guided("tests.fuzz.codec"),
