@@ -37,6 +37,9 @@ AT_ONCE = 11
 VICTIM = "victim"
 """The name of the device that has nothing to do with it."""
 
+# What all devices are in where they share a process.
+_SHARED = "shared"
+
 _KIND = "devices.hostile:Hostile"
 _ENTRY, _PARAMETERS = 0x100000, 8
 _FIRST_SLOT = 3  # of devices of any type (docs/architecture.md)
@@ -164,7 +167,9 @@ def _after(lines: Sequence[str], mark: str) -> str | None:
 def _run(
     names: Sequence[str], level: str, hypervisor: str, grouping: str, *, with_disk: bool = False
 ) -> _Seen:
-    held = f"isolation={level}" + (",process=shared" if grouping == "shared" else "")
+    held, dies = f"isolation={level}", ",on-death=fail-io"
+    if grouping == "shared":  # what becomes of one becomes of all
+        held, dies = f"{held},process={_SHARED}", ""
     machine = f"attack-{secrets.token_hex(4)}"
     secret = secrets.token_bytes(12)
     with tempfile.TemporaryDirectory(prefix="vibevmm-attack-") as path, _Bait(path) as bait:
@@ -174,9 +179,7 @@ def _run(
         devices = [f"rng,id={VICTIM},{held}"]
         run = rundir.path_of(machine)
         options = f"machine={run},bait={path},port={bait.port},victim={VICTIM}"
-        devices += [
-            f"{_KIND},id={name},on-death=fail-io,{held},attack={name},{options}" for name in names
-        ]
+        devices += [f"{_KIND},id={name}{dies},{held},attack={name},{options}" for name in names]
         if with_disk:
             disk = folder / "disk.img"
             disk.write_bytes(b"\x5a" * 512 * _DISK_SECTORS)
@@ -203,9 +206,10 @@ def _run(
         for line in _read(folder / "log").splitlines():
             if matched := _LOGGED.match(line):
                 who, _, text = matched.groups()
-                # What others say of it begins with its name.
-                subject = text.split(" ", 1)[0].rstrip(":;,")
-                logged.setdefault(subject if subject in names else who, []).append(text)
+                # What others say of it begins with its name; a shared process has its own.
+                about = text.split(" ", 1)[0].rstrip(":;,")
+                about = names[0] if who == _SHARED else about
+                logged.setdefault(about if about in names else who, []).append(text)
         said, cases = _understood(serial, names)
         return _Seen(said, cases, logged, status, _OVER in serial, bait, secret.hex(), grown)
 

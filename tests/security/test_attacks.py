@@ -69,3 +69,12 @@ def test_so_it_does_where_the_device_works_on_the_guests_own_rings(
     attacks = [ATTACKS[name] for name in names]
 
     assert differences(attacks, level, attacked(attacks, level, "kvm"), mediated=False) == {}
+
+
+def test_a_neighbour_in_the_same_process_is_at_the_mercy_of_a_device() -> None:
+    guest.build()
+
+    found = attacked([ATTACKS["read-neighbour"]], "jail", "software", "shared")["read-neighbour"]
+
+    assert found.verdict == ATTACKS["read-neighbour"].expects("jail", shared=True)
+    assert "Rng, which holds memory" in found.evidence
