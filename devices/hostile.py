@@ -47,6 +47,7 @@ _PAGE = 4096
 
 # As much as no device of ours asks for, and no host notices (all arbitrary).
 _MUCH_MEMORY, _MANY_DESCRIPTORS, _MANY_PROCESSES, _MANY_LINES = 1 << 30, 512, 32, 5000
+_MANY_PARTS = 1000
 _STORM_SECONDS, _LATE_SECONDS, _FLOOD_SECONDS = 0.3, 0.3, 0.6
 
 _PTRACE_SEIZE = 0x4206
@@ -146,7 +147,9 @@ class Hostile(Device[Config]):
 
     def fail(self, index: int, chain: Chain) -> int:
         """A successor: all quiet."""
-        return chain.writable.write(b"quiet")
+        # At a longer answer the guest looks for longer.
+        is_watched = self.config.attack == "write-late"
+        return chain.writable.write(b"quiet, from here on" if is_watched else b"quiet")
 
     def _attempt(self, deed: Callable[[], Any]) -> Any:
         try:
@@ -453,9 +456,11 @@ class Hostile(Device[Config]):
     def send_unending(self, chain: Chain) -> int:
         """Parts of a message of which none is the last: nobody can read it before that."""
         part = b"\x03" + MAX_MESSAGE.to_bytes(8, "big") + bytes(MAX_MESSAGE)
-        until, rest = time.monotonic() + _FLOOD_SECONDS, part
-        while time.monotonic() < until:
-            rest = rest[self._write(rest) :] or part
+        parts, rest = 0, part
+        while parts < _MANY_PARTS:
+            rest = rest[self._write(rest) :]
+            if not rest:
+                parts, rest = parts + 1, part
         return 0
 
     def _write(self, data: bytes) -> int:

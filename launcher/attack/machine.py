@@ -135,7 +135,7 @@ def _proof(name: str, said: Mapping[str, str], claimed: str | None, seen: _Seen)
 
 
 # Bytes by which no honest device lets the VMM grow (arbitrary: it is 1 MiB with one).
-_MUCH = 32 << 20
+_MUCH = 16 << 20
 
 
 def _of_guest(attack: Attack, seen: _Seen) -> Outcome:

@@ -79,17 +79,18 @@ static const char *lie(struct device *device, uint16_t idx, uint32_t most)
         return used->ring[idx % QUEUE_SIZE].len > most ? "length" : "no";
 }
 
-// Whether a buffer that was given back changes, in so many questions to the victim.
-static bool is_written_late(unsigned questions)
+// Whether a buffer that was given back changes, while the victim is asked for that many cycles.
+static bool is_written_late(uint64_t cycles)
 {
+        uint64_t begin = now();
         static uint8_t before[ANSWER];
         for (unsigned i = 0; i < ANSWER; i++)
                 before[i] = answer[i];
-        while (questions--) {
+        do {
                 ask_victim();
                 if (!are_same((char *)before, (char *)answer, ANSWER))
                         return true;
-        }
+        } while (now() - begin < cycles);
         return false;
 }
 
@@ -105,7 +106,9 @@ static void suffer(struct device *attacker)
         enum ending ending = await(attacker, idx, (uint64_t)parameters.patience << 30);
         const char *lied = ending == ANSWERED ? lie(attacker, idx, ANSWER) : "no";
         unsigned served = asked;
-        bool late = is_written_late(50);
+        // Whoever has written much is watched for long.
+        bool much = ending == ANSWERED && attacker->queues[REQUESTQ].used.ring[idx % QUEUE_SIZE].len >= 16;
+        bool late = is_written_late(much ? 1ull << 30 : 1 << 24);
         say("attack: slot=%u end=%s lie=%s canary=%s late=%s victim=%u\n", attacker->slot,
             endings[ending], lied, is_canary_intact() ? "intact" : "overwritten",
             late ? "changed" : "still", served);
