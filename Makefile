@@ -83,4 +83,4 @@ clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
 	find protocol jail devices vmm launcher tests -name __pycache__ | xargs rm -rf
-	rm -f tests/kernels/*.raw launcher/experiment/*.raw tests/kernels/*.elf $(BUILT)
+	rm -f tests/kernels/*.raw launcher/experiment/*.raw launcher/attack/*.raw tests/kernels/*.elf $(BUILT)

@@ -204,10 +204,12 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
     int error = 0;
     for (unsigned at = 0; !error && at < count; at++)
         error = seccomp_rule_add(filter, yes, calls[at], 0);
-    /* Memory, but nothing that can be executed. */
+    /* Memory, but nothing that can be executed, nor any that RLIMIT_DATA does not count: what can
+     * be shared without a file. What is shared was mapped before. */
     if (!error)
-        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 1,
-                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
+                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
+                                 SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE, MAP_PRIVATE));
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mprotect), 1,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));

@@ -22,6 +22,7 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
        vibevmm device run … --attach VM/DEV    this process in its place
        vibevmm experiment [FILE.toml]          what isolation costs and buys, measured
+       vibevmm attack [NAME …]                 hostile devices and guests, and what comes of them
        vibevmm doctor [--json]                 what this host can do, and what to do about it
        vibevmm completion bash|zsh|fish        print a completion script for a shell
        vibevmm --version | --help
@@ -91,12 +92,14 @@ def _command(argv: list[str]) -> int:
         return verbs.run_verb(verbs.DEVICE_RUN, rest[1:])
     if word == "experiment":
         return verbs.run_verb(verbs.EXPERIMENT, rest)
+    if word == "attack":
+        return verbs.run_verb(verbs.ATTACK, rest)
     if word in verbs.VERBS:
         return verbs.run(word, rest)
     from launcher.options import suggestion
 
     hint = suggestion(
-        word, ("run", "device run", "experiment", "doctor", "completion", *verbs.VERBS)
+        word, ("run", "device run", "experiment", "attack", "doctor", "completion", *verbs.VERBS)
     )
     raise BadInput(repr(word), f"no such command{hint}")
 

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 from devices.kinds import KINDS
 from launcher import rundir
+from launcher.attack.table import ATTACKS
 from launcher.options import RUN_OPTIONS, Option
-from launcher.verbs import DEVICE_RUN, EXPERIMENT, VERBS, Verb
+from launcher.verbs import ATTACK, DEVICE_RUN, EXPERIMENT, VERBS, Verb
 from protocol.errors import BadInput, VibeError
 
-COMMANDS = ("run", *VERBS, "device", "experiment", "doctor", "completion")
+COMMANDS = ("run", *VERBS, "device", "experiment", "attack", "doctor", "completion")
+
+_ATTACKS = " ".join(ATTACKS)
 
 # Seconds that a machine may take to say what it has (arbitrary: somebody waits for it).
 _DEADLINE = 0.5
@@ -79,6 +82,9 @@ _vibevmm() {{
         experiment)
             COMPREPLY=($(compgen -W "{_names(EXPERIMENT.options)} --help" -f -- "$word"))
             return;;
+        attack)
+            COMPREPLY=($(compgen -W "{_names(ATTACK.options)} --help {_ATTACKS}" -- "$word"))
+            return;;
         device)
             case $COMP_CWORD-$before in
                 2-*) COMPREPLY=($(compgen -W run -- "$word"));;
@@ -133,6 +139,10 @@ def fish() -> str:
     lines.append(f"{seen} -F")
     for option in EXPERIMENT.options:
         lines.append(f"{seen} -l {option.key}{' -rF' if option.value else ''} -d '{option.help}'")
+    seen = "complete -c vibevmm -n '__fish_seen_subcommand_from attack'"
+    lines.append(f"{seen} -a '{_ATTACKS}'")
+    for option in ATTACK.options:
+        lines.append(f"{seen} -l {option.key}{' -r' if option.value else ''} -d '{option.help}'")
     seen = "complete -c vibevmm -n '__fish_seen_subcommand_from device'"
     lines.append(f"{seen} -a run")
     for option in DEVICE_RUN.options:

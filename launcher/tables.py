@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -75,3 +75,18 @@ def _duration(milliseconds: float | None) -> str:
 
 def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / (1 << 20):.1f} MiB"
+
+
+_VERDICTS = {"succeeded": "red", "contained": "green", "reported": "green"}
+
+
+def attacks(
+    rows: Iterable[tuple[str, Sequence[str], str]], levels: Sequence[str], last: str
+) -> None:
+    """Print the name of each attack, its verdict at each of ``levels``, and the ``last`` column."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("attack", *levels, last):
+        table.add_column(name)
+    for name, verdicts, text in rows:
+        table.add_row(name, *(Text(each, _VERDICTS[each]) for each in verdicts), Text(text))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)

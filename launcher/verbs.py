@@ -57,6 +57,14 @@ _EXPERIMENT_OPTIONS = (
     ),
     Option("--default", None, "print the file that is taken if none is named", _OPTIONS),
 )
+_ATTACK_OPTIONS = (
+    Option(
+        "--level", "LEVEL,…", "how devices are held; default: each of none, jail, bounce", _OPTIONS
+    ),
+    Option("--hypervisor", "BACKEND", "auto (default), kvm or software", _OPTIONS),
+    Option("--list", None, "print all attacks, and what should come of them", _OPTIONS),
+    _JSON,
+)
 _FOLLOW = Option("--follow", None, "go on with what happens, until the machine ends", _OPTIONS)
 
 # Seconds that `ps` waits for one machine (arbitrary), and `stop` for a machine that has ended to be
@@ -77,7 +85,8 @@ SETTINGS = "key=value"
 class Verb:
     """A command. ``target`` is what it is about, in the usage (in brackets: may be left out), and
     ``word`` what may stand behind that; ``run`` gets the target, or None, and the word and the
-    options that were given, by name, and returns the exit status."""
+    options that were given, by name, and returns the exit status. Where it ``takes_names``, the
+    target is all of them, with commas between."""
 
     name: str
     target: str
@@ -85,6 +94,7 @@ class Verb:
     options: tuple[Option, ...]
     word: str = field(default="", kw_only=True)
     takes_settings: bool = field(default=False, kw_only=True)
+    takes_names: bool = field(default=False, kw_only=True)
     run: Callable[[str | None, Arguments], int]
 
     @property
@@ -120,6 +130,9 @@ def _parse(verb: Verb, argv: Sequence[str]) -> tuple[str | None, dict[str, str]]
         if not word.startswith("-"):
             if target is not None and verb.takes_settings and "=" in word:
                 settings.append(device_options.quoted(word))
+                continue
+            if target is not None and verb.takes_names:
+                target = f"{target},{word}"
                 continue
             if target is not None and verb.word and verb.word not in given:
                 given[verb.word] = word
@@ -564,3 +577,23 @@ EXPERIMENT = Verb(
     _experiment,
 )
 """It is about no machine that runs: it starts its own."""
+
+
+def _attack(target: str | None, given: Arguments) -> int:
+    from launcher.attack import command
+
+    return command.run(target.split(",") if target else [], given)
+
+
+ATTACK = Verb(
+    "attack",
+    "[NAME …]",
+    "Attacks machines of its own, from within: hostile devices that each try one thing, and a\n"
+    "hostile guest; at each level of isolation. Says what each came to: it succeeded, was\n"
+    "contained, or contained and reported, with the evidence. All attacks, if none is named.\n"
+    "Exit status 1 if one succeeded where its level is to contain it. docs/attacks.md.",
+    _ATTACK_OPTIONS,
+    _attack,
+    takes_names=True,
+)
+"""It is about no machine that runs, either."""

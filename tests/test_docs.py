@@ -15,7 +15,7 @@ import pytest
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher import config, device_options
-from launcher.verbs import DEVICE_RUN, EXPERIMENT, VERBS
+from launcher.verbs import ATTACK, DEVICE_RUN, EXPERIMENT, VERBS
 from vmm import memory_map
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,9 @@ COMMANDS = ("vibevmm", "./run.sh")
 
 # Options of ours that are no options of `run`, and other programs' that pages name.
 OTHER_OPTIONS = {"--help", "--version", "--option", "--missing"} | {
-    option.name for verb in (*VERBS.values(), DEVICE_RUN, EXPERIMENT) for option in verb.options
+    option.name
+    for verb in (*VERBS.values(), ATTACK, DEVICE_RUN, EXPERIMENT)
+    for option in verb.options
 }
 
 

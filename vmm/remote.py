@@ -307,6 +307,7 @@ class RemoteDevice:
         return None
 
     def _greet(self, hello: Hello) -> None:
+        self._advance(Event.HELLO)  # once: it cannot become another later
         ours = (PROTOCOL_VERSION, STATE_VERSION)
         reason = self._why_refused(hello)
         if reason is not None:
@@ -314,7 +315,6 @@ class RemoteDevice:
             self._control.send(self._channel, Refused(reason))
             self._not_ready(f"{self.name} was refused: {reason}")
             return
-        self._advance(Event.HELLO)
         self.features = hello.features
         self.queue_sizes = hello.queue_sizes
         self.config = hello.config

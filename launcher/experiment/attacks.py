@@ -1,20 +1,13 @@
-"""Attacks that an experiment can carry out: one table, and what an attack is."""
+"""Attacks that an experiment carries out: those of launcher.attack, a machine for each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import Protocol
 
-Verdict = Literal["succeeded", "contained", "reported"]
-"""What came of an attack: it did what it wanted; it did not; it did not, and somebody was told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The ``verdict``, and the ``evidence``: an errno, a signal, the bytes of a canary."""
-
-    verdict: Verdict
-    evidence: str
+from launcher.attack import table
+from launcher.attack.machine import carry_out
+from launcher.attack.table import Outcome
 
 
 class Attack(Protocol):
@@ -24,5 +17,5 @@ class Attack(Protocol):
         """What comes of it against devices held so, and with so many in a process."""
 
 
-ATTACKS: dict[str, Attack] = {}
+ATTACKS: dict[str, Attack] = {name: partial(carry_out, name) for name in table.ATTACKS}
 """Every attack by its name."""

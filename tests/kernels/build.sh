@@ -7,10 +7,11 @@ cd "$(dirname "$0")"
 : "${CC:=gcc}" "${LD:=ld}" "${OBJCOPY:=objcopy}"
 # Nothing, when all are there and newer than every source: in the lab a compiler takes minutes.
 last=arm64_reboot.raw
-# That of `vibevmm experiment` belongs to the package.
+# Those of `vibevmm experiment` and `vibevmm attack` belong to the package.
 load=../../launcher/experiment/load.raw
+attack=../../launcher/attack/attack.raw
 command -v clang >/dev/null 2>&1 || last=x86_64_apic.raw
-if [ -e "$last" ] && [ -e "$load" ] &&
+if [ -e "$last" ] && [ -e "$load" ] && [ -e "$attack" ] &&
         [ -z "$(find . -newer "$last" \( -name '*.[chS]' -o -name '*.ld' -o -name build.sh \))" ] &&
         [ "$(ls ./*.raw | wc -l)" -ge 13 ]; then
         exit 0
@@ -62,6 +63,9 @@ compile() {
         compile demo/start.S demo/interrupt.c demo/pc.c demo/virtio.c soak/traffic.c load/load.c
         image x86_64_load $objects
         mv x86_64_load.raw "$load"
+        compile demo/start.S demo/interrupt.c demo/pc.c demo/virtio.c attack/*.c
+        image x86_64_attack $objects
+        mv x86_64_attack.raw "$attack"
         # The guests that try the processor share all but one file.
         for name in faults traps rings strings mmio selfmod pit apic; do
                 compile cpu/start.S cpu/cpu.c demo/pc.c "cpu/$name.c"

@@ -159,6 +159,17 @@ def test_a_request_that_is_given_up_leaves_a_process_that_is_dead_already(pair: 
     assert state.si_status == signal.SIGKILL
 
 
+@pytest.mark.parametrize("kind", ["rng", "blk"])
+def test_who_was_greeted_and_says_hello_again_is_killed(pair: Pair, kind: str) -> None:
+    pair.device.send(HELLO)
+    pair.expect(Welcome)
+
+    pair.device.send(Hello(PROTOCOL_VERSION, STATE_VERSION, kind, 4, 0, (64,), b""))
+
+    assert pair.process.wait(5) == -signal.SIGKILL
+    assert "hello makes no sense while greeted" in pair.remote.fenced_because
+
+
 def test_who_was_refused_is_not_listened_to_any_more(pair: Pair) -> None:
     pair.device.send(Hello(99, 98, "rng", 4, 0, (64,), b""))
     pair.expect(Refused)

@@ -88,6 +88,7 @@ def test_every_thread_of_a_sealed_device_is_in_the_same_namespaces_and_none_is_o
         ("fork", "clone"),
         ("kill", "kill"),
         ("executable", "mmap"),
+        ("shared-memory", "mmap"),
     ],
 )
 def test_a_device_that_does_what_it_may_not_dies_and_says_what(

@@ -35,7 +35,7 @@ def read(folder: Path, text: str) -> Experiment:
         ("loads = ['reed-1']", "x.toml: loads", "there is no 'reed-1'; did you mean 'read-1'?"),
         ("faults = ['kil']", "x.toml: faults", "there is no 'kil'; did you mean 'kill'?"),
         ("faults = ['kill']\nunder = 'x'", "x.toml: under", "there is no 'x'"),
-        ("attacks = ['fork-bomb']", "x.toml: attacks", "there is no 'fork-bomb'"),
+        ("attacks = ['levitate']", "x.toml: attacks", "there is no 'levitate'"),
         ("hypervisor = 'xen'", "x.toml: hypervisor", "there is no 'xen'"),
         ("repetitions = 0", "x.toml: repetitions", "0 is no number from 1 to"),
         ("repetitions = true", "x.toml: repetitions", "True is no number"),

@@ -1,0 +1,80 @@
+"""Every attack, at every level of isolation, comes to what the table says: each is shown to succeed
+where nothing is to contain it, or what tells would tell nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.attack.machine import attacked
+from launcher.attack.table import ATTACKS, Attack, Outcome
+from protocol.specs import LEVELS
+from tests.support import guest
+from tests.support.bare import require_kvm
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+# Those that are about what lies between guest and device, which is not the same on KVM.
+BETWEEN = ("read-canary", "write-canary", "write-given-back", "corrupt-used")
+GUESTS = tuple(name for name, attack in ATTACKS.items() if attack.by == "guest")
+
+
+def impossible() -> set[str]:
+    """Attacks that this host keeps everybody from, so that no level has to."""
+    found = set()
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        found.add("open-kvm")
+    if read("/proc/sys/kernel/io_uring_disabled") not in ("", "0"):
+        found.add("io-uring")
+    if read("/proc/sys/kernel/yama/ptrace_scope") not in ("", "0"):
+        found |= {"trace-neighbour", "trace-vmm"}
+    return found
+
+
+def read(path: str) -> str:
+    return Path(path).read_text().strip() if os.path.exists(path) else ""
+
+
+def differences(
+    attacks: list[Attack], level: str, found: dict[str, Outcome], *, mediated: bool
+) -> dict[str, str]:
+    return {
+        attack.name: f"{found[attack.name]}, and not {expected}"
+        for attack in attacks
+        if (expected := attack.expects(level, mediated=mediated)) != found[attack.name].verdict
+        and not (expected == "succeeded" and attack.name in impossible())
+    }
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_attack_comes_to_what_its_level_makes_of_it(level: str) -> None:
+    guest.build()
+    attacks = list(ATTACKS.values())
+
+    found = attacked(attacks, level, "software")
+
+    assert differences(attacks, level, found, mediated=True) == {}
+    assert all(outcome.evidence for outcome in found.values())
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(("level", "names"), [("jail", BETWEEN + GUESTS), ("bounce", BETWEEN)])
+def test_so_it_does_where_the_device_works_on_the_guests_own_rings(
+    level: str, names: tuple[str, ...]
+) -> None:
+    require_kvm()
+    guest.build()
+    attacks = [ATTACKS[name] for name in names]
+
+    assert differences(attacks, level, attacked(attacks, level, "kvm"), mediated=False) == {}
+
+
+def test_a_neighbour_in_the_same_process_is_at_the_mercy_of_a_device() -> None:
+    guest.build()
+
+    found = attacked([ATTACKS["read-neighbour"]], "jail", "software", "shared")["read-neighbour"]
+
+    assert found.verdict == ATTACKS["read-neighbour"].expects("jail", shared=True)
+    assert "Rng, which holds memory" in found.evidence
