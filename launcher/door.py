@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import struct
@@ -73,7 +72,7 @@ class Hand(Child):
 
     def reap(self) -> bool:
         """Whether it is dead."""
-        if self.status is None and _is_dead(self.pidfd):
+        if self.status is None and fds.has_ended(self.pidfd):
             self.status = 0
         return self.status is not None
 
@@ -167,7 +166,7 @@ class Door:
         try:
             data, sender = _receive(connection)
             wanted = codec.from_plain(Volunteer, codec.unpack(data))
-            if sender != pid or _is_dead(pidfd):
+            if sender != pid or fds.has_ended(pidfd):
                 raise ProtocolError("it is not who it was")
         except (OSError, ProtocolError) as error:
             self._note(f"process {pid} wanted to be a device, and was turned away: {error}")
@@ -229,9 +228,3 @@ def _receive(connection: socket.socket) -> tuple[bytes, int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.close_all(struct.unpack(f"{len(value) // 4}i", value[: len(value) // 4 * 4]))
     raise ProtocolError("it does not say who it is")
-
-
-def _is_dead(pidfd: int) -> bool:
-    waiting = select.poll()
-    waiting.register(pidfd, select.POLLIN)
-    return bool(waiting.poll(0))

@@ -33,7 +33,6 @@ from launcher.relay import Relay
 from launcher.report import Report, counted, message
 from launcher.run import VMM, Outputs
 from launcher.rundir import CONTROL, DOOR, RunDirectory
-from launcher.scout import Scouts
 from launcher.spawn import Child
 from launcher.startup import Startup
 from launcher.streams import End, SocketEnd
@@ -66,6 +65,7 @@ from protocol.specs import FAREWELL, Volunteer
 
 if TYPE_CHECKING:
     from launcher.conversation import Conversation
+    from launcher.scout import Scouts
 
 # Seconds. The VMM itself gives devices 60 to be ready, and its vCPU threads 15 and each device 5
 # to stop; these are for a VMM that does not keep to that.
@@ -120,8 +120,7 @@ class Session:
         self._family.adopt(vmm)
         self._spares: Spares | None = None
         self._supervisor: Supervisor | None = None
-        self._scouts = Scouts(loop)
-        resources.callback(self._scouts.close)
+        self._scouts: Scouts | None = None
         if nursery is not None:
             self._family.adopt(nursery.zygote)
             are_free = all(device.is_free for device in plan.devices)
@@ -230,7 +229,10 @@ class Session:
     def _serve_control(self) -> None:
         # Imported when the guest runs: its start does not wait for this.
         from launcher import control, handlers
+        from launcher.scout import Scouts
 
+        self._scouts = Scouts(self._loop)
+        self._resources.callback(self._scouts.close)
         path = os.path.join(self._directory.path, DOOR)
         warn = partial(self._logs.note, Level.WARN)
         door = Door(self._loop, path, self._came_by_hand, warn)
@@ -495,6 +497,7 @@ class Session:
         self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
     ) -> None:
         """Whether a successor fits (supervisor.Machine)."""
+        assert self._scouts is not None  # who wants a swap comes by what is served with them
         self._scouts.compare(device.model.judge, ours, theirs, then)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource  # os.wait4 imports it, which must not be when no descriptor is left
-import select
 import signal
 import socket
 import sys
@@ -114,11 +113,7 @@ class Child:
     @property
     def is_dying(self) -> bool:
         """Whether it is dead, or is in a moment: its sockets are closed before that."""
-        if self.status is not None:
-            return True
-        waiting = select.poll()
-        waiting.register(self.pidfd, select.POLLIN)
-        return bool(waiting.poll(_DYING * 1000))
+        return self.status is not None or fds.has_ended(self.pidfd, _DYING)
 
     @property
     def can_run(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -95,6 +96,13 @@ def close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def has_ended(pidfd: int, seconds: float = 0) -> bool:
+    """Whether the process of ``pidfd`` is dead, or is so within ``seconds``; reaped or not."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
 
 
 def open_descriptors(proc: int | None = None) -> dict[int, str]:

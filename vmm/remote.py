@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+from protocol import fds
 from protocol.errors import DeviceGone, ProtocolError, Unheard
 from protocol.lifecycle import Event, Lifecycle, State
 from protocol.messages import (
@@ -209,11 +209,7 @@ class RemoteDevice:
                     raise DeviceGone(f"{self.name} did not answer {name}") from None
 
     def _is_dead(self, seconds: float = 0) -> bool:
-        if self.life.state is State.GONE:
-            return True
-        waiting = select.poll()
-        waiting.register(self.pidfd, select.POLLIN)
-        return bool(waiting.poll(seconds * 1000))
+        return self.life.state is State.GONE or fds.has_ended(self.pidfd, seconds)
 
     def fence(self, why: str, *, hung: bool = False) -> None:
         """Kill the process, and return when nothing of it can touch guest memory any more. From

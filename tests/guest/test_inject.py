@@ -209,11 +209,14 @@ def test_completion_that_comes_twice_is_seen_by_the_guest(start: Start, tmp_path
 
 
 def test_interrupt_that_is_not_sent_is_made_up_for_by_a_successor(held: VM) -> None:
-    held.inject("blk0", "drop-call")
+    held.inject("blk0", "drop-call", every=1)
     held.resume()
-    while not (fault := held.inject("blk0")[0]).strikes:
-        pass
+    # It may see the end of some requests before it falls asleep; of one it does not.
+    looks = [0]
+    while not looks[-1] or looks.count(looks[-1]) < 100:
+        looks.append(held.inject("blk0")[0].passes)
 
-    assert fault.passes == 1  # it sleeps, and asks for nothing more
+    assert looks[-1] < SECTORS
+    held.inject("blk0", "none")
     held.restart("blk0")
     assert held.wait(DEADLINE) == 0

@@ -134,7 +134,8 @@ def is_translator() -> bool:
 
 
 def marks(name: str, *backends: str) -> list[pytest.MarkDecorator]:
-    slow = [pytest.mark.slow] * GUESTS[name].is_slow
+    # Whole machines: `make test-fast` has others of them.
+    slow = [pytest.mark.slow] * (GUESTS[name].is_slow or KVM not in backends)
     return slow + [pytest.mark.kvm] * (KVM in backends)
 
 

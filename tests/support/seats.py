@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,6 +19,14 @@ from vmm.seat import Seat
 
 SLOT = DeviceSlot("rng0", "rng", 4, 3, 11, (64, 16), (0,), 1, "/nowhere/rng0.1")
 QUEUES = (QueueSetup(0, 64, 0x1000, 0x2000, 0x3000), QueueSetup(1, 16, 0x4000, 0x5000, 0x6000))
+
+
+def stand_in() -> subprocess.Popen[bytes]:
+    """A process in the place of a device's, that does nothing. It ends with the test, however that
+    does."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    )
 
 
 class FakeRemote:

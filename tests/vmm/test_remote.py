@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +33,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.specs import DeviceSlot
+from tests.support.seats import stand_in
 from vmm.control import Control
 from vmm.remote import DEADLINE, RemoteDevice
 
@@ -45,11 +44,7 @@ class Pair:
     """A RemoteDevice with its control thread, a stand-in for the process, and its channel."""
 
     def __init__(self, run_dir: Path, *, patience: float = DEADLINE, by_hand: bool = False) -> None:
-        self.process = subprocess.Popen(
-            # It ends with the test, however that does.
-            [sys.executable, "-c", "import sys; sys.stdin.read()"],
-            stdin=subprocess.PIPE,
-        )
+        self.process = stand_in()
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
         self.control = Control()

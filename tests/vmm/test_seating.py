@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +35,7 @@ from protocol.messages import (
 )
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, Successor
 from tests.support.leaks import descriptors
-from tests.support.seats import FakeWires
+from tests.support.seats import FakeWires, stand_in
 from vmm.control import Control
 from vmm.seating import Seating
 
@@ -49,11 +47,7 @@ class Process:
     """One that sleeps; the test speaks for it, at ``endpoint``."""
 
     def __init__(self, context: Any, endpoint: str, generation: int) -> None:
-        self.process = subprocess.Popen(
-            # It ends with the test, however that does.
-            [sys.executable, "-c", "import sys; sys.stdin.read()"],
-            stdin=subprocess.PIPE,
-        )
+        self.process = stand_in()
         self.pidfd = os.pidfd_open(self.process.pid)
         self.endpoint = endpoint
         self.channel = Channel(context, TO_DEVICE, generation)
