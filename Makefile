@@ -7,7 +7,7 @@ PYTEST := $(PYTHON) -m pytest -q
 LAB_TESTS := python -m pytest -q -p no:cacheprovider tests -m
 LAB_OPTIONS ?=
 
-C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files jail
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files protocol/jail
 # cffi writes the files whose names begin with an underscore.
 C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
 GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)
@@ -54,7 +54,7 @@ test-fast: build
 
 # Python is compiled out here, where the CPU is quick.
 lab: build
-	$(PYTHON) -m compileall -q protocol jail devices vmm launcher tests
+	$(PYTHON) -m compileall -q protocol devices vmm launcher tests
 ifdef CMD
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- '$(subst ','\'',$(value CMD))'
 else
@@ -82,5 +82,5 @@ soak: build
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
-	find protocol jail devices vmm launcher tests -name __pycache__ | xargs rm -rf
+	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
 	rm -f tests/kernels/*.raw launcher/experiment/*.raw launcher/attack/*.raw tests/kernels/*.elf $(BUILT)

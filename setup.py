@@ -29,6 +29,6 @@ setup(
         "vmm/mediation/build.py:ffi",
         "vmm/hypervisor/software/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
-        "jail/build.py:ffi",
+        "protocol/jail/build.py:ffi",
     ],
 )

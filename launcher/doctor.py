@@ -13,10 +13,10 @@ import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import jail
-from jail import probe
 from launcher.backend import AUTO, INSTALL, choose
+from protocol import jail
 from protocol.errors import BadInput, VibeError
+from protocol.jail import probe
 from protocol.specs import PARTS
 from vmm.boot.architecture import X86_64
 from vmm.hypervisor import detect

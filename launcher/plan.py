@@ -240,7 +240,7 @@ def check_isolation(devices: Iterable[PlannedDevice]) -> None:
     strict = [device for device in devices if device.isolation.strict]
     if not strict:
         return
-    from jail import probe  # for those only
+    from protocol.jail import probe  # for those only
 
     if lacks := probe.lacks():
         device = strict[0]

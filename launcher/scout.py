@@ -332,7 +332,7 @@ def _settle(cord: Cord, parent: int) -> socket.socket:
     )
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(SCOUT.encode())
-    import jail
+    from protocol import jail
 
     jail.die_with(parent)
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-import jail
 from devices.runtime.device import Offer
 from launcher import outcome, stats
 from launcher.backend import AUTO, SOFTWARE
@@ -40,7 +39,7 @@ from launcher.supervisor import Supervisor
 from launcher.terminal import Terminal
 from launcher.trace import Traces
 from launcher.wiring import Wiring
-from protocol import fds
+from protocol import fds, jail
 from protocol.control import EventKind
 from protocol.errors import HostError, ProtocolError, Unheard
 from protocol.log import Level

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 
-import jail
+from protocol import jail
 from vmm.hypervisor.detect import KVM
 
 _log = logging.getLogger(__name__)

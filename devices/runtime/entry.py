@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 
-import jail
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
 from devices.runtime.session import Session
 from devices.runtime.worker import Worker
-from protocol import codec, fds, log
+from protocol import codec, fds, jail, log
 from protocol.channel import Channel
 from protocol.errors import HostError, VibeError
 from protocol.journal import Journal

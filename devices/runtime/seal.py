@@ -28,10 +28,9 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import jail
-from jail import Cell
-from protocol import fds
+from protocol import fds, jail
 from protocol.errors import HostError
+from protocol.jail import Cell
 from protocol.specs import OnViolation, Part
 
 COMMON = frozenset(

@@ -31,9 +31,9 @@ from functools import partial
 from typing import NoReturn
 
 from devices.runtime import entry
-from jail import Cell
 from protocol import codec, fds
 from protocol.errors import ProtocolError
+from protocol.jail import Cell
 from protocol.specs import Fork, Forked
 
 # Where a device's handover socket is, as launcher.spawn has it.

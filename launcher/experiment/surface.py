@@ -27,7 +27,12 @@ _CHANNEL = (
     "vmm/control.py",
     "vmm/remote.py",
 )
-_SEAL = ("devices/runtime/seal.py", "jail/*.py", "jail/[a-z]*.[ch]")
+_SEAL = (
+    "devices/runtime/seal.py",
+    "vmm/seal.py",
+    "protocol/jail/*.py",
+    "protocol/jail/[a-z]*.[ch]",
+)
 _MEDIATION = ("vmm/mediation/*.py", "vmm/mediation/[a-z]*.[ch]")
 TRUSTED: dict[str, tuple[str, ...]] = {
     "none": (*_CHANNEL, "protocol/control.py", "protocol/service.py", "launcher/control.py"),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import jail
 from launcher.nursery import Nursery, Spares
 from launcher.spawn import Child, keep_descriptors
+from protocol import jail
 
 DEADLINE = 20.0
 

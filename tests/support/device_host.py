@@ -341,7 +341,7 @@ def _program(kind: str, register: str, level: Level) -> str:
     return f"""
 import sys
 import devices.kinds
-import jail
+from protocol import jail
 {table}
 {unsealed}
 from devices.runtime.entry import main

@@ -10,10 +10,9 @@ import socket
 import sys
 from typing import NoReturn
 
-import jail
 from devices.runtime import zygote
-from jail import Cell
-from protocol import codec, fds
+from protocol import codec, fds, jail
+from protocol.jail import Cell
 from protocol.specs import DeviceSpec
 
 

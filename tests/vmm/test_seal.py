@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import jail
+from protocol import jail
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import jail
 from devices.kinds import KINDS, find
 from devices.runtime.seal import COMMON, Seal
+from protocol import jail
 from protocol.errors import HostError
 from protocol.messages import PROTOCOL_VERSION, STATE_VERSION, Hello, Welcome
 from tests.support import marksman
@@ -196,7 +196,7 @@ def test_a_device_that_forks_before_its_seal_cannot(boot: Boot) -> None:
 def test_who_has_given_its_privileges_up_starts_threads_only(attempt: str, complaint: str) -> None:
     program = f"""
 import os, subprocess, threading
-import jail
+from protocol import jail
 jail.give_up_privileges()
 try:
     {attempt}
@@ -294,7 +294,7 @@ except RuntimeError as error:
 def test_who_lost_its_parent_does_not_go_on() -> None:
     program = """
 import socket
-import jail
+from protocol import jail
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 jail.die_with_parent(ours)
 theirs.close()
@@ -310,7 +310,7 @@ def test_the_death_of_the_parent_is_the_death_of_the_device() -> None:
     # A parent that starts a sleeper, sees it sealed to its own life, and dies by SIGKILL.
     program = """
 import os, signal, socket
-import jail
+from protocol import jail
 reading, writing = os.pipe()
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 me = os.getpid()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import cast
 
-import jail
-from protocol import codec
+from protocol import codec, jail
 from protocol.errors import HostError
 from protocol.specs import Part
 

@@ -1,4 +1,4 @@
-"""Builds ``jail._jail`` from the C files beside; their declarations are those of jail.h."""
+"""Builds ``protocol.jail._jail`` from the C files beside, whose declarations are jail.h."""
 
 from pathlib import Path
 
@@ -15,11 +15,16 @@ def _declarations() -> str:
 ffi = FFI()
 ffi.cdef(_declarations())
 ffi.set_source(
-    "jail._jail",
+    "protocol.jail._jail",
     '#include "jail.h"',
-    sources=["jail/privileges.c", "jail/namespaces.c", "jail/landlock.c", "jail/filter.c"],
-    depends=["jail/jail.h"],
-    include_dirs=["jail"],
+    sources=[
+        "protocol/jail/privileges.c",
+        "protocol/jail/namespaces.c",
+        "protocol/jail/landlock.c",
+        "protocol/jail/filter.c",
+    ],
+    depends=["protocol/jail/jail.h"],
+    include_dirs=["protocol/jail"],
     libraries=["seccomp"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

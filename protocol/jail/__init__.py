@@ -18,8 +18,8 @@ import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from jail._jail import ffi, lib
 from protocol.errors import HostError, VibeError
+from protocol.jail._jail import ffi, lib
 from protocol.specs import PARTS, OnViolation, Part
 
 READ: Final[int] = lib.JAIL_READ
