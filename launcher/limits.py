@@ -14,7 +14,7 @@ memory.swap.max    the memory that it shares: what it touched first may be swapp
                    did. No more, or swap would be a way around the limit
 memory.oom.group   what is over the limit ends as a whole
 pids.max           threads: it has three, and starts no more behind its seal. Before that a class
-                   may have some, which end; 16 are arbitrary
+                   may have some, which end: 16 (arbitrary)
 =================  =============================================================================
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from launcher.policy import BackOff
 from launcher.spawn import Child, Cord, start
 from protocol import codec, fds
-from protocol.specs import Fork, Forked
+from protocol.specs import Fork, Forked, Groups, Leftover
 
 ZYGOTE = "zygote"
 """The name of the zygote's process."""
@@ -24,15 +24,17 @@ SPARE = "spare"
 
 
 class Nursery:
-    """``zygote`` runs devices.runtime.zygote (``module``).
+    """``zygote`` runs devices.runtime.zygote (``module``), which removes ``groups`` for a launcher
+    that is killed.
 
     Between question and answer there may be processes whose pids nobody here knows. They end when
     their sockets do, but not at once: better wait for the answer before the zygote is killed.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, groups: Groups | None = None) -> None:
         self._module = module
-        self.zygote: Child = start(ZYGOTE, module)
+        self._groups = groups
+        self.zygote = self._start()
         self._expected: dict[str, Cord] = {}
         self._free: Collection[str] = ()
 
@@ -41,11 +43,19 @@ class Nursery:
         """Whether an answer is to come."""
         return bool(self._expected)
 
+    def _start(self) -> Child:
+        zygote = start(ZYGOTE, self._module)
+        self._send(zygote, Leftover(self._groups), {})
+        return zygote
+
+    def _send(self, zygote: Child, message: object, handed: dict[str, int]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed
+            fds.send(zygote.handover, codec.pack(codec.to_plain(message)), handed)
+
     def ask(self, names: Sequence[str], free: Collection[str] = ()) -> None:
         """Ask for a process for each of ``names``, which is to be jailed, unless it is ``free``;
         the answer comes at ``zygote.handover``."""
         self._free = free
-        request = codec.pack(codec.to_plain(Fork(tuple(free))))
         with contextlib.ExitStack() as theirs:
             handed: dict[str, int] = {}
             for name in names:
@@ -53,8 +63,7 @@ class Nursery:
                 theirs.callback(cord.cut)
                 handed[f"{name}.handover"] = cord.their_handover.fileno()
                 handed[f"{name}.log"] = cord.their_log
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed
-                fds.send(self.zygote.handover, request, handed)
+            self._send(self.zygote, Fork(tuple(free)), handed)
 
     def answer(self) -> list[Child]:
         """The processes, in the order of their names; empty if the zygote is dead. Waits for the
@@ -80,7 +89,7 @@ class Nursery:
     def replace_zygote(self) -> None:
         """The zygote is dead and reaped: another one."""
         self.close()
-        self.zygote = start(ZYGOTE, self._module)
+        self.zygote = self._start()
 
     def close(self) -> None:
         """End the zygote, if it lives, and whoever it made and did not tell of."""

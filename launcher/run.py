@@ -49,8 +49,10 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         keep_descriptors()
         vmm = start(VMM, _VMM_MODULE)
         resources.callback(vmm.close)
-        nursery = Nursery(_ZYGOTE_MODULE) if plan.devices else None
-        if nursery is not None:
+        nursery = None
+        if plan.devices:
+            made = groups.groups if isinstance(groups, cgroup.Machine) else None
+            nursery = Nursery(_ZYGOTE_MODULE, made)
             resources.callback(nursery.close)
         startup.mark("spawned")
 

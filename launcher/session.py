@@ -201,8 +201,7 @@ class Session:
             self._listen(child)
         for text in self._announcements():
             self._say(text)
-        groups = self._groups.groups if isinstance(self._groups, cgroup.Machine) else None
-        guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved, groups)
+        guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved)
         self._send(self._vmm, guard, terminal)
         # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
         self._terminal.start()
@@ -457,6 +456,8 @@ class Session:
             self._bereaved(child)
         if child is self._vmm:
             self._kill_all()
+        if self._outcome:
+            self._dismiss_zygote()
         if self._family.is_dead:
             self._loop.end()
 
@@ -595,7 +596,8 @@ class Session:
         self._logs.note(Level.DEBUG, f"ending: {found.reason}")
         if self._supervisor is not None:
             self._supervisor.end()
-        self._dismiss_zygote()
+        if self._spares is not None:
+            self._spares.end()
         if self._conversation is None:
             self._kill_all()
             return
@@ -603,11 +605,15 @@ class Session:
         self.request(StopMachine(), self._stopped)
 
     def _dismiss_zygote(self) -> None:
-        # Not before it has told of all that it made.
-        if self._spares is not None and self._nursery is not None:
-            self._spares.end()
-            if not self._nursery.is_expecting:
-                self._nursery.zygote.hang_up()
+        # Not before it has told of all that it made. The last one: it removes the groups if we are
+        # killed before we have. It has nothing to do any more, and is ended the shortest way.
+        nursery = self._nursery
+        if nursery is None or nursery.is_expecting:
+            return
+        if all(child.status is not None for child in self._family if child is not nursery.zygote):
+            if isinstance(self._groups, cgroup.Machine):
+                self._groups.close()
+            nursery.zygote.kill()
 
     def _explained(self, found: Outcome) -> Outcome:
         # The VMM may be the first to know that a device is gone, but not of what it died.

@@ -12,7 +12,7 @@ from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
 from protocol import codec, doorbell, journal
 from protocol.memory import Region, create_memfd
-from protocol.specs import DeviceSlot, DeviceSpec, Groups, Guard, MachineSpec, Successor
+from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec, Successor
 from vmm import memory_map
 
 if TYPE_CHECKING:
@@ -90,12 +90,10 @@ class Wiring:
         """The VMM's socket for the launcher."""
         return os.path.join(self._directory, "vmm")
 
-    def guard(
-        self, keyboard: int, termios: bytes, groups: Groups | None
-    ) -> tuple[bytes, dict[str, int]]:
+    def guard(self, keyboard: int, termios: bytes) -> tuple[bytes, dict[str, int]]:
         """Payload and descriptors of the VMM's first handover. ``termios`` is what terminal
         ``keyboard`` was like, or empty."""
-        spec = Guard((*self._plan.streams.cleanup, self._directory), termios, groups)
+        spec = Guard((*self._plan.streams.cleanup, self._directory), termios)
         return codec.pack(codec.to_plain(spec)), {"terminal": keyboard} if termios else {}
 
     def for_vmm(self, pidfds: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:

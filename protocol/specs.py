@@ -158,13 +158,12 @@ class Groups:
 class Guard:
     """The first that the VMM process is told: what it does should the launcher die first.
 
-    It removes ``cleanup``, files and directories, and ``groups``, and, where ``termios`` is not
-    empty, puts back ``terminal``, a descriptor that comes with this (protocol.terminal.restore).
+    It removes ``cleanup``, files and directories, and, where ``termios`` is not empty, puts
+    back ``terminal``, a descriptor that comes with this (protocol.terminal.restore).
     """
 
     cleanup: tuple[str, ...]
     termios: bytes = b""
-    groups: Groups | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +187,13 @@ class MachineSpec:
     hang_after: int
     stats: bool
     log: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """The first that the zygote is told: should the launcher die first, it removes ``groups``."""
+
+    groups: Groups | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def main() -> int:
     spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
     set_up_log(spec.log)
     try:
-        seal.enter(guarded, os.path.dirname(spec.endpoint))
+        seal.enter(guarded.cleanup, os.path.dirname(spec.endpoint))
         Session(handover, spec, got.fds, guard).run()
     except Exception:
         # Ours. The vCPUs' threads would go on for ever, for the interpreter waits for them.

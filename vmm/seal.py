@@ -4,7 +4,7 @@ It is trusted with the guest's memory, and handed open what it needs. What it is
 
 ===============  ===========================================================================
 files            to read what Python imports, and KVM; to make and remove its sockets, and what
-                 it removes for a launcher that was killed, cgroups among it
+                 it removes for a launcher that was killed
 system calls     all but those that nobody needs here: they kill, so that what has taken the VMM
                  over starts no program and no process, and looks into none
 network          none, nor the host's name and queues
@@ -20,12 +20,10 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 
 from protocol import jail
-from protocol.jail import cgroup
-from protocol.specs import Guard
 from vmm.hypervisor.detect import KVM
 
 _log = logging.getLogger(__name__)
@@ -57,29 +55,27 @@ DENIED = frozenset(
 """What kills it, beside what starts a process or program and sockets of the network."""
 
 
-def enter(guard: Guard, directory: str) -> jail.Cell:
+def enter(cleanup: Iterable[str], directory: str) -> jail.Cell:
     """Close it around this process, which must have one thread: it makes sockets in
-    ``directory``, and may have to remove what ``guard`` names. What it is in; HostError."""
+    ``directory``, and may have to remove ``cleanup``. What it is in; HostError."""
     cell = jail.Cell()
     cell.leave_host()
     jail.keep_capabilities(_KILL if os.geteuid() == 0 and "user" not in cell.holds else 0)
     jail.limit({resource.RLIMIT_CORE: 0})
     jail.deny(DENIED)
     with ExitStack() as opened:
-        cell.restrict(_rights(opened, guard, directory), alone=False)
+        cell.restrict(_rights(opened, cleanup, directory), alone=False)
     for part, why in cell.lacks.items():
         _log.info("jailed without %s: %s", part, why)
     return cell
 
 
-def _rights(opened: ExitStack, guard: Guard, directory: str) -> Iterator[tuple[int, int]]:
+def _rights(opened: ExitStack, cleanup: Iterable[str], directory: str) -> Iterator[tuple[int, int]]:
     wanted = [(path, jail.READ) for path in sys.path if os.path.isabs(path)]
-    for path in guard.cleanup:
+    for path in cleanup:
         removed = jail.REMOVE_DIRECTORY if os.path.isdir(path) else jail.REMOVE_FILE
         wanted.append((os.path.dirname(path), removed))
     wanted.append((directory, jail.READ | jail.REMOVE_FILE | jail.MAKE_SOCKET))
-    if guard.groups is not None:
-        wanted += cgroup.rights(guard.groups)
     wanted += [(KVM, jail.READ | jail.WRITE), *((path, jail.READ) for path in _ABOUT_KVM)]
     for path, rights in wanted:
         with suppress(OSError):  # nothing is there, and nothing may be done there

@@ -11,6 +11,9 @@ machine. What sets one device apart (its class, its spec, its descriptors) each 
                                                                 ├─ fork ─► midwife ─ fork ─► rng0
     launcher ◄── their pids ── zygote, which has reaped them ◄──┘ exit
 
+It is also who is left of a launcher that was killed, and may do what that might: it removes the
+machine's cgroups (the VMM, jailed, may not).
+
 A midwife's end makes an orphan of its device, and the launcher, which adopts orphans, its parent:
 it is the one who hears of its death, and with whom it dies (docs/decisions/0013). Each device has
 its own, for a process leaves its pid namespace once, and for those that it forks from then on: a
@@ -33,8 +36,8 @@ from typing import NoReturn
 from devices.runtime import entry
 from protocol import codec, fds
 from protocol.errors import ProtocolError
-from protocol.jail import Cell
-from protocol.specs import Fork, Forked
+from protocol.jail import Cell, cgroup
+from protocol.specs import Fork, Forked, Leftover
 
 # Where a device's handover socket is, as launcher.spawn has it.
 _HANDOVER = 3
@@ -55,6 +58,9 @@ def main(arguments: Sequence[str], device: Device) -> int:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=int(arguments[0])) as channel:
+        if (told := fds.receive(channel)) is None:
+            return 0
+        groups = codec.from_plain(Leftover, codec.unpack(told.payload)).groups
         while (request := fds.receive(channel)) is not None:
             wanted = codec.from_plain(Fork, codec.unpack(request.payload))
             ends = _ends(request.fds)
@@ -65,7 +71,10 @@ def main(arguments: Sequence[str], device: Device) -> int:
             try:
                 fds.send(channel, codec.pack(codec.to_plain(Forked(pids))), {})
             except BrokenPipeError:
-                break  # the launcher is gone; so will be its devices
+                break
+    # The launcher is gone, for it ends nobody else in this way; so are its devices, in a moment.
+    if groups is not None:
+        cgroup.remove(cgroup.Files(), groups)
     return 0
 
 

@@ -12,8 +12,8 @@ A group has controllers below it, or processes in it, and not both (the root exc
 the launcher, where it has but its own group, goes one further down, and comes back at the end.
 
 A group is a directory, and is removed when no process is in it: by the launcher, and if that is
-killed by the VMM (vmm.guard), which is told of it by a :class:`protocol.specs.Groups`. Groups that
-both have left behind, the next launcher finds.
+killed by the zygote (devices.runtime.zygote), which is told of it by a
+:class:`protocol.specs.Groups`. Groups that both have left behind, the next launcher finds.
 
 The rules are those of the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -24,12 +24,11 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from protocol.errors import HostError
-from protocol.jail import READ, REMOVE_DIRECTORY, WRITE
 from protocol.specs import Groups
 
 CONTROLLERS: Final = ("cpu", "memory", "pids")
@@ -54,7 +53,6 @@ class Files:
 
     def write(self, path: str, text: str) -> None:
         """Write it to a file that there is, at once."""
-        # Neither made nor truncated: Landlock has names of its own for these.
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
@@ -140,6 +138,7 @@ class Machine:
 
     def __init__(self, name: str, tree: Tree) -> None:
         self._tree = tree
+        self._is_closed = False
         reasons = []
         for base in _bases(tree):
             try:
@@ -169,8 +168,10 @@ class Machine:
         return group
 
     def close(self) -> None:
-        """Remove them. Their processes are dead."""
-        remove(self._tree, self.groups)
+        """Remove them, once. The devices are dead."""
+        if not self._is_closed:
+            self._is_closed = True
+            remove(self._tree, self.groups)
 
 
 def why_not(tree: Tree | None = None) -> str:
@@ -185,7 +186,7 @@ def why_not(tree: Tree | None = None) -> str:
 
 
 def remove(tree: Files, groups: Groups, patience: float = _PATIENCE) -> None:
-    """Remove ``groups``, and go back to where they were made, if we are in them. Their processes
+    """Remove ``groups``, once whoever is in ``home`` is back where they were made. The devices
     are dead, or will be within ``patience`` seconds; what is still busy then stays."""
     deadline = time.monotonic() + patience
     base, machine = groups.base, groups.machine
@@ -198,19 +199,11 @@ def remove(tree: Files, groups: Groups, patience: float = _PATIENCE) -> None:
         _enable(tree, base, groups.enabled, yes=False)
     if groups.home:
         with contextlib.suppress(OSError):
-            tree.write(f"{base}/{_PROCESSES}", "0")  # who writes it
+            for pid in tree.read(f"{machine}/{_HOME}/{_PROCESSES}").split():
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    tree.write(f"{base}/{_PROCESSES}", pid)
         _remove(tree, f"{machine}/{_HOME}", deadline)
     _remove(tree, machine, deadline)
-
-
-def rights(groups: Groups) -> Iterator[tuple[str, int]]:
-    """Paths, and what may have to be done there (protocol.jail) to remove ``groups``."""
-    yield groups.base, REMOVE_DIRECTORY
-    yield groups.machine, READ
-    yield f"{groups.machine}/{_BELOW}", WRITE
-    yield f"{groups.base}/{_BELOW}", WRITE
-    if groups.home:
-        yield f"{groups.base}/{_PROCESSES}", WRITE
 
 
 def _bases(tree: Tree) -> list[str]:

@@ -151,13 +151,13 @@ def test_whoever_is_killed_no_group_is_left(folder: Path, who: str) -> None:
         until_gone()
 
 
-def test_what_launcher_and_vmm_leave_goes_with_the_next_start(folder: Path) -> None:
+def test_what_launcher_and_zygote_leave_goes_with_the_next_start(folder: Path) -> None:
     with idle(folder) as running:
-        vmm = running.pids()["vmm"]
-        os.kill(vmm, signal.SIGSTOP)
+        zygote = running.pids()["zygote"]
+        os.kill(zygote, signal.SIGSTOP)
         running.process.kill()
         running.end()
-        os.kill(vmm, signal.SIGKILL)
+        os.kill(zygote, signal.SIGKILL)
         (left,) = groups()
     with idle(folder) as running:
         running.until(lambda: not left.exists(), "the end of the old groups")

@@ -14,6 +14,7 @@ import pytest
 from launcher.nursery import Nursery, Spares
 from launcher.spawn import Child, keep_descriptors
 from protocol import jail
+from protocol.specs import Groups
 
 DEADLINE = 20.0
 
@@ -324,3 +325,22 @@ def test_spare_ends_with_the_machine_and_so_does_one_that_comes_late(taken: Take
     assert late.reap()
     assert late.status == 0
     late.close()
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_zygote_removes_the_groups_of_a_launcher_that_is_gone(
+    nursery: Nursery, tmp_path: Path, is_killed: bool
+) -> None:
+    # Where there are no cgroups, empty directories are as good.
+    (tmp_path / "machine" / "4711").mkdir(parents=True)
+    groups = Groups(str(tmp_path), str(tmp_path / "machine"))
+    heir = Nursery("telling_zygote", groups)
+
+    if is_killed:  # by the launcher, which lives
+        heir.zygote.kill()
+    else:
+        heir.zygote.hang_up()
+
+    assert select.select([heir.zygote.pidfd], [], [], DEADLINE)[0]
+    heir.close()
+    assert (tmp_path / "machine").exists() == is_killed

@@ -26,6 +26,7 @@ SPECS = (
     specs.MachineSpec,
     specs.Guard,
     specs.Groups,
+    specs.Leftover,
     specs.DeviceSlot,
     specs.Successor,
     specs.BootSpec,

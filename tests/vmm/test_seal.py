@@ -49,10 +49,9 @@ def does(deed: str, folder: Path, *, sealed: bool) -> subprocess.CompletedProces
         made.mkdir()
     (place / "old").touch()
     (other / "file").touch()
-    enter = f"seal.enter(Guard(({str(place)!r},)), {str(place)!r})" if sealed else ""
+    enter = f"seal.enter([{str(place)!r}], {str(place)!r})" if sealed else ""
     program = f"""
 import ctypes, os, shutil, socket, threading
-from protocol.specs import Guard
 from vmm import seal
 place, other = {str(place)!r}, {str(other)!r}
 libc = ctypes.CDLL(None)

@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from protocol import jail
 from protocol.errors import HostError
 from protocol.jail import cgroup
 from protocol.jail.cgroup import CONTROLLERS, Machine
@@ -211,15 +210,24 @@ def test_a_kill_for_memory_is_told_from_others(events: str, why: str) -> None:
 
 
 @pytest.mark.usefixtures("_user")
-def test_the_vmm_may_do_what_the_removal_takes_and_no_more() -> None:
+def test_whoever_removes_them_takes_everybody_home() -> None:
     tree = Cgroups(*CONTROLLERS, own=OWN)
     machine = Machine("m", tree)
-    machine.enclose(DEAD, {})
-    rights = dict(cgroup.rights(machine.groups))
-    before = len(tree.writes)
+    tree.write(f"{machine.groups.machine}/home/cgroup.procs", "1")  # the zygote, say
 
     cgroup.remove(tree, machine.groups)
 
-    written = {path for path, _ in tree.writes[before:]}
-    assert written == {path for path, right in rights.items() if right == jail.WRITE}
+    assert tree.processes(OWN) == {ME, "1"}
     assert tree.groups() == []
+
+
+@pytest.mark.usefixtures("_root")
+def test_what_was_removed_is_left_alone() -> None:
+    tree = Cgroups(*CONTROLLERS)
+    machine = Machine("m", tree)
+    machine.close()
+    before = len(tree.writes)
+
+    machine.close()
+
+    assert len(tree.writes) == before
