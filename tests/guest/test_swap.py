@@ -111,6 +111,10 @@ HOSTILE = {
 }
 
 
+# What is refused before anybody looks at guest memory is refused at every level.
+at_jail = pytest.mark.parametrize("isolation", ["jail"], indirect=True)
+
+
 @pytest.fixture
 def machine(
     backend: str, isolation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +191,7 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
     assert vm.wait(DEADLINE) == 0  # it sleeps until the interrupt of each request
 
 
+@at_jail
 @pytest.mark.parametrize(
     ("implementation", "settings", "complaint"),
     [
@@ -246,6 +251,7 @@ def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
     assert _goes_on(vm)
 
 
+@at_jail
 def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> None:
     vm = machine(FOR_EVER)
 
@@ -255,6 +261,7 @@ def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> No
     assert _goes_on(vm)
 
 
+@at_jail
 def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
     machine: Callable[..., VM],
 ) -> None:
@@ -275,6 +282,7 @@ def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
     assert vm.swap("blk0", "blk-mapped").generation == 2
 
 
+@at_jail
 def test_a_file_is_swapped_in_with_what_it_imports_as_that_is_now(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -295,6 +303,7 @@ def test_a_file_is_swapped_in_with_what_it_imports_as_that_is_now(
     assert _goes_on(vm)
 
 
+@at_jail
 def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
     machine: Callable[..., VM],
 ) -> None:
@@ -323,6 +332,7 @@ def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     assert "resumed" in [event.kind for event in events]  # type: ignore[union-attr]
 
 
+@at_jail
 def test_a_disk_of_another_size_does_not_fit_an_empty_place_either(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -353,6 +363,7 @@ def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
     assert "resumed" not in [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
 
 
+@at_jail
 def test_a_swap_that_comes_second_leaves_the_file_of_the_first_locked(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
