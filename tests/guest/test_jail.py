@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from protocol.specs import PARTS
+from tests.support.bare import require_backend
 from tests.support.recovery import Victim, victim
 from tests.support.vibevmm import DEADLINE, ROOT, raw
 
@@ -65,7 +66,7 @@ def lacking(*parts: str) -> list[str]:
 @contextlib.contextmanager
 def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """An idle one with three devices, on the software CPU, once it runs."""
-    pytest.importorskip("unicorn")
+    require_backend("software")
     software = ("--hypervisor", "software", "--name", "jailed")
     with victim(folder, IDLE, *software, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")

@@ -299,6 +299,7 @@ class _Watcher(threading.Thread):
         self._outcome = outcome
         self._change = threading.Condition()
         self._serves = dict.fromkeys(devices, True)
+        self._generations = dict.fromkeys(devices, 1)
         self._told: Counter[int] = Counter()
         self.start()
 
@@ -321,9 +322,12 @@ class _Watcher(threading.Thread):
         if event.device not in self._serves:
             return
         if event.kind in ("died", "hung"):
-            self._serves[event.device] = False
+            # One that hung may be told of when another serves.
+            if event.generation == self._generations[event.device]:
+                self._serves[event.device] = False
         elif event.kind in ("recovered", "swapped"):
             self._serves[event.device] = True
+            self._generations[event.device] = event.generation
             took = (event.took or 0) / 1e9
             self._outcome.took.append(Took(event.kind, event.device, took, event.monotonic / 1e9))
 
