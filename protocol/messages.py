@@ -180,10 +180,12 @@ class Quit:
 class MachineReady:
     """Event: every device is sealed and the first instruction is about to run.
 
-    ``milliseconds`` from the VMM's own start, by phase.
+    ``phases`` are milliseconds from the VMM's own start; ``lacks`` the parts of the VMM's jail that
+    the host has not got.
     """
 
     phases: dict[str, int]
+    lacks: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,12 @@ _STATUS = {
     "Seccomp": "2",
 }
 
+# Those of the VMM's own jail.
+VMM_PARTS = {
+    "root": {"net", "ipc", "uts", "landlock"},
+    "user": {"user", "net", "ipc", "uts", "landlock"},
+}
+
 root = pytest.mark.root
 
 
@@ -155,7 +161,7 @@ def test_every_thread_of_every_device_is_held_by_the_whole_jail(folder: Path, wh
         told = described(before)
         for name in devices:
             assert (told[name]["isolation"], told[name]["lacks"]) == ("jail", [])
-        assert told["vmm"]["isolation"] is None
+        assert (told["vmm"]["isolation"], told["vmm"]["lacks"]) == (None, [])
 
 
 @root
@@ -172,6 +178,7 @@ def test_a_part_that_the_host_lacks_is_left_out_and_told(folder: Path, who: str,
         told = described(as_user(folder) if who == "user" else [])
     for name in ("blk0", "console0", "rng0"):
         assert set(told[name]["lacks"]) == needs.get(part, {part})
+    assert set(told["vmm"]["lacks"]) == needs.get(part, {part}) & VMM_PARTS[who]
 
 
 @root
@@ -201,9 +208,36 @@ def test_a_jail_that_is_to_be_whole_is_refused_where_a_part_is_lacking(
 
 
 @root
+@pytest.mark.parametrize("who", ["root", "user"])
+@pytest.mark.parametrize("part", PARTS)
+def test_so_is_a_vmm_whose_machine_is_to_be_strict(folder: Path, who: str, part: str) -> None:
+    before = [*(as_user(folder) if who == "user" else []), *lacking(part)]
+    if who == "user":
+        before.insert(1, "--no-new-privs")
+    done = subprocess.run(
+        [
+            *(*before, sys.executable, "-m", "launcher", "run", *raw(folder, IDLE), "--dry-run"),
+            *("--device", "rng,isolation=none", "--isolation", "jail+strict"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+
+    if part not in VMM_PARTS[who]:  # of a device's jail, and none is to be in one
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2
+    assert "--isolation: jail+strict (vmm): this host lacks " in done.stderr
+    assert f"{part} (Operation not " in done.stderr
+
+
+@root
 def test_a_jail_that_is_whole_may_be_asked_to_be(folder: Path) -> None:
     with machine(folder, "--isolation", "jail+strict"):
-        assert described()["rng0"]["lacks"] == []
+        told = described()
+        assert told["rng0"]["lacks"] == told["vmm"]["lacks"] == []
 
 
 @root

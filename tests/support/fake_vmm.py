@@ -72,7 +72,7 @@ class FakeVmm:
         self.channel.bind(self.spec.endpoint)
         fds.send(self.handover, b"bound", {})
         self.answer()
-        self.channel.send(MachineReady({"machine built": 5, "devices ready": 9}))
+        self.channel.send(MachineReady({"machine built": 5, "devices ready": 9}, ("net",)))
         BEHAVIOURS[self.behaviour](self)
         while self.answer():
             pass
