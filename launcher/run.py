@@ -67,7 +67,7 @@ def _groups(plan: Plan, name: str, resources: ExitStack) -> cgroup.Machine | Hos
     if all(device.is_free for device in plan.devices):
         return HostError("no device is jailed")
     try:
-        made = cgroup.Machine(name, cgroup.Kernel())
+        made = cgroup.Machine(name, cgroup.Tree())
     except HostError as error:
         return error
     resources.callback(made.close)

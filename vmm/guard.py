@@ -21,8 +21,6 @@ class Guard:
         self._terminal = descriptors.get("terminal")
         self._files = {path: _identity(path) for path in spec.cleanup}
         self._groups = spec.groups
-        # Looked for while there is a /proc.
-        self._tree = cgroup.Kernel() if spec.groups is not None else None
 
     def clean_up(self) -> None:
         """The launcher is dead, and cannot do it."""
@@ -38,8 +36,8 @@ class Guard:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
         # Last, for it waits until the devices are dead, as they are about to be: their parent is.
-        if self._tree is not None and self._groups is not None:
-            cgroup.remove(self._tree, self._groups)
+        if self._groups is not None:
+            cgroup.remove(cgroup.Files(), self._groups)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

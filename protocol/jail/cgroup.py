@@ -26,7 +26,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from protocol.errors import HostError
 from protocol.jail import READ, REMOVE_DIRECTORY, WRITE
@@ -44,31 +44,39 @@ _PROCESSES, _BELOW = "cgroup.procs", "cgroup.subtree_control"
 _PATIENCE, _LOOK = 5.0, 0.002
 
 
-class Tree(Protocol):
-    """The hierarchy as this process sees it: its ``root``, and ``own``, the group that the process
-    is in; both paths. Everything raises OSError."""
-
-    root: str
-    own: str
+class Files:
+    """What is done to the files and directories that groups are, by paths. OSError."""
 
     def read(self, path: str) -> str:
-        """What the file at ``path`` says."""
+        """What a file says."""
+        with open(path, encoding="ascii") as file:
+            return file.read()
 
     def write(self, path: str, text: str) -> None:
         """Write it to a file that there is, at once."""
+        # Neither made nor truncated: Landlock has names of its own for these.
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
 
     def make(self, path: str) -> None:
         """Make a group."""
+        os.mkdir(path)
 
     def remove(self, path: str) -> None:
-        """Remove a group without processes and groups."""
+        """Remove a group, in which there is nothing."""
+        os.rmdir(path)
 
     def below(self, path: str) -> list[str]:
-        """The names of the groups in that one."""
+        """The names of the groups in one."""
+        return [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
 
 
-class Kernel:
-    """The kernel's :class:`Tree`; HostError if there is none."""
+class Tree(Files):
+    """The hierarchy as this process sees it: its ``root``, and ``own``, the group that the process
+    is in; both paths. HostError if there is none."""
 
     def __init__(self) -> None:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
@@ -83,38 +91,12 @@ class Kernel:
             raise HostError(f"cgroup {own} is not below {self.root}")
         self.own = os.path.normpath(os.path.join(self.root, below))
 
-    def read(self, path: str) -> str:
-        """See :class:`Tree`."""
-        with open(path, encoding="ascii") as file:
-            return file.read()
-
-    def write(self, path: str, text: str) -> None:
-        """See :class:`Tree`."""
-        # Neither made nor truncated: Landlock has names of its own for these.
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-    def make(self, path: str) -> None:
-        """See :class:`Tree`."""
-        os.mkdir(path)
-
-    def remove(self, path: str) -> None:
-        """See :class:`Tree`."""
-        os.rmdir(path)
-
-    def below(self, path: str) -> list[str]:
-        """See :class:`Tree`."""
-        return [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-
 
 class Group:
     """The group at ``path`` in ``tree``, of one process only. It ``is_whole`` if it has all of
     CONTROLLERS."""
 
-    def __init__(self, tree: Tree, path: str, *, is_whole: bool) -> None:
+    def __init__(self, tree: Files, path: str, *, is_whole: bool) -> None:
         self._tree = tree
         self.path = path
         self.is_whole = is_whole
@@ -195,14 +177,14 @@ def why_not(tree: Tree | None = None) -> str:
     """Why a machine of this process would have no groups, or not all of them; empty: it would.
     Tried, and taken back."""
     try:
-        machine = Machine("probe", tree or Kernel())
+        machine = Machine("probe", tree or Tree())
     except HostError as error:
         return str(error)
     machine.close()
     return machine.lacks
 
 
-def remove(tree: Tree, groups: Groups, patience: float = _PATIENCE) -> None:
+def remove(tree: Files, groups: Groups, patience: float = _PATIENCE) -> None:
     """Remove ``groups``, and go back to where they were made, if we are in them. Their processes
     are dead, or will be within ``patience`` seconds; what is still busy then stays."""
     deadline = time.monotonic() + patience
@@ -273,7 +255,7 @@ def _is_bound(tree: Tree, group: str) -> bool:
         return False
 
 
-def _enable(tree: Tree, group: str, controllers: Sequence[str], *, yes: bool = True) -> None:
+def _enable(tree: Files, group: str, controllers: Sequence[str], *, yes: bool = True) -> None:
     # Below that group.
     if controllers:
         signed = (("+" if yes else "-") + each for each in controllers)
@@ -288,7 +270,7 @@ def _sweep(tree: Tree, base: str) -> None:
             remove(tree, Groups(base, f"{base}/{name}"), patience=0)
 
 
-def _remove(tree: Tree, path: str, deadline: float) -> None:
+def _remove(tree: Files, path: str, deadline: float) -> None:
     with contextlib.suppress(OSError):
         while True:
             try:

@@ -27,7 +27,7 @@ __all__ = ["folder"]  # a fixture
 
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif("VIBE_LAB" not in os.environ, reason="runs inside `make lab`"),
 ]
 

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocol.jail.cgroup import Tree
+
 ROOT = "/cgroups"
 
 _FILES = {
@@ -24,10 +26,11 @@ class _Node:
     files: dict[str, str] = field(default_factory=dict)
 
 
-class Cgroups:
+class Cgroups(Tree):
     """A hierarchy with ``controllers``, in which this process is in ``own``, with ``others``.
     ``real``: its root is the kernel's own, and no container's. ``writes`` are all that were made
-    and did not fail: of limits by their paths, and of processes and controllers."""
+    and did not fail: of limits, processes and controllers, by their paths. A group is empty if the
+    processes that were written to it are dead."""
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Cgroups:
         self.forbidden: set[str] = set()
         """Groups that are another user's."""
         self.busy: set[str] = set()
-        """Groups in which a process is yet, until somebody has looked once."""
+        """Groups in which a process is dying, and is dead when somebody looks again."""
         self._controllers = set(controllers)
         self._real = real
         self._nodes = {ROOT: _Node()}
@@ -67,10 +70,6 @@ class Cgroups:
         """What the kernel says in a file."""
         group, _, name = path.rpartition("/")
         self._nodes[group].files[name] = text
-
-    def end(self, path: str) -> None:
-        """The processes in a group die."""
-        self._nodes[path].processes.clear()
 
     def add(self, path: str) -> None:
         """Somebody has made a group."""
@@ -141,9 +140,8 @@ class Cgroups:
         node = self._node(path)
         if path in self.busy:
             self.busy.remove(path)
-            node.processes.clear()
             raise OSError(errno.EBUSY, "Device or resource busy")
-        if node.processes or self.below(path):
+        if any(os.path.exists(f"/proc/{pid}") for pid in node.processes) or self.below(path):
             raise OSError(errno.EBUSY, "Device or resource busy")
         del self._nodes[path]
 

@@ -4,7 +4,6 @@ hierarchy that has the kernel's rules. The kernel's own is tried in the lab (tes
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
 
@@ -16,6 +15,8 @@ from tests.support.cgroups import ROOT, Cgroups
 
 OWN = f"{ROOT}/user.scope"
 ME = str(os.getpid())
+# No process has this number: there are 2^22 at most.
+DEAD = 1 << 22
 
 
 def machine_path(base: str) -> str:
@@ -38,16 +39,16 @@ def test_a_device_is_limited_before_it_is_in_its_group() -> None:
     machine = Machine("m", tree)
     before = len(tree.writes)
 
-    group = machine.enclose(4711, {"pids.max": "16", "cpu.max": "125000 100000"})
+    group = machine.enclose(DEAD, {"pids.max": "16", "cpu.max": "125000 100000"})
     group.limit({"memory.max": "4096"})
 
-    path = f"{machine_path(ROOT)}/4711"
+    path = f"{machine_path(ROOT)}/{DEAD}"
     assert group.path == path
     assert group.is_whole
     assert tree.writes[before:] == [
         (f"{path}/pids.max", "16"),
         (f"{path}/cpu.max", "125000 100000"),
-        (f"{path}/cgroup.procs", "4711"),
+        (f"{path}/cgroup.procs", str(DEAD)),
         (f"{path}/memory.max", "4096"),
     ]
 
@@ -87,7 +88,7 @@ def test_another_machine_keeps_what_it_needs() -> None:
 
     assert tree.groups() == [second.groups.machine]
     assert tree.controllers(second.groups.machine) == set(CONTROLLERS)
-    assert second.enclose(7, {"pids.max": "1"}).is_whole
+    assert second.enclose(DEAD, {"pids.max": "1"}).is_whole
 
 
 @pytest.mark.usefixtures("_user")
@@ -99,8 +100,7 @@ def test_a_user_who_is_alone_in_his_group_goes_one_down_and_comes_back() -> None
 
     assert tree.processes(OWN) == set()
     assert tree.processes(f"{machine_path(OWN)}/home") == {ME}
-    assert machine.enclose(4711, {"memory.max": "4096"}).is_whole
-    tree.end(f"{machine_path(OWN)}/4711")
+    assert machine.enclose(DEAD, {"memory.max": "4096"}).is_whole
     machine.close()
     assert tree.processes(OWN) == {ME}
     assert tree.controllers(OWN) == set()
@@ -136,12 +136,12 @@ def test_limits_without_their_controller_are_left_out_and_told() -> None:
     tree = Cgroups("memory", "pids", own=OWN)
 
     machine = Machine("m", tree)
-    group = machine.enclose(4711, {"cpu.max": "1", "pids.max": "16"})
+    group = machine.enclose(DEAD, {"cpu.max": "1", "pids.max": "16"})
 
     assert machine.lacks == "no cpu controller"
     assert not group.is_whole
     assert tree.read(f"{group.path}/pids.max") == "16"
-    assert tree.processes(group.path) == {"4711"}
+    assert tree.processes(group.path) == {str(DEAD)}
 
 
 @pytest.mark.usefixtures("_root")
@@ -156,7 +156,7 @@ def test_trying_leaves_nothing() -> None:
 def test_who_is_left_waits_for_devices_that_are_about_to_die() -> None:
     tree = Cgroups(*CONTROLLERS)
     machine = Machine("m", tree)
-    group = machine.enclose(4711, {})
+    group = machine.enclose(DEAD, {})
     tree.busy = {group.path}
 
     cgroup.remove(tree, machine.groups)
@@ -168,7 +168,7 @@ def test_who_is_left_waits_for_devices_that_are_about_to_die() -> None:
 def test_one_that_does_not_die_is_not_waited_for_for_ever() -> None:
     tree = Cgroups(*CONTROLLERS)
     machine = Machine("m", tree)
-    group = machine.enclose(4711, {})
+    group = machine.enclose(1, {})
 
     cgroup.remove(tree, machine.groups, patience=0)
 
@@ -177,18 +177,16 @@ def test_one_that_does_not_die_is_not_waited_for_for_ever() -> None:
 
 @pytest.mark.usefixtures("_root")
 def test_what_nobody_is_left_for_goes_with_the_next_start() -> None:
-    with subprocess.Popen(["true"]) as dead:
-        pass
     tree = Cgroups(*CONTROLLERS)
-    for path in (f"{ROOT}/vibevmm-m-{dead.pid}", f"{ROOT}/vibevmm-m-{dead.pid}/home"):
+    for path in (f"{ROOT}/vibevmm-m-{DEAD}", f"{ROOT}/vibevmm-m-{DEAD}/home"):
         tree.add(path)
     tree.add(f"{ROOT}/vibevmm-m-1")  # whose launcher lives
     tree.add(f"{ROOT}/vibevmm")
-    tree.add(f"{ROOT}/other-{dead.pid}")
+    tree.add(f"{ROOT}/other-{DEAD}")
 
     machine = Machine("m", tree)
 
-    others = {f"{ROOT}/vibevmm-m-1", f"{ROOT}/vibevmm", f"{ROOT}/other-{dead.pid}"}
+    others = {f"{ROOT}/vibevmm-m-1", f"{ROOT}/vibevmm", f"{ROOT}/other-{DEAD}"}
     assert set(tree.groups()) == {*others, machine.groups.machine}
 
 
@@ -204,11 +202,10 @@ def test_what_nobody_is_left_for_goes_with_the_next_start() -> None:
 )
 def test_a_kill_for_memory_is_told_from_others(events: str, why: str) -> None:
     tree = Cgroups(*CONTROLLERS)
-    group = Machine("m", tree).enclose(4711, {"memory.max": str(64 << 20)})
+    group = Machine("m", tree).enclose(DEAD, {"memory.max": str(64 << 20)})
     tree.set(f"{group.path}/memory.events", events)
 
     assert group.why_killed() == why
-    tree.end(group.path)
     group.remove()
     assert group.why_killed() == ""
 
@@ -217,8 +214,7 @@ def test_a_kill_for_memory_is_told_from_others(events: str, why: str) -> None:
 def test_the_vmm_may_do_what_the_removal_takes_and_no_more() -> None:
     tree = Cgroups(*CONTROLLERS, own=OWN)
     machine = Machine("m", tree)
-    machine.enclose(4711, {})
-    tree.end(f"{machine.groups.machine}/4711")
+    machine.enclose(DEAD, {})
     rights = dict(cgroup.rights(machine.groups))
     before = len(tree.writes)
 
