@@ -216,17 +216,18 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
 def _kill_more(
     guest: Guest, processes: _Processes, watcher: _Watcher, killed: Counter[int], wanted: int
 ) -> None:
-    # A signal may have hit a process that was about to go: until so many have died of it.
+    # A signal may have hit a process that was about to go: until so many have died of it. As many
+    # as are missing at a time, for each look at whether they were told of takes its time.
+    devices = itertools.cycle(guest.devices)
     deadline = time.monotonic() + PATIENCE
-    for device in itertools.cycle(guest.devices):
-        if not processes.are_there():
-            return
+    while processes.are_there():
         watcher.until_all_serve()
         if watcher.hears_of(killed, wanted):
             return
         if time.monotonic() > deadline:
             raise Problem(f"of {killed.total()} kills, {watcher.deaths_of(killed)} were told")
-        killed[processes.send(device, signal.SIGKILL, watcher)] += 1
+        for device in itertools.islice(devices, wanted - watcher.deaths_of(killed)):
+            killed[processes.send(device, signal.SIGKILL, watcher)] += 1
 
 
 class _Processes:
