@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from launcher.backend import AUTO, INSTALL, choose
 from protocol import jail
 from protocol.errors import BadInput, VibeError
-from protocol.jail import probe
+from protocol.jail import cgroup, probe
 from protocol.specs import PARTS
 from vmm.boot.architecture import X86_64
 from vmm.hypervisor import detect
@@ -162,6 +162,20 @@ def check_jail() -> Finding:
     )
 
 
+def check_cgroup() -> Finding:
+    """Whether a machine's devices would get cgroups: tried, and taken back."""
+    why = cgroup.why_not()
+    if not why:
+        return Finding("cgroup", OK, f"version 2: {', '.join(cgroup.CONTROLLERS)}")
+    return Finding(
+        "cgroup",
+        LIMITED,
+        why,
+        "systemd-run --user --scope -p Delegate=yes vibevmm …, or be root; with controllers of "
+        "version 1, boot with systemd.unified_cgroup_hierarchy=1",
+    )
+
+
 def check_landlock() -> Finding:
     """The ABI version of Landlock (kernel documentation: userspace-api/landlock)."""
     try:
@@ -240,6 +254,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_tun,
     check_seccomp,
     check_jail,
+    check_cgroup,
     check_landlock,
     check_user_namespaces,
     check_descriptors,

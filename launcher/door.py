@@ -41,6 +41,8 @@ class Hand(Child):
     """A process that came by itself over ``connection``: as our children, but that it is reaped,
     and its status known, elsewhere. ``pidfd`` and ``connection`` are its own from now on."""
 
+    is_free = True  # it stays in what it was started in
+
     def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
         self.name = HAND
         self.pid = pid

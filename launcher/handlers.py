@@ -147,7 +147,11 @@ class Verbs:
         if not offers.syscalls:  # as it was wanted, or started by hand
             return {"isolation": "none"}
         level = supervisor.device(name).isolation.level
-        return {"isolation": level, "lacks": tuple(p for p in PARTS if p not in offers.parts)}
+        holds = set(offers.parts) - {"cgroup"}  # which is nothing that a device can know
+        child = supervisor.child(name)
+        if child is None or (child.group is not None and child.group.is_whole):
+            holds.add("cgroup")
+        return {"isolation": level, "lacks": tuple(part for part in PARTS if part not in holds)}
 
     def _measure(self, _: wire.Measure, reply: Reply) -> None:
         self._ask(messages.GetMachineStats(), partial(_pass_on, reply))
@@ -267,8 +271,11 @@ class Verbs:
                 )
                 seen.started[name] = event.monotonic
             case "died" | "hung" if name in seen.processes:
-                state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
-                seen.processes[name] = replace(seen.processes[name], state=state)
+                # One that hung may be told of when another serves: its successor, or, if it was a
+                # successor itself, the one before.
+                if event.generation == seen.processes[name].generation:
+                    state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
+                    seen.processes[name] = replace(seen.processes[name], state=state)
             case "recovered" | "swapped" if name in seen.processes:
                 seen.processes[name] = replace(
                     seen.processes[name],

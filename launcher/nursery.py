@@ -34,6 +34,7 @@ class Nursery:
         self._module = module
         self.zygote: Child = start(ZYGOTE, module)
         self._expected: dict[str, Cord] = {}
+        self._free: Collection[str] = ()
 
     @property
     def is_expecting(self) -> bool:
@@ -43,6 +44,7 @@ class Nursery:
     def ask(self, names: Sequence[str], free: Collection[str] = ()) -> None:
         """Ask for a process for each of ``names``, which is to be jailed, unless it is ``free``;
         the answer comes at ``zygote.handover``."""
+        self._free = free
         request = codec.pack(codec.to_plain(Fork(tuple(free))))
         with contextlib.ExitStack() as theirs:
             handed: dict[str, int] = {}
@@ -68,6 +70,7 @@ class Nursery:
             children = []
             for (name, cord), pid in zip(expected.items(), forked.pids, strict=True):
                 child = Child(name, pid, cord)
+                child.is_free = name in self._free
                 undo.callback(os.close, child.pidfd)
                 undo.callback(child.kill_and_reap)
                 children.append(child)

@@ -139,6 +139,10 @@ class Plan:
             found.setdefault(device.process_name, []).append(device)
         return found
 
+    def is_strict(self, process: str) -> bool:
+        """Whether a device of that process is to have a whole jail or none."""
+        return any(device.isolation.strict for device in self.processes.get(process, ()))
+
     def journal_sizes(self, name: str) -> tuple[int, ...]:
         """Of the queues of device ``name``: what its journal is laid out for, whoever serves it."""
         return next(device.queues for device in self.devices if device.name == name)

@@ -20,6 +20,8 @@ from launcher.rundir import RunDirectory
 from launcher.signals import Signals
 from launcher.spawn import keep_descriptors, start
 from launcher.startup import Startup
+from protocol.errors import HostError
+from protocol.jail import cgroup
 from vmm.hypervisor import detect
 
 VMM = "vmm"
@@ -41,6 +43,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         if plan.backend.name == KVM:
             check_kvm()
         directory = resources.enter_context(RunDirectory(plan.options.name))
+        groups = _groups(plan, directory.name, resources)
         startup.mark("checked")
         signals.check()
         keep_descriptors()
@@ -53,10 +56,22 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
 
         from launcher.session import Session
 
-        session = Session(plan, startup, loop, outputs, directory, vmm, nursery, resources)
+        session = Session(plan, startup, loop, outputs, directory, groups, vmm, nursery, resources)
         signals.on_signal = session.on_signal
         outputs.begin()
         return session.run()
+
+
+def _groups(plan: Plan, name: str, resources: ExitStack) -> cgroup.Machine | HostError:
+    # Or why there are none.
+    if all(device.is_free for device in plan.devices):
+        return HostError("no device is jailed")
+    try:
+        made = cgroup.Machine(name, cgroup.Tree())
+    except HostError as error:
+        return error
+    resources.callback(made.close)
+    return made
 
 
 def check_kvm() -> None:

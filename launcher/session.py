@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.runtime.device import Offer
-from launcher import outcome, stats
+from launcher import limits, outcome, stats
 from launcher.backend import AUTO, SOFTWARE
 from launcher.door import HAND, Door, Hand, Wishes
 from launcher.events import Events
@@ -42,6 +42,7 @@ from launcher.wiring import Wiring
 from protocol import fds, jail
 from protocol.control import EventKind
 from protocol.errors import HostError, ProtocolError, Unheard
+from protocol.jail import cgroup
 from protocol.log import Level
 from protocol.messages import (
     Attach,
@@ -90,7 +91,8 @@ _EVENTS: dict[EventKind, tuple[Level, str]] = {
 
 
 class Session:
-    """``vmm`` was started, and so was the zygote of ``nursery``, if there are to be devices.
+    """``vmm`` was started, and so was the zygote of ``nursery``, if there are to be devices, whose
+    cgroups are made among ``groups``, or why there are none.
 
     These stay the caller's to close; what is opened and who is started here, ``resources`` close.
     """
@@ -102,6 +104,7 @@ class Session:
         loop: Loop,
         outputs: Outputs,
         directory: RunDirectory,
+        groups: cgroup.Machine | HostError,
         vmm: Child,
         nursery: Nursery | None,
         resources: ExitStack,
@@ -112,6 +115,7 @@ class Session:
         self._outputs = outputs
         self.name = directory.name
         self._directory = directory
+        self._groups = groups
         self._nursery = nursery
         self._vmm = vmm
         self._logs = Logs(outputs.log, plan.options.log.of("launcher"), directory.path)
@@ -123,7 +127,7 @@ class Session:
         if nursery is not None:
             self._family.adopt(nursery.zygote)
             are_free = all(device.is_free for device in plan.devices)
-            self._spares = Spares(nursery, self._welcome, free=are_free)
+            self._spares = Spares(nursery, self._spared, free=are_free)
         self._resources = resources
         resources.callback(self._family.close)
         self._events = Events()
@@ -198,7 +202,8 @@ class Session:
             self._listen(child)
         for text in self._announcements():
             self._say(text)
-        guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved)
+        groups = self._groups.groups if isinstance(self._groups, cgroup.Machine) else None
+        guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved, groups)
         self._send(self._vmm, guard, terminal)
         # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
         self._terminal.start()
@@ -269,6 +274,8 @@ class Session:
         elif backend.is_fallback:
             found.insert(0, f"KVM: {backend.why}")
         self._logs.note(Level.INFO, f"hypervisor: {backend}")
+        if why := str(self._groups) if isinstance(self._groups, HostError) else self._groups.lacks:
+            self._logs.note(Level.INFO, f"jailed without cgroup: {why}")
         if free := [device.name for device in self._plan.devices if device.is_free]:
             found.append(f"not isolated, and can do what you can: {', '.join(free)}")
         return found
@@ -284,6 +291,21 @@ class Session:
     def _welcome(self, child: Child) -> None:
         self._family.adopt(child)
         self._listen(child)
+
+    def _spared(self, child: Child) -> None:
+        self._welcome(child)
+        self._enclose(child)
+
+    def _enclose(self, child: Child) -> None:
+        # As soon as there is nobody who waits for it.
+        if child.is_free or isinstance(self._groups, HostError):
+            return
+        try:
+            child.group = self._groups.enclose(child.pid, limits.STANDING)
+        except ProcessLookupError:
+            pass  # its death is noticed
+        except OSError as error:
+            self._logs.note(Level.WARN, f"{child.name} has no cgroup: {error.strerror}")
 
     def _forked(self) -> None:
         assert self._nursery is not None
@@ -309,6 +331,8 @@ class Session:
             hang_after = self._plan.options.hang_after
             self._supervisor = Supervisor(self, self._wiring, self._spares, serving, hang_after)
             self._hand_over_vmm()
+            for child in forked:
+                self._enclose(child)
 
     def _hand_over_vmm(self) -> None:
         named = self._family.named
@@ -320,10 +344,18 @@ class Session:
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to ``child``, with a trace if there is one (supervisor.Machine)."""
         self._family.rename(child)
+        self._limit_memory(child)
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
         self._send(child, payload, descriptors)
+
+    def _limit_memory(self, child: Child) -> None:
+        # Of a process that learns now which devices it is.
+        if child.group is not None:
+            child.group.limit(limits.of_memory(self._wiring.shared_memory(child.name)))
+        elif not child.is_free and self._plan.is_strict(child.name):
+            child.kill()  # why it is not as it is to be was told
 
     def _send(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         try:

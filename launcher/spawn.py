@@ -12,6 +12,7 @@ import time
 
 from protocol import fds
 from protocol.errors import HostError
+from protocol.jail.cgroup import Group
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -69,8 +70,13 @@ class Child:
 
     It hears of everything else over ``handover``; ``log`` is the reading end of its standard
     output and error. ``status`` is, once it has been reaped, what wait4 said as an exit code:
-    negative for a signal; ``usage`` what it used.
+    negative for a signal; ``usage`` what it used, and ``why_killed`` what its cgroup, its own as
+    well, says of that. ``is_free``: it is not to be jailed.
     """
+
+    group: Group | None = None
+    is_free = False
+    why_killed = ""
 
     def __init__(self, name: str, pid: int, cord: Cord) -> None:
         self.name = name
@@ -108,6 +114,8 @@ class Child:
             if pid:
                 self.status = os.waitstatus_to_exitcode(status)
                 self.usage = usage
+                if self.group is not None and self.status == -signal.SIGKILL:
+                    self.why_killed = self.group.why_killed()
         return self.status is not None
 
     @property
@@ -140,6 +148,8 @@ class Child:
             os.close(self.log)
             os.close(self.pidfd)
             self.pidfd = -1
+            if self.group is not None:
+                self.group.remove()
 
     def how_it_ended(self) -> str:
         """In words: ``exited with status 1``, ``was killed by SIGSYS``."""
@@ -151,7 +161,7 @@ class Child:
             word = signal.Signals(-self.status).name
         except ValueError:
             word = f"signal {-self.status}"
-        return f"was killed by {word}"
+        return f"was killed by {word}" + (f": {self.why_killed}" if self.why_killed else "")
 
 
 def start(name: str, module: str) -> Child:

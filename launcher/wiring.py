@@ -12,7 +12,7 @@ from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
 from protocol import codec, doorbell, journal
 from protocol.memory import Region, create_memfd
-from protocol.specs import DeviceSlot, DeviceSpec, Guard, MachineSpec, Successor
+from protocol.specs import DeviceSlot, DeviceSpec, Groups, Guard, MachineSpec, Successor
 from vmm import memory_map
 
 if TYPE_CHECKING:
@@ -90,10 +90,12 @@ class Wiring:
         """The VMM's socket for the launcher."""
         return os.path.join(self._directory, "vmm")
 
-    def guard(self, keyboard: int, termios: bytes) -> tuple[bytes, dict[str, int]]:
+    def guard(
+        self, keyboard: int, termios: bytes, groups: Groups | None
+    ) -> tuple[bytes, dict[str, int]]:
         """Payload and descriptors of the VMM's first handover. ``termios`` is what terminal
         ``keyboard`` was like, or empty."""
-        spec = Guard((*self._plan.streams.cleanup, self._directory), termios)
+        spec = Guard((*self._plan.streams.cleanup, self._directory), termios, groups)
         return codec.pack(codec.to_plain(spec)), {"terminal": keyboard} if termios else {}
 
     def for_vmm(self, pidfds: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
@@ -167,6 +169,12 @@ class Wiring:
         if device.name in self._boards:
             fds["faults"] = self._boards[device.name]
         return codec.pack(codec.to_plain(spec)), fds
+
+    def shared_memory(self, process: str) -> int:
+        """The bytes of memory that the devices of ``process`` share with the machine."""
+        devices = self._plan.processes.get(process, ())
+        files = {self._bounce.get(device.name, self._memory) for device in devices}
+        return sum(os.fstat(fd).st_size for fd in files)
 
     def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:
         if device.is_bounced:

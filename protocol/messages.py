@@ -1,6 +1,6 @@
 """Every control message, by direction: this file is the wire reference (docs/protocol.md tells it).
 
-A message on the wire is one ZeroMQ frame, a msgpack array of four::
+A message on the wire is its length and a frame, a msgpack array of four::
 
     [name, sequence, generation, {field: value, …}]
 

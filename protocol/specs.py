@@ -29,11 +29,11 @@ OnViolation = Literal["kill", "errno", "log"]
 ON_VIOLATION: tuple[OnViolation, ...] = ("kill", "errno", "log")
 
 
-Part = Literal["user", "pid", "net", "ipc", "uts", "mount", "landlock"]
-"""What a jail is made of that a host may lack: namespaces, by their names in /proc/PID/ns, and
-Landlock."""
+Part = Literal["user", "pid", "net", "ipc", "uts", "mount", "landlock", "cgroup"]
+"""What a jail is made of that a host may lack: namespaces, by their names in /proc/PID/ns,
+Landlock, and a cgroup, which the launcher makes."""
 
-PARTS: tuple[Part, ...] = ("user", "pid", "net", "ipc", "uts", "mount", "landlock")
+PARTS: tuple[Part, ...] = ("user", "pid", "net", "ipc", "uts", "mount", "landlock", "cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +142,29 @@ class BootSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Cgroups of a machine: ``machine``, a path, with a group for each jailed device, made in
+    ``base``. The controllers ``enabled`` were not to be had below that before. With ``home`` the
+    launcher was in ``base`` and is, with the processes that it starts, in a group of that name in
+    ``machine`` (protocol.jail.cgroup)."""
+
+    base: str
+    machine: str
+    enabled: tuple[str, ...] = ()
+    home: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
     """The first that the VMM process is told: what it does should the launcher die first.
 
-    It removes ``cleanup``, files and directories, and, where ``termios`` is not empty, puts
-    back ``terminal``, a descriptor that comes with this (protocol.terminal.restore).
+    It removes ``cleanup``, files and directories, and ``groups``, and, where ``termios`` is not
+    empty, puts back ``terminal``, a descriptor that comes with this (protocol.terminal.restore).
     """
 
     cleanup: tuple[str, ...]
     termios: bytes = b""
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def main() -> int:
     spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
     set_up_log(spec.log)
     try:
-        cell = seal.enter(guarded.cleanup, os.path.dirname(spec.endpoint), strict=spec.strict)
+        cell = seal.enter(guarded, os.path.dirname(spec.endpoint), strict=spec.strict)
         Session(handover, spec, got.fds, guard, tuple(cell.lacks)).run()
     except HostError as error:
         logging.getLogger(__name__).error("%s", error)

@@ -1,4 +1,5 @@
-"""What the VMM does for a launcher that is killed: put its terminal back, and remove its files."""
+"""What the VMM does for a launcher that is killed: put its terminal back, and remove its files and
+cgroups."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 
 from protocol import terminal
+from protocol.jail import cgroup
 from protocol.specs import Guard as GuardSpec
 
 
@@ -18,6 +20,7 @@ class Guard:
         self._termios = spec.termios
         self._terminal = descriptors.get("terminal")
         self._files = {path: _identity(path) for path in spec.cleanup}
+        self._groups = spec.groups
 
     def clean_up(self) -> None:
         """The launcher is dead, and cannot do it."""
@@ -32,6 +35,9 @@ class Guard:
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+        # Last, for it waits until the devices are dead, as they are about to be: their parent is.
+        if self._groups is not None:
+            cgroup.remove(cgroup.Files(), self._groups)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

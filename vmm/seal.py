@@ -4,7 +4,7 @@ It is trusted with the guest's memory, and handed open what it needs. What it is
 
 ===============  ===========================================================================
 files            to read what Python imports, and KVM; to make and remove its sockets, and what
-                 it removes for a launcher that was killed
+                 it removes for a launcher that was killed, cgroups among it
 system calls     all but those that nobody needs here: they kill, so that what has taken the VMM
                  over starts no program and no process, and looks into none
 network          none, nor the host's name and queues
@@ -22,12 +22,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 from protocol import jail
 from protocol.errors import HostError
-from protocol.specs import Part
+from protocol.jail import cgroup
+from protocol.specs import Guard, Part
 from vmm.hypervisor.detect import KVM
 
 _log = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def parts() -> frozenset[Part]:
     return mine if os.geteuid() == 0 else mine | {"user"}
 
 
-def enter(cleanup: Iterable[str], directory: str, *, strict: bool = False) -> jail.Cell:
+def enter(guard: Guard, directory: str, *, strict: bool = False) -> jail.Cell:
     """Close it around this process, which must have one thread: it makes sockets in
-    ``directory``, and may have to remove ``cleanup``. What it is in; HostError, also where a part
-    is lacking and ``strict``."""
+    ``directory``, and may have to remove what ``guard`` names. What it is in; HostError, also where
+    a part is lacking and ``strict``."""
     cell = jail.Cell()
     cell.leave_host()
     jail.keep_capabilities(_KILL if os.geteuid() == 0 and "user" not in cell.holds else 0)
@@ -77,7 +78,7 @@ def enter(cleanup: Iterable[str], directory: str, *, strict: bool = False) -> ja
     faulthandler.register(signal.SIGSYS, all_threads=False)
     jail.deny(DENIED)
     with ExitStack() as opened:
-        cell.restrict(_rights(opened, cleanup, directory), alone=False)
+        cell.restrict(_rights(opened, guard, directory), alone=False)
     for part, why in cell.lacks.items():
         _log.info("jailed without %s: %s", part, why)
     if cell.lacks and strict:
@@ -85,12 +86,14 @@ def enter(cleanup: Iterable[str], directory: str, *, strict: bool = False) -> ja
     return cell
 
 
-def _rights(opened: ExitStack, cleanup: Iterable[str], directory: str) -> Iterator[tuple[int, int]]:
+def _rights(opened: ExitStack, guard: Guard, directory: str) -> Iterator[tuple[int, int]]:
     wanted = [(path, jail.READ) for path in sys.path if os.path.isabs(path)]
-    for path in cleanup:
+    for path in guard.cleanup:
         removed = jail.REMOVE_DIRECTORY if os.path.isdir(path) else jail.REMOVE_FILE
         wanted.append((os.path.dirname(path), removed))
     wanted.append((directory, jail.READ | jail.REMOVE_FILE | jail.MAKE_SOCKET))
+    if guard.groups is not None:
+        wanted += cgroup.rights(guard.groups)
     wanted += [(KVM, jail.READ | jail.WRITE), *((path, jail.READ) for path in _ABOUT_KVM)]
     for path, rights in wanted:
         with suppress(OSError):  # nothing is there, and nothing may be done there

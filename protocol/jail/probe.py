@@ -7,6 +7,7 @@ from typing import cast
 
 from protocol import codec, jail
 from protocol.errors import HostError
+from protocol.jail import cgroup
 from protocol.specs import Part
 
 _EXIT_BUG = 1
@@ -28,7 +29,8 @@ def lacks() -> dict[Part, str]:
     os.waitpid(child, 0)
     if not told:
         raise HostError("the jail cannot be tried on this host")
-    return cast("dict[Part, str]", codec.unpack(told))
+    found = cast("dict[Part, str]", codec.unpack(told))
+    return found | ({"cgroup": why} if (why := cgroup.why_not()) else {})
 
 
 def _try(pipe: int) -> int:

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from protocol.jail import cgroup
 from protocol.specs import PARTS
+from tests.support.bare import require_backend
 from tests.support.recovery import Victim, victim
 from tests.support.vibevmm import DEADLINE, ROOT, raw
 
@@ -27,6 +29,9 @@ _KILL = "0000000000000020"
 IDLE = b"\xeb\xfe"
 
 _USER = 54321
+
+# What a device makes of itself; its cgroup is its launcher's to make.
+_OWN_PARTS = tuple(part for part in PARTS if part != "cgroup")
 
 _NAMESPACES = ("user", "pid", "net", "ipc", "uts", "mnt")
 
@@ -71,7 +76,7 @@ def lacking(*parts: str) -> list[str]:
 @contextlib.contextmanager
 def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """An idle one with three devices, on the software CPU, once it runs."""
-    pytest.importorskip("unicorn")
+    require_backend("software")
     software = ("--hypervisor", "software", "--name", "jailed")
     with victim(folder, IDLE, *software, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")
@@ -90,6 +95,23 @@ def described(before: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     )
     (found,) = json.loads(done.stdout)
     return {process["name"]: process for process in found["processes"]}
+
+
+def strict(folder: Path, before: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A machine with a device whose jail is to be whole."""
+    run = [*before, sys.executable, "-m", "launcher", "run", *raw(folder, IDLE)]
+    return subprocess.run(
+        [*run, "--device", "rng,isolation=jail+strict"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+
+
+def lacks(process: dict[str, Any]) -> set[str]:
+    """The parts that it has not made of itself."""
+    return set(process["lacks"]) - {"cgroup"}
 
 
 def threads(pid: int) -> list[Path]:
@@ -159,46 +181,40 @@ def test_every_thread_of_every_device_is_held_by_the_whole_jail(folder: Path, wh
         assert len(set(seen)) == len(seen)
         told = described(before)
         for name in devices:
-            assert (told[name]["isolation"], told[name]["lacks"]) == ("jail", [])
+            assert told[name]["isolation"] == "jail"
+            assert lacks(told[name]) == set()
         assert (told["vmm"]["isolation"], told["vmm"]["lacks"]) == (None, [])
 
 
 @root
 @pytest.mark.parametrize("who", ["root", "user"])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", _OWN_PARTS)
 def test_a_part_that_the_host_lacks_is_left_out_and_told(folder: Path, who: str, part: str) -> None:
     before = [*(as_user(folder) if who == "user" else []), *lacking(part)]
     if who == "user":  # no_new_privileges before the filter, which setpriv does
         before.insert(1, "--no-new-privs")
     # An ordinary user has all others of a user namespace only; a root without an empty root stays
     # who it was, or it would not reach its channel.
-    needs = {"user": set(PARTS) - {"landlock"}} if who == "user" else {"mount": {"mount", "user"}}
+    needs = (
+        {"user": set(_OWN_PARTS) - {"landlock"}} if who == "user" else {"mount": {"mount", "user"}}
+    )
     with machine(folder, before=before):
         told = described(as_user(folder) if who == "user" else [])
     for name in ("blk0", "console0", "rng0"):
-        assert set(told[name]["lacks"]) == needs.get(part, {part})
+        assert lacks(told[name]) == needs.get(part, {part})
     assert set(told["vmm"]["lacks"]) == needs.get(part, {part}) & VMM_PARTS[who]
 
 
 @root
 @pytest.mark.parametrize("who", ["root", "user"])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", _OWN_PARTS)
 def test_a_jail_that_is_to_be_whole_is_refused_where_a_part_is_lacking(
     folder: Path, who: str, part: str
 ) -> None:
     before = [*(as_user(folder) if who == "user" else []), *lacking(part)]
     if who == "user":
         before.insert(1, "--no-new-privs")
-    done = subprocess.run(
-        [
-            *(*before, sys.executable, "-m", "launcher", "run", *raw(folder, IDLE)),
-            *("--device", "rng,isolation=jail+strict"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
+    done = strict(folder, before)
 
     assert done.returncode == 2
     assert "isolation=jail+strict (rng0): this host lacks " in done.stderr
@@ -208,7 +224,7 @@ def test_a_jail_that_is_to_be_whole_is_refused_where_a_part_is_lacking(
 
 @root
 @pytest.mark.parametrize("who", ["root", "user"])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", _OWN_PARTS)
 def test_so_is_a_vmm_whose_machine_is_to_be_strict(folder: Path, who: str, part: str) -> None:
     before = [*(as_user(folder) if who == "user" else []), *lacking(part)]
     if who == "user":
@@ -233,7 +249,24 @@ def test_so_is_a_vmm_whose_machine_is_to_be_strict(folder: Path, who: str, part:
 
 
 @root
+def test_a_machine_without_cgroups_says_why_and_is_refused_where_they_have_to_be(
+    folder: Path,
+) -> None:
+    # An ordinary user's group is this test's, too.
+    with machine(folder, before=as_user(folder)) as running:
+        told = described(as_user(folder))
+        (line,) = running.wait_for("jailed without cgroup: ")
+    assert [told[name]["lacks"] for name in ("blk0", "rng0")] == [["cgroup"], ["cgroup"]]
+    why = line.partition("without cgroup: ")[2]
+    done = strict(folder, as_user(folder))
+    assert done.returncode == 2
+    assert f"isolation=jail+strict (rng0): this host lacks cgroup ({why})" in done.stderr
+
+
+@root
 def test_a_jail_that_is_whole_may_be_asked_to_be(folder: Path) -> None:
+    if why := cgroup.why_not():
+        pytest.skip(f"it is not whole here, but in the lab: {why}")
     with machine(folder, "--isolation", "jail+strict"):
         told = described()
         assert told["rng0"]["lacks"] == told["vmm"]["lacks"] == []

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from launcher import cli, nursery, plan, run, session
+from launcher import cli, limits, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
+from protocol.jail.cgroup import CONTROLLERS
 from tests.support import fake_launcher
+from tests.support.cgroups import Cgroups
+from vmm import memory_map
 from vmm.hypervisor import detect
 
 PROJECT = Path(__file__).parents[2]
@@ -361,6 +364,35 @@ def test_signal_before_the_machine_runs_ends_it_too(
 
     sender.join()
     assert "stopped by SIGTERM" in capfd.readouterr().err
+
+
+def test_devices_are_limited_before_they_hear_of_the_machine(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Cgroups(*CONTROLLERS)
+    monkeypatch.setattr(run.cgroup, "Tree", lambda: tree)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    sender = Sender(tmp_path / "log", ("started:", signal.SIGTERM))
+    devices = ("--device", "rng", "--device", "rng,isolation=none", "--device")
+
+    limits_of_bounce = limits.of_memory(memory_map.bounce_region(1).size)
+    options = (*devices, "rng,isolation=bounce", "--mem", "64M", *sender.options)
+    assert vibevmm(binary, "idle", *options) == 0
+
+    sender.join()
+    machine = f"{tree.root}/vibevmm-idle-{os.getpid()}/"
+    written: dict[str, list[tuple[str, str]]] = {}
+    for path, text in tree.writes:
+        pid, slash, name = path.removeprefix(machine).partition("/")
+        if path.startswith(machine) and slash:
+            written.setdefault(pid, []).append((name, text))
+    standing = {pid: [*limits.STANDING.items(), ("cgroup.procs", pid)] for pid in written}
+    assert {pid: found[: len(standing[pid])] for pid, found in written.items()} == standing
+    # The one that is free has none; the spare, if there was time for one, learned nothing.
+    rest = [dict(found[len(standing[pid]) :]) for pid, found in written.items()]
+    assert rest[:2] == [limits.of_memory(64 << 20), limits_of_bounce]
+    assert rest[2:] in ([], [{}])
+    assert tree.groups() == []
 
 
 def test_signal_while_devices_are_forked_leaves_none_of_them(

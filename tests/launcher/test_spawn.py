@@ -14,6 +14,8 @@ import pytest
 from launcher import spawn
 from launcher.spawn import Child, keep_descriptors, start
 from protocol.errors import HostError
+from protocol.jail.cgroup import CONTROLLERS, Machine
+from tests.support.cgroups import Cgroups
 
 REPORT = """
 import json, os, sys
@@ -89,6 +91,26 @@ def test_end_is_told_in_words() -> None:
 
     assert child.how_it_ended() == "was killed by SIGSYS"
     child.close()
+
+
+def test_end_by_the_limit_of_memory_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    tree = Cgroups(*CONTROLLERS)
+    machine = Machine("m", tree)
+    ends = {}
+    for events in ("oom 1\noom_kill 1", "oom 0\noom_kill 0"):
+        child = start("child", "this")
+        child.group = machine.enclose(child.pid, {"memory.max": str(64 << 20)})
+        tree.set(f"{child.group.path}/memory.events", events)
+        child.kill_and_reap()
+        child.close()
+        ends[events] = child.how_it_ended()
+
+    assert list(ends.values()) == [
+        "was killed by SIGKILL: memory limit, 64 MiB",
+        "was killed by SIGKILL",
+    ]
+    assert tree.groups() == [machine.groups.machine]
 
 
 def test_child_that_is_hung_up_on_can_end_by_itself() -> None:

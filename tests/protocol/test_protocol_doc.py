@@ -25,6 +25,7 @@ SPECS = (
     specs.Isolation,
     specs.MachineSpec,
     specs.Guard,
+    specs.Groups,
     specs.DeviceSlot,
     specs.Successor,
     specs.BootSpec,

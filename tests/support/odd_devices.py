@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from devices.runtime.device import Device, Runtime, virtqueue
+from devices.runtime.device import Device, Host, Runtime, virtqueue
 from protocol.ring import Chain
 from protocol.virtio import DeviceId
 
@@ -168,3 +169,57 @@ class Saver(Device[Config]):
     def requestq(self, chain: Chain) -> int:
         """Answer with what it was left."""
         return chain.writable.write(self._left)
+
+
+class Greedy(Device[Config]):
+    """Takes a GiB of memory that it has reserved before anything limited it: the first one that
+    serves, and none after that."""
+
+    device_id = DeviceId.NULL
+
+    @classmethod
+    def open(cls, config: Config, host: Host) -> dict[str, int]:
+        """What tells the first from others."""
+        fd = os.memfd_create("served")
+        os.write(fd, bytes(1))
+        return {"served": fd}
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        if os.pread(fds["served"], 1, 0) == bytes(1):
+            os.pwrite(fds["served"], b"1", 0)
+            self._reserved = mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.soon(self._eat)
+
+    def _eat(self) -> None:
+        for at in range(0, len(self._reserved), mmap.PAGESIZE):
+            self._reserved[at] = 1
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Never called."""
+        return 0
+
+
+class Manifold(Device[Config]):
+    """Starts 64 threads before it is sealed, as far as it gets, and prints how many it has had."""
+
+    device_id = DeviceId.NULL
+
+    def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
+        super().__init__(config, fds, runtime)
+        over, started = threading.Event(), []
+        with contextlib.suppress(RuntimeError):
+            while len(started) < 64:
+                thread = threading.Thread(target=over.wait)
+                thread.start()
+                started.append(thread)
+        over.set()
+        for thread in started:
+            thread.join()
+        print(f"{len(started)} threads", flush=True)
+
+    @virtqueue(0, size=16)
+    def requestq(self, chain: Chain) -> int:
+        """Never called."""
+        return 0

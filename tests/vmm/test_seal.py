@@ -62,9 +62,10 @@ def does(deed: str, folder: Path, *, sealed: bool) -> subprocess.CompletedProces
         made.mkdir()
     (place / "old").touch()
     (other / "file").touch()
-    enter = f"seal.enter([{str(place)!r}], {str(place)!r})" if sealed else ""
+    enter = f"seal.enter(Guard(({str(place)!r},)), {str(place)!r})" if sealed else ""
     program = f"""
 import ctypes, os, shutil, signal, socket, threading
+from protocol.specs import Guard
 from vmm import seal
 place, other = {str(place)!r}, {str(other)!r}
 libc = ctypes.CDLL(None)
@@ -105,8 +106,9 @@ def test_what_is_refused(deed: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_part_that_is_lacking_is_left_out_or_refused(tmp_path: Path, strict: bool) -> None:
     program = f"""
+from protocol.specs import Guard
 from vmm import seal
-print(*seal.enter([], {str(tmp_path)!r}, strict={strict}).lacks)
+print(*seal.enter(Guard(()), {str(tmp_path)!r}, strict={strict}).lacks)
 """
     lacking = (sys.executable, "-m", "tests.support.lacking", "uts", "--")
     done = subprocess.run(
