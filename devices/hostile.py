@@ -31,7 +31,7 @@ import msgpack
 from devices.runtime.device import Device, Runtime, virtqueue
 from protocol import control as wire
 from protocol import messages, service
-from protocol.channel import Channel
+from protocol.channel import LENGTH, Channel
 from protocol.codec import MAX_MESSAGE
 from protocol.errors import Unheard
 from protocol.ring import Chain
@@ -47,7 +47,7 @@ _PAGE = 4096
 
 # As much as no device of ours asks for, and no host notices (all arbitrary).
 _MUCH_MEMORY, _MANY_DESCRIPTORS, _MANY_PROCESSES, _MANY_LINES = 1 << 30, 512, 32, 5000
-_MANY_PARTS = 1000
+_MUCH_SENT = 64 << 20
 _STORM_SECONDS, _LATE_SECONDS, _FLOOD_SECONDS = 0.3, 0.3, 0.6
 
 _PTRACE_SEIZE = 0x4206
@@ -448,28 +448,19 @@ class Hostile(Device[Config]):
         """A million empty arrays, as one message."""
         return self._send(msgpack.packb([[]] * (MAX_MESSAGE - 100)))
 
-    def send_raw(self, chain: Chain) -> int:
-        """Past libzmq, to its other end: a frame of 2^62 bytes, by its own account."""
-        self._write(b"\x02" + (1 << 62).to_bytes(8, "big") + bytes(1000))
-        return self._linger()
-
     def send_unending(self, chain: Chain) -> int:
-        """Parts of a message of which none is the last: nobody can read it before that."""
-        part = b"\x03" + MAX_MESSAGE.to_bytes(8, "big") + bytes(MAX_MESSAGE)
-        parts, rest = 0, part
-        while parts < _MANY_PARTS:
-            rest = rest[self._write(rest) :]
-            if not rest:
-                parts, rest = parts + 1, part
+        """Bytes that never come to a message, whether anybody reads them or not."""
+        data, given = LENGTH.pack(MAX_MESSAGE) + bytes(MAX_MESSAGE - 1), 0
+        while given < _MUCH_SENT:
+            given += self._write(data)
+            data = b"\xc1" * MAX_MESSAGE
         return 0
 
-    def _write(self, data: bytes) -> int:
-        # To whichever descriptor is a socket; how much of it there was room for.
-        return int(max(0, *(_libc.send(fd, data, len(data), 0) for fd in range(3, 64))))
-
-    def send_parts(self, chain: Chain) -> int:
-        """A message that never ends."""
-        self._channel().handle.send_multipart([b""] * 1000)
+    def send_crumbs(self, chain: Chain) -> int:
+        """A message byte by byte, each of which wakes whoever reads it."""
+        for byte in LENGTH.pack(MAX_MESSAGE) + bytes(MAX_MESSAGE - 1):
+            while not self._write(bytes([byte])):
+                threading.Event().wait(0.001)
         return self._linger()
 
     def send_endless(self, chain: Chain) -> int:
@@ -477,8 +468,16 @@ class Hostile(Device[Config]):
         return self._flood(partial(self._channel().send, messages.ConfigChanged(bytes(8))))
 
     def _send(self, frame: bytes) -> int:
-        self._channel().handle.send(frame)
+        self._write(LENGTH.pack(len(frame)) + frame)
         return self._linger()
+
+    def _write(self, data: bytes) -> int:
+        # Past libzmq; how much of it there was room for.
+        return int(max(0, _libc.send(self._socket(), data, len(data), 0)))
+
+    def _socket(self) -> int:
+        # The only one that it has: nothing can be sent there, and nowhere else.
+        return next(fd for fd in range(3, 64) if _libc.send(fd, b"", 0, 0) == 0)
 
     def _flood(self, send: Callable[[], None]) -> int:
         until = time.monotonic() + _FLOOD_SECONDS
@@ -599,8 +598,7 @@ DEEDS: dict[str, Callable[[Hostile, Any], Any]] = {
     "send-deep": Hostile.send_deep,
     "send-huge": Hostile.send_huge,
     "send-long": Hostile.send_long,
-    "send-raw": Hostile.send_raw,
-    "send-parts": Hostile.send_parts,
+    "send-crumbs": Hostile.send_crumbs,
     "send-unending": Hostile.send_unending,
     "send-endless": Hostile.send_endless,
     "flood-log": Hostile.flood_log,

@@ -18,13 +18,14 @@ from launcher.events import Events
 from launcher.loop import Loop
 from launcher.plan import Plan
 from launcher.relay import Relay
+from launcher.run import VMM
 from launcher.scout import Scouts
 from launcher.supervisor import Served, Supervisor
 from launcher.swap import Swaps
 from protocol import control as wire
 from protocol import messages
 from protocol.errors import BadInput, HostError, VibeError
-from protocol.specs import PARTS
+from protocol.specs import PARTS, Part
 
 if TYPE_CHECKING:
     from protocol.faults import Board
@@ -42,16 +43,17 @@ Answered = Callable[[object], None]
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What the verbs may use of a machine: its ``plan`` and ``name``, its devices'
-    ``supervisor`` if it has any, its ``relays`` by stream, its ``boards`` by device, where faults
-    may be injected, its ``scouts``; ``ask`` the VMM, ``hold`` the guest whatever devices come
-    back, or let it go, ``stop`` in somebody's name, and ``open_door`` to those who come by hand:
-    the door's path."""
+    ``supervisor`` if it has any, the parts that its VMM's jail lacks (``vmm_lacks``), its
+    ``relays`` by stream, its ``boards`` by device, where faults may be injected, its ``scouts``;
+    ``ask`` the VMM, ``hold`` the guest whatever devices come back, or let it go, ``stop`` in
+    somebody's name, and ``open_door`` to those who come by hand: the door's path."""
 
     name: str
     plan: Plan
     loop: Loop
     events: Events
     supervisor: Supervisor | None
+    vmm_lacks: tuple[Part, ...]
     relays: Mapping[str, Relay]
     boards: Mapping[str, Board]
     scouts: Scouts
@@ -136,6 +138,8 @@ class Verbs:
         return "by hand" if process.state == "running" and is_by_hand else process.state
 
     def _isolation(self, name: str) -> dict[str, Any]:
+        if name == VMM:
+            return {"lacks": self._machine.vmm_lacks}
         supervisor = self._machine.supervisor
         offers = supervisor.offers_of(name) if supervisor and name in self._kinds else None
         if supervisor is None or offers is None:
@@ -267,8 +271,11 @@ class Verbs:
                 )
                 seen.started[name] = event.monotonic
             case "died" | "hung" if name in seen.processes:
-                state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
-                seen.processes[name] = replace(seen.processes[name], state=state)
+                # One that hung may be told of when another serves: its successor, or, if it was a
+                # successor itself, the one before.
+                if event.generation == seen.processes[name].generation:
+                    state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
+                    seen.processes[name] = replace(seen.processes[name], state=state)
             case "recovered" | "swapped" if name in seen.processes:
                 seen.processes[name] = replace(
                     seen.processes[name],

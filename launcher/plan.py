@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from launcher.options import suggestion
 from launcher.policy import OnDeath
 from protocol import fds
 from protocol.errors import BadInput, HostError
-from protocol.specs import JAIL, BootSpec, Isolation, OnViolation
+from protocol.specs import JAIL, BootSpec, Isolation, OnViolation, Part
 from vmm import arm64_map, memory_map
 from vmm.boot import architecture
 from vmm.boot.architecture import Found
@@ -194,7 +194,7 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
         if options.initrd is not None:
             initrd = _open(resources, "--initrd", options.initrd)
         found = _find_architecture(options, kernel)
-        check_isolation(planned)
+        check_isolation(options.isolation, planned)
         boot = BootSpec(
             options.binary is not None, options.cmdline, options.entry, options.load, found.name
         )
@@ -239,20 +239,27 @@ def check_descriptors(devices: int) -> None:
         )
 
 
-def check_isolation(devices: Iterable[PlannedDevice]) -> None:
-    """BadInput if a device is to have a whole jail, and this host has not all of it."""
+def check_isolation(machine: Isolation, devices: Iterable[PlannedDevice]) -> None:
+    """BadInput if a device, or by ``machine`` the VMM, is to have a whole jail, and this host has
+    not all of it."""
     strict = [device for device in devices if device.isolation.strict]
-    if not strict:
+    if not strict and not machine.strict:
         return
     from protocol.jail import probe  # for those only
+    from vmm import seal
 
-    if lacks := probe.lacks():
+    lacks = probe.lacks()
+    if strict and lacks:
         device = strict[0]
-        why = ", ".join(f"{part} ({reason})" for part, reason in lacks.items())
-        raise BadInput(
-            device.option,
-            f"isolation={device.isolation.level}+strict ({device.name}): this host lacks {why}",
-        )
+        what = f"isolation={device.isolation} ({device.name})"
+        raise BadInput(device.option, f"{what}: this host lacks {_listed(lacks)}")
+    mine = {part: why for part, why in lacks.items() if part in seal.parts()}
+    if machine.strict and mine:
+        raise BadInput("--isolation", f"{machine} (vmm): this host lacks {_listed(mine)}")
+
+
+def _listed(lacks: Mapping[Part, str]) -> str:
+    return ", ".join(f"{part} ({why})" for part, why in lacks.items())
 
 
 def check_log_names(options: RunOptions, devices: Iterable[PlannedDevice]) -> None:

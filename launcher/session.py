@@ -61,7 +61,7 @@ from protocol.messages import (
     Resume,
     StopMachine,
 )
-from protocol.specs import FAREWELL, Volunteer
+from protocol.specs import FAREWELL, Part, Volunteer
 
 if TYPE_CHECKING:
     from launcher.conversation import Conversation
@@ -142,6 +142,7 @@ class Session:
         self._held_for: set[str] = set()
         self._report = Report(plan, self.name, startup, outputs, self._logs, self._traces)
         self._last_stats: MachineStats | None = None
+        self._vmm_lacks: tuple[Part, ...] = ()
 
     def run(self) -> int:
         """Start the machine, watch it and end it; the exit status."""
@@ -246,6 +247,7 @@ class Session:
             loop=self._loop,
             events=self._events,
             supervisor=self._supervisor,
+            vmm_lacks=self._vmm_lacks,
             relays=self._relays,
             boards=self._wiring.boards,
             scouts=self._scouts,
@@ -412,6 +414,7 @@ class Session:
             case DeviceBound() | DeviceOffers() | DeviceAttached() | DeviceFailed():
                 self._supervise(message)
             case MachineReady():
+                self._vmm_lacks = message.lacks
                 self._startup.ready(message.phases)
                 self._events.emit("ready", took=int(self._startup.phases["ready"] * 1_000_000))
                 self._serve_control()

@@ -59,7 +59,8 @@ def _state(word: str) -> Text:
 
 def _isolation(process: Mapping[str, Any]) -> Text:
     level, lacks = process["isolation"] or "", ", ".join(process["lacks"])
-    return Text(f"{level} without {lacks}" if lacks else level, "red" if level == "none" else "")
+    text = f"{level} without {lacks}".strip() if lacks else level
+    return Text(text, "red" if level == "none" else "")
 
 
 def _duration(milliseconds: float | None) -> str:

@@ -111,6 +111,7 @@ class Wiring:
             hang_after=int(options.hang_after * 1000),
             stats=options.stats is not None,
             log=options.log.of("vmm"),
+            strict=options.isolation.strict,
         )
         fds = {"memory": self._memory, "serial": self._vmm_serial, "kernel": plan.kernel}
         if plan.initrd is not None:

@@ -1,6 +1,6 @@
 """Every control message, by direction: this file is the wire reference (docs/protocol.md tells it).
 
-A message on the wire is one ZeroMQ frame, a msgpack array of four::
+A message on the wire is its length and a frame, a msgpack array of four::
 
     [name, sequence, generation, {field: value, …}]
 
@@ -180,10 +180,12 @@ class Quit:
 class MachineReady:
     """Event: every device is sealed and the first instruction is about to run.
 
-    ``milliseconds`` from the VMM's own start, by phase.
+    ``phases`` are milliseconds from the VMM's own start; ``lacks`` the parts of the VMM's jail that
+    the host has not got.
     """
 
     phases: dict[str, int]
+    lacks: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The other place that speaks ZeroMQ: one server and many clients that come and go.
 
-protocol.channel is for two who trust each other's manners. Here a client may be anybody whom the
-directory of the socket lets in: it may flood, send garbage, read nothing, or be gone. Nothing of
-that holds up the server, whose every call returns at once.
+protocol.channel is for two, who stay the same. Here a client may be anybody whom the directory of
+the socket lets in: it may flood, send garbage, read nothing, or be gone. Nothing of that holds up
+the server, whose every call returns at once.
 """
 
 from __future__ import annotations

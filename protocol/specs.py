@@ -172,6 +172,7 @@ class MachineSpec:
 
     A guest that resets is booted again, or ends the machine: ``on_reboot``.
     A device that makes no progress for ``hang_after`` milliseconds is hung; 0: none ever is.
+    One that is ``strict`` does not run where the host lacks a part of the VMM's own jail.
     With it come ``memory``, ``serial`` (a stream socket to the launcher: console output
     and input) and ``trace`` if there is one, beside those of BootSpec and DeviceSlot.
     """
@@ -187,6 +188,7 @@ class MachineSpec:
     hang_after: int
     stats: bool
     log: int
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

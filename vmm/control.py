@@ -190,13 +190,16 @@ class Control(threading.Thread):
             self._guard(channel, partial(channel.send, message, sequence))
 
     def _receive(self, channel: Channel) -> None:
-        # A bounded number, then it is the others' turn: the poll tells of what is left.
+        # A bounded number, then it is the others' turn: the wait tells of what is left. Who wakes
+        # us with a part of a message only has that counted for one.
         conversation = self._conversations[channel]
-        for _ in range(_TURN):
+        for turn in range(_TURN):
             envelope = channel.receive()
-            if envelope is None:
+            if envelope is None and turn:
                 return
             conversation.count()
+            if envelope is None:
+                return
             if self._trace:
                 self._trace.event("control", f"< {envelope.message}"[:200])
             self._hand_out(conversation, envelope)

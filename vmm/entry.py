@@ -9,6 +9,7 @@ import socket
 import sys
 
 from protocol import codec, fds
+from protocol.errors import HostError
 from protocol.log import set_up as set_up_log
 from protocol.specs import Guard as GuardSpec
 from protocol.specs import MachineSpec
@@ -34,8 +35,11 @@ def main() -> int:
     spec = codec.from_plain(MachineSpec, codec.unpack(got.payload))
     set_up_log(spec.log)
     try:
-        seal.enter(guarded.cleanup, os.path.dirname(spec.endpoint))
-        Session(handover, spec, got.fds, guard).run()
+        cell = seal.enter(guarded.cleanup, os.path.dirname(spec.endpoint), strict=spec.strict)
+        Session(handover, spec, got.fds, guard, tuple(cell.lacks)).run()
+    except HostError as error:
+        logging.getLogger(__name__).error("%s", error)
+        os._exit(error.exit_status)
     except Exception:
         # Ours. The vCPUs' threads would go on for ever, for the interpreter waits for them.
         logging.getLogger(__name__).exception("an error of ours")

@@ -11,19 +11,23 @@ network          none, nor the host's name and queues
 capabilities     root's: to kill devices, which have users of their own
 ===============  ===========================================================================
 
-Namespaces and Landlock are left out where the host lacks them, and that is logged.
+Namespaces and Landlock (:func:`parts`) are left out where the host lacks them, which is told.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 
 from protocol import jail
+from protocol.errors import HostError
+from protocol.specs import Part
 from vmm.hypervisor.detect import KVM
 
 _log = logging.getLogger(__name__)
@@ -55,18 +59,29 @@ DENIED = frozenset(
 """What kills it, beside what starts a process or program and sockets of the network."""
 
 
-def enter(cleanup: Iterable[str], directory: str) -> jail.Cell:
+def parts() -> frozenset[Part]:
+    """Of protocol.specs.PARTS, those that hold a VMM of this user's. Root's stays root."""
+    mine: frozenset[Part] = frozenset({"net", "ipc", "uts", "landlock"})
+    return mine if os.geteuid() == 0 else mine | {"user"}
+
+
+def enter(cleanup: Iterable[str], directory: str, *, strict: bool = False) -> jail.Cell:
     """Close it around this process, which must have one thread: it makes sockets in
-    ``directory``, and may have to remove ``cleanup``. What it is in; HostError."""
+    ``directory``, and may have to remove ``cleanup``. What it is in; HostError, also where
+    a part is lacking and ``strict``."""
     cell = jail.Cell()
     cell.leave_host()
     jail.keep_capabilities(_KILL if os.geteuid() == 0 and "user" not in cell.holds else 0)
     jail.limit({resource.RLIMIT_CORE: 0})
+    # Python's own dump of its stack, which jail calls when a call is told of.
+    faulthandler.register(signal.SIGSYS, all_threads=False)
     jail.deny(DENIED)
     with ExitStack() as opened:
         cell.restrict(_rights(opened, cleanup, directory), alone=False)
     for part, why in cell.lacks.items():
         _log.info("jailed without %s: %s", part, why)
+    if cell.lacks and strict:
+        raise HostError(f"the jail is to be whole, and lacks {', '.join(cell.lacks)}")
     return cell
 
 

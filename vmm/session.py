@@ -34,7 +34,7 @@ from protocol.messages import (
     StopMachine,
     Switch,
 )
-from protocol.specs import FAREWELL, MachineSpec, Successor
+from protocol.specs import FAREWELL, MachineSpec, Part, Successor
 from protocol.trace import Trace
 from vmm.control import Control
 from vmm.guard import Guard
@@ -77,7 +77,8 @@ class LauncherPeer:
 
 class Session:
     """From the handover to the last statistics. ``descriptors`` are those of specs.MachineSpec,
-    and stay open until the process ends."""
+    and stay open until the process ends. ``lacks`` are the parts of our jail that the host has
+    not got."""
 
     def __init__(
         self,
@@ -85,8 +86,10 @@ class Session:
         spec: MachineSpec,
         descriptors: Mapping[str, int],
         guard: Guard,
+        lacks: tuple[Part, ...],
     ) -> None:
         self._began = time.monotonic()
+        self._lacks = lacks
         self._handover = handover
         self._spec = spec
         self._fds = descriptors
@@ -213,7 +216,7 @@ class Session:
         self._mark("devices ready")
         if self._spec.hang_after and self._spec.devices:
             self._watchdog = Watchdog(self._machine.rings())
-        self._control.send(self._channel, MachineReady(self._phases))
+        self._control.send(self._channel, MachineReady(self._phases, self._lacks))
         self._machine.start()
 
     def _reboot(self) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from devices import hostile
 from launcher import rundir
 from launcher.api import VM
-from launcher.attack.table import ATTACKS, Attack, Outcome
+from launcher.attack.table import Attack, Outcome
 from protocol.errors import HostError, VibeError
 
 AT_ONCE = 11
@@ -332,8 +332,3 @@ class _Bait:
         for fd in fds:
             self.received += 1
             os.close(fd)
-
-
-def carry_out(name: str, isolation: str, grouping: str, hypervisor: str) -> Outcome:
-    """What comes of one attack, in a machine of its own."""
-    return attacked([ATTACKS[name]], isolation, hypervisor, grouping)[name]

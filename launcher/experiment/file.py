@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from devices import kinds
 from launcher import device_options
+from launcher.attack.table import ATTACKS
 from launcher.backend import BACKENDS
-from launcher.experiment.attacks import ATTACKS
 from launcher.experiment.faults import FAULTS
 from launcher.options import suggestion
 from protocol.errors import BadInput
@@ -56,11 +56,12 @@ LOADS = {
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """A matrix: each of ``devices``, at each level of ``isolation`` and in each ``grouping``, under
-    each of ``loads``, ``faults`` and ``attacks``, so many ``repetitions``.
+    each of ``loads`` and ``faults``, so many ``repetitions``.
 
     A load is measured for ``seconds``. A fault strikes a machine ``strikes`` times, while it is
     under the load ``under``; a device hangs when it has done nothing for ``hang_after`` seconds.
-    With ``surface``, what a device can reach is measured once a level.
+    ``attacks`` are carried out once a level and grouping; with ``surface``, what a device can reach
+    is measured as often.
     """
 
     devices: tuple[str, ...] = ("blk",)

@@ -11,8 +11,9 @@ from launcher.experiment.file import Experiment
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One thing to do once: ``trial`` is a key of trials.TRIALS, ``name`` which load, fault or
-    attack, ``repetition`` counts from 1."""
+    """One thing to do once: ``trial`` is a key of trials.TRIALS, ``name`` which load or fault,
+    ``repetition`` counts from 1. (Of the samples of all attacks, each is looked at as a cell of
+    its name: measures.grouped.)"""
 
     trial: str
     name: str
@@ -57,13 +58,14 @@ def cells(experiment: Experiment) -> list[Cell]:
         for repetition in range(1, 1 + (experiment.repetitions if name else 1))
     ]
     # An attacker brings its own device: it matters how that is held, not what is measured beside.
-    held = [(isolation, grouping) for _, isolation, grouping in subjects if _ == subjects[0][0]]
-    return found + [
-        Cell("attack", name, "", *each, repetition)
-        for name in experiment.attacks
-        for each in held
-        for repetition in range(1, 1 + experiment.repetitions)
+    # All at once: a machine has room for many, and what comes of them is no figure that varies.
+    attacked = [
+        Cell("attack", "", "", isolation, grouping, 1)
+        for isolation in experiment.isolation
+        for grouping in experiment.grouping
+        if experiment.attacks
     ]
+    return found + attacked
 
 
 def ordered(experiment: Experiment, seed: int) -> list[Cell]:

@@ -120,11 +120,17 @@ Groups = dict[Cell, list[Samples]]
 
 def grouped(found: Iterable[Found]) -> Groups:
     """The samples of all repetitions by their cell, without its repetition and without those that
-    failed; in the order of names."""
+    failed; in the order of names. Each attack has a cell of its own here."""
     groups: Groups = defaultdict(list)
     for each in found:
-        if not each.error:
-            groups[replace(each.cell, repetition=0)].append(each.samples)
+        cell = replace(each.cell, repetition=0)
+        if each.error:
+            continue
+        if cell.trial == "attack":
+            for name, outcome in each.samples.items():
+                groups[replace(cell, name=name)].append(outcome)
+        else:
+            groups[cell].append(each.samples)
     return dict(groups)
 
 
@@ -147,16 +153,9 @@ def row_of(cell: Cell, runs: Sequence[Samples], name: str, seed: int) -> Row | N
     return Row(cell, name, estimate(values, f"{seed}/{cell.stem}/{name}"))
 
 
-_WORST = ("succeeded", "contained", "reported")
-
-
 def verdicts(groups: Groups) -> dict[Cell, str]:
-    """What came of each attack: the worst of all repetitions."""
-    return {
-        cell: min((samples["verdict"] for samples in runs), key=_WORST.index)
-        for cell, runs in groups.items()
-        if cell.trial == "attack"
-    }
+    """What came of each attack."""
+    return {cell: run["verdict"] for cell, (run, *_) in groups.items() if cell.trial == "attack"}
 
 
 def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:

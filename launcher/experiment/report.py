@@ -74,13 +74,12 @@ def markdown(results: Results, found: Sequence[Found]) -> str:
     """One table a device, a column for each way to hold it."""
     experiment, groups = results.experiment, grouped(found)
     table = rows(groups, results.seed)
-    done = sum(len(runs) for runs in groups.values())
     failed = [each for each in found if each.error]
     lines = [
         "# Results",
         "",
-        f"{done} runs in an order by seed {results.seed}, hypervisor {experiment.hypervisor}, "
-        f"on {', '.join(results.host.values())}.",
+        f"{len(found) - len(failed)} runs in an order by seed {results.seed}, "
+        f"hypervisor {experiment.hypervisor}, on {', '.join(results.host.values())}.",
         f"Medians, in brackets the {CONFIDENCE:.0%} interval of each by bootstrap.",
     ]
     attacks = verdicts(groups)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.api import VM
+from launcher.attack.machine import attacked
+from launcher.attack.table import ATTACKS
 from launcher.experiment import surface
-from launcher.experiment.attacks import ATTACKS
 from launcher.experiment.faults import FAULTS
 from launcher.experiment.file import Experiment
 from launcher.experiment.guest import SUBJECT, Tape, loaded
@@ -102,9 +103,11 @@ def fault(cell: Cell, setting: Setting) -> Samples:
 
 
 def attack(cell: Cell, setting: Setting) -> Samples:
-    """An attack, and what came of it."""
-    attacked = ATTACKS[cell.name]
-    return asdict(attacked(cell.isolation, cell.grouping, setting.experiment.hypervisor))
+    """All attacks, on machines of their own, and what came of each, by its name."""
+    experiment = setting.experiment
+    attacks = [ATTACKS[name] for name in experiment.attacks]
+    found = attacked(attacks, cell.isolation, experiment.hypervisor, cell.grouping)
+    return {name: asdict(outcome) for name, outcome in found.items()}
 
 
 def reach(cell: Cell, setting: Setting) -> Samples:

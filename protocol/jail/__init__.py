@@ -183,7 +183,8 @@ def keep_capabilities(kept: int) -> None:
 
 def deny(syscalls: Iterable[str]) -> None:
     """Nothing is gained by executing something, which ``syscalls``, processes and sockets but
-    those of Unix are forbidden to: they kill. Of this thread, and those that it starts."""
+    those of Unix are forbidden to: they are told of, and kill. Of this thread, and those that it
+    starts; SIGSYS stays with whoever has it before, who is called when a call is told of."""
     _check("no new privileges", lib.jail_no_new_privileges())
     calls = numbers(syscalls)
     _check("seccomp", lib.jail_deny(calls, len(calls)))

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <link.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
@@ -92,8 +94,9 @@ static void append_number(char **end, uintptr_t number, unsigned base) {
     append(end, first);
 }
 
-/* Where executable memory is, and of what, noted beforehand: there is no new one behind the
- * filter. A device has some 60 libraries loaded; what does not fit is told by its address. */
+/* Where executable memory is, and of what, noted beforehand: there is no new one behind a device's
+ * filter. It has some 60 libraries loaded; what does not fit, and what the VMM loads later, is told
+ * by its address. */
 enum { PLACES = 256, PLACE_SIZE = 40 };
 static struct place {
     uintptr_t begin, end, base;
@@ -228,7 +231,7 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
     return error;
 }
 
-int jail_filter(const int *calls, unsigned count, int on_violation) {
+static int set_trap(int on_violation) {
     fill_names();
     dl_iterate_phdr(note_places, NULL);
     mode = on_violation;
@@ -238,17 +241,54 @@ int jail_filter(const int *calls, unsigned count, int on_violation) {
         return -errno;
     if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN)
         dump_stack = before.sa_handler;
+    return 0;
+}
+
+int jail_filter(const int *calls, unsigned count, int on_violation) {
+    int error = set_trap(on_violation);
+    if (error)
+        return error;
     /* A filter that answers by itself costs no signal; one that is to be told of is a trap. */
     scmp_filter_ctx filter =
         seccomp_init(mode == JAIL_ERRNO ? SCMP_ACT_ERRNO(EPERM) : SCMP_ACT_TRAP);
     if (!filter)
         return -ENOMEM;
-    int error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+    error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
     /* Level 2 is a binary tree: a call costs a few comparisons, not one for each call that is
      * allowed before it. */
     if (!error)
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
         error = add_rules(filter, calls, count);
+    return jail_load(filter, error);
+}
+
+int jail_deny(const int *calls, unsigned count) {
+    int error = set_trap(JAIL_KILL);
+    if (error)
+        return error;
+    /* The last is what trapped() dies of. */
+    const int always[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat),
+                          SCMP_SYS(reboot)};
+    const uint32_t no = SCMP_ACT_TRAP;
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (!filter)
+        return -ENOMEM;
+    for (unsigned at = 0; !error && at < sizeof always / sizeof *always; at++)
+        error = seccomp_rule_add(filter, no, always[at], 0);
+    for (unsigned at = 0; !error && at < count; at++)
+        error = seccomp_rule_add(filter, no, calls[at], 0);
+    if (!error)
+        error = seccomp_rule_add(filter, no, SCMP_SYS(clone), 1,
+                                 SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
+    /* Its flags are in memory, where no filter sees them. libc then takes clone instead. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+    if (!error)
+        error = seccomp_rule_add(filter, no, SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_NE, AF_UNIX));
+    /* Whoever has taken the process over would answer the trap himself. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(rt_sigaction), 1,
+                                 SCMP_A0(SCMP_CMP_EQ, SIGSYS));
     return jail_load(filter, error);
 }

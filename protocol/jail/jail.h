@@ -36,10 +36,6 @@ int jail_dumpable(int yes);
  * started; they have the same filter. */
 int jail_forbid_processes(void);
 
-/* From now on these calls kill, as does what starts a process, and a socket that is not one of the
- * Unix domain. For whoever needs too many calls for a list of those that he may make. */
-int jail_deny(const int *calls, unsigned count);
-
 /* ── namespaces.c ── */
 
 /* <linux/sched.h>: CLONE_NEW… */
@@ -96,6 +92,11 @@ int jail_unblock_trap(const int *threads, unsigned count);
  * the line is written. */
 enum { JAIL_KILL, JAIL_ERRNO, JAIL_LOG };
 int jail_filter(const int *calls, unsigned count, int on_violation);
+
+/* For whoever needs too many calls for a list of those that he may make. From now on these, what
+ * starts a process, and a socket that is not one of the Unix domain lead to death as by JAIL_KILL.
+ * In this thread and those that it starts; nobody takes over SIGSYS any more: EPERM. */
+int jail_deny(const int *calls, unsigned count);
 
 /* cdef end */
 

@@ -8,7 +8,6 @@
 #include <seccomp.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -67,27 +66,5 @@ int jail_forbid_processes(void) {
     /* Its flags are in memory, where no filter sees them. libc then takes clone instead. */
     if (!error)
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-    return jail_load(filter, error);
-}
-
-int jail_deny(const int *calls, unsigned count) {
-    const int starts[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat)};
-    const uint32_t kill = SCMP_ACT_KILL_PROCESS;
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
-    if (!filter)
-        return -ENOMEM;
-    int error = 0;
-    for (unsigned at = 0; !error && at < sizeof starts / sizeof *starts; at++)
-        error = seccomp_rule_add(filter, kill, starts[at], 0);
-    for (unsigned at = 0; !error && at < count; at++)
-        error = seccomp_rule_add(filter, kill, calls[at], 0);
-    if (!error)
-        error = seccomp_rule_add(filter, kill, SCMP_SYS(clone), 1,
-                                 SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
-    if (!error)
-        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-    if (!error)
-        error = seccomp_rule_add(filter, kill, SCMP_SYS(socket), 1,
-                                 SCMP_A0(SCMP_CMP_NE, AF_UNIX));
     return jail_load(filter, error);
 }

@@ -7,19 +7,23 @@
  *   nothing else, and before the guest can see that they are used;
  * - a chain that the driver made available is completed once at most, with as many bytes as the
  *   device said, which are no more than it was lent;
- * - a device that breaks its ring publishes nothing by it, and is told so from then on.
+ * - a device that breaks its ring publishes nothing by it, and is told so from then on;
+ * - with an arena, what is lent lies there, in extents of its own; what may be read is what the
+ *   guest had; as many bytes as the device said come back, in order, into what it was to write, and
+ *   no other byte of guest memory changes.
  *
  * The device strikes between calls and, from the hook, in the middle of one.
  *
  * Input: a byte for log2 of the size, a byte of options, then operations, each an opcode and its
- * operands. mediator_seeds.py has some.
+ * operands; with an arena, behind the options, a byte for its size. mediator_seeds.py has some.
  */
+#include "../../vmm/mediation/arena.h"
 #include "../../vmm/mediation/mediator.h"
 #include "driver.h"
 
 #include <linux/virtio_ring.h>
 
-enum { OPTION_LARGER = 16, OPTION_MISPLACED = 32, OPTION_BUSY = 64 };
+enum { OPTION_LARGER = 16, OPTION_MISPLACED = 32, OPTION_BUSY = 64, OPTION_ARENA = 128 };
 enum { MOST_GUEST = 16, MOST_SHADOW = 32, MOST_RANGES = MOST_GUEST * MOST_SHADOW };
 static const uint64_t SHADOW_GPA = 0x80000000;
 
@@ -27,8 +31,16 @@ struct range {
     uint64_t gpa, length;
 };
 
+/* What a chain is in guest memory, without its empty buffers, as far as it is followed. */
+struct origin {
+    bool known, malformed;
+    uint32_t count, readable;
+    struct range segments[MOST_GUEST];
+};
+
 /* A chain that the device has, by its head in the shadow ring; count 0 if it has none there. */
 struct loan {
+    struct origin origin;
     uint32_t count, readable; /* descriptors */
     uint16_t descriptors[MOST_GUEST];
     struct range buffers[MOST_GUEST];
@@ -46,14 +58,18 @@ struct answer {
 struct world {
     struct driver driver;
     struct mediator *mediator;
-    bool followed; /* not so if the driver may have laid its ring over itself */
+    bool followed; /* not so if the driver may have laid its ring over itself, or a buffer over it */
+    bool overlaid; /* it has, in this call */
     bool busy;     /* the device strikes from the hook */
+    uint64_t arena; /* an address */
+    uint32_t arena_size;
 
     /* The guest's ring: what was popped and not used, by head, and the chain that waits. */
     uint16_t used_idx;
     uint32_t in_flight;
     int flying[MOST_GUEST];
     uint16_t waiting;
+    struct origin waiting_origin;
     bool guest_broken;
 
     struct ring_config shadow;
@@ -71,6 +87,10 @@ struct world {
     /* What the hook has yet to be told in this call. */
     struct range expected[MOST_RANGES];
     uint32_t expecting;
+    bool unsure; /* a chain comes back of which it is not known where it leads to */
+
+    /* What guest memory has to be behind this call, but for the used ring. */
+    uint8_t low[LOW_SIZE], high[HIGH_SIZE];
 };
 
 static uint16_t guest_used_idx(const struct world *w)
@@ -118,6 +138,9 @@ static void hook(void *context, uint64_t gpa, uint64_t length)
 {
     struct world *w = context;
     uint32_t i = 0;
+    CHECK(length && guest(&w->driver, gpa, length));
+    if (w->unsure)
+        return;
     while (i < w->expecting &&
            (w->expected[i].gpa != gpa || w->expected[i].length != length))
         i++;
@@ -128,26 +151,159 @@ static void hook(void *context, uint64_t gpa, uint64_t length)
         strike(w);
 }
 
-/* What a descriptor of the shadow ring is in guest memory: its own address. */
+static bool overlap(uint64_t a, uint64_t a_length, uint64_t b, uint64_t b_length)
+{
+    return a < b + b_length && b < a + a_length;
+}
+
+static uint32_t used_bytes(const struct world *w)
+{
+    return 6 + 8 * w->driver.config.size;
+}
+
+/* Whether the mediator may have written there behind the model's back: to the used ring. */
+static bool in_used(const struct world *w, struct range range)
+{
+    return overlap(range.gpa, range.length, w->driver.config.used, used_bytes(w));
+}
+
+/* The chain as it is now, which is as it was popped in this call; of a malformed one, where it
+ * ends. What ring.c refuses in it is not judged here. */
+static struct origin walk(const struct world *w, uint16_t head)
+{
+    struct origin found = {.known = true};
+    struct range table = {w->driver.config.desc, 16 * w->driver.config.size};
+    uint64_t index = head;
+    for (uint32_t steps = 0; steps <= MOST_GUEST; steps++) {
+        struct vring_desc desc;
+        struct range entry = {table.gpa + 16 * index, sizeof(desc)};
+        const uint8_t *host = guest(&w->driver, entry.gpa, entry.length);
+        if (index >= table.length / 16 || !host)
+            break;
+        found.known = found.known && !in_used(w, entry);
+        memcpy(&desc, host, sizeof(desc));
+        if (desc.flags & VRING_DESC_F_INDIRECT) {
+            table = (struct range){desc.addr, desc.len};
+            index = 0;
+            continue;
+        }
+        if (desc.len && found.count == MOST_GUEST)
+            break;
+        if (desc.len)
+            found.segments[found.count++] = (struct range){desc.addr, desc.len};
+        if (desc.len && !(desc.flags & VRING_DESC_F_WRITE))
+            found.readable = found.count;
+        if (!(desc.flags & VRING_DESC_F_NEXT))
+            return found;
+        index = desc.next;
+    }
+    found.malformed = true;
+    return found;
+}
+
+/* What of guest memory is written through this loan, of so many bytes: told of, and copied. Without
+ * an arena the device has done that, and each buffer is told of whole. */
+static void expect_back(struct world *w, const struct loan *loan, uint64_t written)
+{
+    if (!w->arena_size) {
+        for (uint32_t i = loan->readable; i < loan->count; i++)
+            w->expected[w->expecting++] = loan->buffers[i];
+        return;
+    }
+    if (!written)
+        return;
+    w->unsure |= !loan->origin.known;
+    const uint8_t *from = w->memory + (loan->buffers[loan->readable].gpa - SHADOW_GPA);
+    for (uint32_t i = loan->origin.readable; i < loan->origin.count && written; i++) {
+        struct range range = loan->origin.segments[i];
+        range.length = range.length < written ? range.length : written;
+        w->expected[w->expecting++] = range;
+        uint8_t *to = range.gpa < LOW_SIZE ? w->low + range.gpa : w->high + (range.gpa - HIGH_GPA);
+        memcpy(to, from, range.length);
+        from += range.length;
+        written -= range.length;
+    }
+}
+
+/* Before each call. */
+static void note_memory(struct world *w)
+{
+    w->unsure = w->overlaid = false;
+    memcpy(w->low, w->driver.low, LOW_SIZE);
+    memcpy(w->high, w->driver.high, HIGH_SIZE);
+}
+
+/* Behind each: bytes that a busy device changes meanwhile are any, where they belong. */
+static void check_memory(struct world *w, const struct range *written, uint32_t count)
+{
+    if (!w->followed)
+        return;
+    for (uint32_t i = 0; w->busy && i < count; i++) {
+        uint64_t gpa = written[i].gpa;
+        uint8_t *to = gpa < LOW_SIZE ? w->low + gpa : w->high + (gpa - HIGH_GPA);
+        memcpy(to, guest(&w->driver, gpa, written[i].length), written[i].length);
+    }
+    uint64_t used = w->driver.config.used;
+    memcpy(w->low + used, w->driver.low + used, used_bytes(w));
+    CHECK(!memcmp(w->low, w->driver.low, LOW_SIZE));
+    CHECK(!memcmp(w->high, w->driver.high, HIGH_SIZE));
+}
+
+/* What a descriptor of the shadow ring is: the guest's own buffer, or an extent of the arena that
+ * no other chain has. */
 static struct range lent_buffer(const struct world *w, const struct vring_desc *desc)
 {
-    CHECK(desc->len == 0 || guest(&w->driver, desc->addr, desc->len));
+    if (!w->arena_size) {
+        CHECK(desc->len == 0 || guest(&w->driver, desc->addr, desc->len));
+        return (struct range){desc->addr, desc->len};
+    }
+    CHECK(desc->addr >= w->arena && desc->addr - w->arena <= w->arena_size &&
+          desc->len <= w->arena_size - (desc->addr - w->arena));
+    for (uint32_t head = 0; head < w->shadow.size; head++)
+        for (uint32_t i = 0; i < w->loans[head].count; i++) {
+            struct range other = w->loans[head].buffers[i];
+            CHECK(!desc->len || !other.length ||
+                  !overlap(desc->addr, desc->len, other.gpa, other.length));
+        }
     return (struct range){desc->addr, desc->len};
 }
 
-/* What the hook is to be told when a chain comes back: each writable buffer, whole. */
-static void expect_back(struct world *w, const struct loan *loan)
+/* In the arena is what the guest had, all that it lent, and no more. */
+static void check_copies(struct world *w, const struct loan *loan)
 {
-    for (uint32_t i = loan->readable; i < loan->count; i++)
-        w->expected[w->expecting++] = loan->buffers[i];
+    const struct origin *origin = &loan->origin;
+    if (!w->followed || !origin->known) {
+        w->overlaid = true;
+        return;
+    }
+    CHECK(!origin->malformed);
+    uint64_t readable = 0, writable = 0;
+    for (uint32_t i = 0; i < origin->count; i++) {
+        struct range segment = origin->segments[i];
+        const uint8_t *copy = w->memory + (loan->buffers[0].gpa - SHADOW_GPA) + readable;
+        if (i >= origin->readable) {
+            writable += segment.length;
+            uint64_t ring = w->driver.config.avail;
+            uint64_t bytes = w->driver.config.used + used_bytes(w) - ring;
+            w->overlaid |= overlap(segment.gpa, segment.length, ring, bytes);
+        } else {
+            readable += segment.length;
+            CHECK(readable <= loan->buffers[0].length);
+            const uint8_t *from = guest(&w->driver, segment.gpa, segment.length);
+            CHECK(in_used(w, segment) || !memcmp(copy, from, segment.length));
+        }
+    }
+    CHECK(writable == loan->room);
+    CHECK(readable == (loan->readable ? loan->buffers[0].length : 0));
 }
 
 /* A chain has appeared in the shadow ring: walked as a device does that believes nothing. */
-static void note_lent(struct world *w, uint16_t head, uint16_t guest_head)
+static void note_lent(struct world *w, uint16_t head, uint16_t guest_head,
+                      const struct origin *origin)
 {
     CHECK(head < w->shadow.size && !w->loans[head].count);
     struct loan *loan = &w->loans[head];
-    *loan = (struct loan){.guest_head = guest_head};
+    *loan = (struct loan){.origin = *origin, .guest_head = guest_head};
     uint64_t bytes = 0;
     uint16_t index = head;
     for (bool more = true; more;) {
@@ -167,6 +323,8 @@ static void note_lent(struct world *w, uint16_t head, uint16_t guest_head)
         index = desc.next;
     }
     CHECK(bytes <= UINT32_MAX);
+    if (w->arena_size)
+        check_copies(w, loan);
     w->lent++;
 }
 
@@ -210,6 +368,7 @@ static void follow(struct world *w, uint16_t popped_from, uint16_t at, bool ring
     }
     for (uint16_t i = popped_from - had_waiting; w->followed && i != popped_to; i++) {
         uint16_t head = get16(&w->driver, w->driver.config.avail + 4 + 2 * (i & (size - 1)));
+        struct origin origin = had_waiting ? w->waiting_origin : walk(w, head);
         if (had_waiting) /* whose entry in the avail ring is the driver's again */
             head = w->waiting;
         had_waiting = false;
@@ -221,20 +380,22 @@ static void follow(struct world *w, uint16_t popped_from, uint16_t at, bool ring
             at++;
         } else if (w->avail_idx != lent_to) {
             uint16_t entry = w->avail_idx++ & (w->shadow.size - 1);
-            note_lent(w, w->avail->ring[entry], head);
+            note_lent(w, w->avail->ring[entry], head, &origin);
         } else {
             CHECK((uint16_t)(i + 1) == popped_to);
             w->waiting = head;
+            w->waiting_origin = origin;
         }
     }
     for (; !w->followed && w->avail_idx != lent_to; w->avail_idx++)
-        note_lent(w, w->avail->ring[w->avail_idx & (w->shadow.size - 1)], 0);
+        note_lent(w, w->avail->ring[w->avail_idx & (w->shadow.size - 1)], 0, &(struct origin){0});
     CHECK(w->avail_idx == lent_to && at == used_end);
     for (uint32_t head = 0; w->followed && head < size; head++)
         CHECK(w->flying[head] == 0 || w->flying[head] == 1);
     w->used_idx = used_end;
     w->in_flight = in_flight;
     CHECK(in_flight == w->lent || (in_flight == w->lent + 1 && w->lent > 0));
+    w->followed = w->followed && !w->overlaid;
 }
 
 /* Nobody rings for what has been made available and was not popped, unless a chain waits. */
@@ -260,7 +421,8 @@ static void check_outcome(struct world *w, const struct mediator_outcome *outcom
     } else if (w->followed) {
         CHECK(outcome->interrupt_guest == interrupt_due(&w->driver, before, guest_used_idx(w)));
     }
-    CHECK(w->expecting == 0);
+    CHECK(w->expecting == 0 || w->unsure);
+    w->expecting = 0;
     /* Whoever makes a head available before it is used can have more used than the ring holds. */
     if ((uint16_t)(guest_used_idx(w) - before) > w->driver.config.size)
         w->followed = false;
@@ -269,7 +431,9 @@ static void check_outcome(struct world *w, const struct mediator_outcome *outcom
 static void kick(struct world *w)
 {
     uint16_t before = w->used_idx;
+    note_memory(w);
     struct mediator_outcome outcome = mediator_kick(w->mediator);
+    check_memory(w, NULL, 0);
     check_outcome(w, &outcome, before);
     if (w->broken)
         return;
@@ -304,10 +468,15 @@ static void complete(struct world *w)
     memcpy(given.ring, w->used->ring, w->shadow.size * sizeof(*given.ring));
     struct loan *done[MOST_SHADOW];
     uint32_t count = w->broken ? 0 : judge(w, &given, done);
+    note_memory(w);
     for (uint32_t i = 0; i < count; i++)
-        expect_back(w, done[i]);
+        expect_back(w, done[i], given.ring[(w->taken + i) & (w->shadow.size - 1)].len);
+    struct range written[MOST_RANGES];
+    uint32_t ranges = w->expecting;
+    memcpy(written, w->expected, ranges * sizeof(*written));
     uint16_t before = w->used_idx, popped_from = before + w->in_flight;
     struct mediator_outcome outcome = mediator_complete(w->mediator);
+    check_memory(w, written, ranges);
     check_outcome(w, &outcome, before);
     if (w->broken)
         return;
@@ -335,6 +504,8 @@ static void make(struct world *w)
         .guest = w->driver.config,
         .shadow = w->shadow,
         .shadow_memory = {SHADOW_GPA, w->bytes, w->memory},
+        .arena = w->arena,
+        .arena_size = w->arena_size,
         .hook = hook,
         .context = w,
     };
@@ -356,10 +527,14 @@ static void dispose(struct world *w)
 {
     for (uint32_t head = 0; w->mediator && head < w->shadow.size; head++)
         if (w->loans[head].count)
-            expect_back(w, &w->loans[head]);
+            expect_back(w, &w->loans[head], 0);
+    bool busy = w->busy;
     w->busy = false;
+    note_memory(w);
     mediator_free(w->mediator);
+    check_memory(w, NULL, 0);
     CHECK(w->expecting == 0);
+    w->busy = busy;
 }
 
 static void operate(struct world *w)
@@ -412,7 +587,15 @@ static void lay_shadow(struct world *w, uint32_t size, uint8_t options)
 {
     uint32_t avail = 16 * size, used = (avail + 6 + 2 * size + 3) & ~3u;
     w->bytes = used + 6 + 8 * size;
-    w->memory = calloc(1, w->bytes);
+    if (options & OPTION_ARENA) {
+        uint32_t arena = (w->bytes + ARENA_ALIGNMENT - 1) & ~(ARENA_ALIGNMENT - 1u);
+        w->arena = SHADOW_GPA + arena;
+        w->arena_size = ARENA_ALIGNMENT << take(&w->driver.in, 1) % 9;
+        w->bytes = arena + w->arena_size;
+    }
+    if (posix_memalign((void **)&w->memory, ARENA_ALIGNMENT, w->bytes))
+        abort();
+    memset(w->memory, 0, w->bytes);
     w->shadow.desc = SHADOW_GPA;
     w->shadow.avail = SHADOW_GPA + avail;
     w->shadow.used = SHADOW_GPA + used;

@@ -19,7 +19,7 @@ from tests.fuzz.ring_seeds import (
     offer,
 )
 
-LARGER, MISPLACED, BUSY = 16, 32, 64
+LARGER, MISPLACED, BUSY, ARENA = 16, 32, 64, 128
 
 KICK, COMPLETE, RESTART = bytes([4]), bytes([5]), bytes([11])
 
@@ -52,6 +52,23 @@ CROWD = (
     + b"".join(offer(i) for i in range(4))
 )
 
+# Two buffers to read, three to write, each but the first 16 bytes behind the one before.
+SCATTERED = (
+    descriptor(0, LOW, 16, NEXT, 1)
+    + descriptor(1, HIGH, 5, NEXT, 2)
+    + descriptor(2, HIGH + 8 * 5, 7, NEXT | WRITE, 3)
+    + descriptor(3, HIGH + 8 * 20, 3, NEXT | WRITE, 4)
+    + descriptor(4, HIGH + 8 * 26, 9, WRITE, 0)
+)
+# What the device writes behind the readable part of the first extent, with 8 descriptors.
+WRITTEN = b"".join(strike(256 + 64 + i, i + 1) for i in range(24))
+
+
+def arena(doubled: int) -> bytes:
+    """Its size: 64 bytes, so many times doubled."""
+    return bytes([doubled])
+
+
 MEDIATION = {
     "plain": bytes([3, 0]) + PLAIN + ONCE * 3,
     "event-idx": bytes([3, EVENT_IDX | START, 0xFE, 0xFF]) + PLAIN + ONCE * 4,
@@ -81,6 +98,56 @@ MEDIATION = {
     + answer(0, 1)
     + COMPLETE,
     "larger": bytes([2, INDIRECT | LARGER]) + CROWD + KICK + answer(2, 4) * 2 + COMPLETE + RESTART,
+    "arena": bytes([3, ARENA])
+    + arena(3)
+    + PLAIN
+    + (offer(0) + KICK + WRITTEN + answer(0, 9) + COMPLETE) * 2,
+    "arena-scattered": bytes([3, ARENA])
+    + arena(1)
+    + SCATTERED
+    + offer(0)
+    + KICK
+    + WRITTEN
+    + answer(0, 12)
+    + COMPLETE,
+    "arena-waits": bytes([3, ARENA])
+    + arena(2)
+    + THREE
+    + KICK
+    + (WRITTEN + answer(0, 4) + COMPLETE) * 3,
+    "arena-busy": bytes([2, INDIRECT | BUSY | ARENA])
+    + arena(1)
+    + CROWD
+    + KICK
+    + (answer(0, 64) + COMPLETE + bytes([200, 0, 7])) * 4,
+    # The gap that the first leaves is too small for the third.
+    "arena-gaps": bytes([3, ARENA])
+    + arena(2)
+    + descriptor(0, HIGH, 8, WRITE, 0)
+    + descriptor(1, HIGH, 8, WRITE, 0)
+    + descriptor(2, HIGH, 100, WRITE, 0)
+    + offer(0)
+    + offer(1)
+    + KICK
+    + answer(0, 8)
+    + COMPLETE
+    + offer(2)
+    + KICK,
+    "arena-too-small": bytes([3, ARENA]) + arena(0) + PLAIN + offer(0) + KICK,
+    "arena-too-much": bytes([3, ARENA])
+    + arena(3)
+    + PLAIN
+    + offer(0)
+    + KICK
+    + lie(0, 65)
+    + COMPLETE,
+    "arena-over-rings": bytes([3, ARENA])
+    + arena(3)
+    + descriptor(0, LOW, 200, WRITE, 0)
+    + offer(0)
+    + KICK
+    + answer(0, 200)
+    + COMPLETE,
     "malformed": bytes([2, 0]) + descriptor(0, LOW, 1, NEXT, 0) + ONCE,
     "too-much": bytes([3, 0]) + PLAIN + offer(0) + KICK + lie(0, 65) + COMPLETE + KICK,
     "twice": bytes([3, 0]) + THREE + KICK + lie(0, 4) * 2 + COMPLETE,

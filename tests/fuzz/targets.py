@@ -77,6 +77,7 @@ TARGETS: dict[str, Native | Guided] = {
         ),
         "tests.fuzz.mediator_seeds:MEDIATION",
     ),
+    "frames": Guided("tests.fuzz.frames"),
     "codec": Guided("tests.fuzz.codec"),
     "blk": Guided("tests.fuzz.blk"),
     "console": Guided("tests.fuzz.console"),

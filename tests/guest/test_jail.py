@@ -18,6 +18,7 @@ import pytest
 
 from protocol.jail import cgroup
 from protocol.specs import PARTS
+from tests.support.bare import require_backend
 from tests.support.recovery import Victim, victim
 from tests.support.vibevmm import DEADLINE, ROOT, raw
 
@@ -42,6 +43,12 @@ _STATUS = {
     "CapAmb": "0000000000000000",
     "NoNewPrivs": "1",
     "Seccomp": "2",
+}
+
+# Those of the VMM's own jail.
+VMM_PARTS = {
+    "root": {"net", "ipc", "uts", "landlock"},
+    "user": {"user", "net", "ipc", "uts", "landlock"},
 }
 
 root = pytest.mark.root
@@ -69,7 +76,7 @@ def lacking(*parts: str) -> list[str]:
 @contextlib.contextmanager
 def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """An idle one with three devices, on the software CPU, once it runs."""
-    pytest.importorskip("unicorn")
+    require_backend("software")
     software = ("--hypervisor", "software", "--name", "jailed")
     with victim(folder, IDLE, *software, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")
@@ -176,7 +183,7 @@ def test_every_thread_of_every_device_is_held_by_the_whole_jail(folder: Path, wh
         for name in devices:
             assert told[name]["isolation"] == "jail"
             assert lacks(told[name]) == set()
-        assert told["vmm"]["isolation"] is None
+        assert (told["vmm"]["isolation"], told["vmm"]["lacks"]) == (None, [])
 
 
 @root
@@ -195,6 +202,7 @@ def test_a_part_that_the_host_lacks_is_left_out_and_told(folder: Path, who: str,
         told = described(as_user(folder) if who == "user" else [])
     for name in ("blk0", "console0", "rng0"):
         assert lacks(told[name]) == needs.get(part, {part})
+    assert set(told["vmm"]["lacks"]) == needs.get(part, {part}) & VMM_PARTS[who]
 
 
 @root
@@ -212,6 +220,32 @@ def test_a_jail_that_is_to_be_whole_is_refused_where_a_part_is_lacking(
     assert "isolation=jail+strict (rng0): this host lacks " in done.stderr
     assert f"{part} (Operation not " in done.stderr
     assert os.listdir(folder) == ["guest.raw"]  # nothing was started
+
+
+@root
+@pytest.mark.parametrize("who", ["root", "user"])
+@pytest.mark.parametrize("part", _OWN_PARTS)
+def test_so_is_a_vmm_whose_machine_is_to_be_strict(folder: Path, who: str, part: str) -> None:
+    before = [*(as_user(folder) if who == "user" else []), *lacking(part)]
+    if who == "user":
+        before.insert(1, "--no-new-privs")
+    done = subprocess.run(
+        [
+            *(*before, sys.executable, "-m", "launcher", "run", *raw(folder, IDLE), "--dry-run"),
+            *("--device", "rng,isolation=none", "--isolation", "jail+strict"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+
+    if part not in VMM_PARTS[who]:  # of a device's jail, and none is to be in one
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2
+    assert "--isolation: jail+strict (vmm): this host lacks " in done.stderr
+    assert f"{part} (Operation not " in done.stderr
 
 
 @root
@@ -234,7 +268,8 @@ def test_a_jail_that_is_whole_may_be_asked_to_be(folder: Path) -> None:
     if why := cgroup.why_not():
         pytest.skip(f"it is not whole here, but in the lab: {why}")
     with machine(folder, "--isolation", "jail+strict"):
-        assert described()["rng0"]["lacks"] == []
+        told = described()
+        assert told["rng0"]["lacks"] == told["vmm"]["lacks"] == []
 
 
 @root

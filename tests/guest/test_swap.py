@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,11 @@ class Slow(Blk):
         time.sleep(1)
         super().__init__(*arguments)
 
+class Stuck(Blk):
+    def start(self, features):
+        while True:
+            pass
+
 class Unopenable(Blk):
     @classmethod
     def open(cls, config, host):
@@ -109,6 +115,10 @@ HOSTILE = {
     "interrupts": "raise KeyboardInterrupt",
     "fills": "kept = [bytes(1 << 26) for _ in range(100)]; from devices.blk import *",
 }
+
+
+# What is refused before anybody looks at guest memory is refused at every level.
+at_jail = pytest.mark.parametrize("isolation", ["jail"], indirect=True)
 
 
 @pytest.fixture
@@ -187,6 +197,7 @@ def test_a_storm_of_interrupts_ends_with_its_device_and_the_next_one_is_heard(
     assert vm.wait(DEADLINE) == 0  # it sleeps until the interrupt of each request
 
 
+@at_jail
 @pytest.mark.parametrize(
     ("implementation", "settings", "complaint"),
     [
@@ -246,6 +257,7 @@ def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
     assert _goes_on(vm)
 
 
+@at_jail
 def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> None:
     vm = machine(FOR_EVER)
 
@@ -255,6 +267,7 @@ def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> No
     assert _goes_on(vm)
 
 
+@at_jail
 def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
     machine: Callable[..., VM],
 ) -> None:
@@ -275,6 +288,7 @@ def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
     assert vm.swap("blk0", "blk-mapped").generation == 2
 
 
+@at_jail
 def test_a_file_is_swapped_in_with_what_it_imports_as_that_is_now(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -295,6 +309,7 @@ def test_a_file_is_swapped_in_with_what_it_imports_as_that_is_now(
     assert _goes_on(vm)
 
 
+@at_jail
 def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
     machine: Callable[..., VM],
 ) -> None:
@@ -323,6 +338,7 @@ def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     assert "resumed" in [event.kind for event in events]  # type: ignore[union-attr]
 
 
+@at_jail
 def test_a_disk_of_another_size_does_not_fit_an_empty_place_either(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -353,6 +369,28 @@ def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
     assert "resumed" not in [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
 
 
+def test_the_one_that_serves_is_said_to_whatever_becomes_of_others(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(FOR_EVER, hang_after=2)
+
+    events = vm.events()
+
+    # It hangs while it is asked to make room: that is told when the next one serves.
+    os.kill(_children(vm, "blk0")[0], signal.SIGSTOP)
+    vm.restart("blk0")
+    list(_until(events, "hung"))
+    assert _state(vm, "blk0") == (2, "running")
+    # Its successor hangs.
+    with pytest.raises(Refused, match="ended while it was started"):
+        vm.swap("blk0", "broken:Stuck")
+    *_, hung = _until(events, "hung")
+    assert hung.generation == 3  # type: ignore[attr-defined]
+    assert _state(vm, "blk0") == (2, "running")
+    assert _goes_on(vm)
+
+
+@at_jail
 def test_a_swap_that_comes_second_leaves_the_file_of_the_first_locked(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -383,6 +421,11 @@ def _is_locked(image: Path) -> bool:
 def _children(vm: VM, name: str) -> list[int]:
     pids = children(vm.describe().pid)
     return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+def _state(vm: VM, name: str) -> tuple[int, str]:
+    (found,) = [process for process in vm.describe().processes if process.name == name]
+    return found.generation, found.state
 
 
 def _goes_on(vm: VM) -> bool:

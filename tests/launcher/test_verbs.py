@@ -52,6 +52,9 @@ def test_ps_lists_machines_with_their_processes(start: Start, capfd: Capture) ->
     assert idle["processes"][1]["kind"] == "rng"
     assert idle["processes"][1]["generation"] == 1
     assert idle["processes"][1]["rss"] > 0
+    # Of the VMM's own jail, as it said; a name its jail has none.
+    assert (idle["processes"][0]["isolation"], idle["processes"][0]["lacks"]) == (None, ["net"])
+    assert "without net" in text
     assert echo["name"] == "echo"
     assert echo["streams"] == ["serial"]
 

@@ -3,22 +3,35 @@ where nothing is to contain it, or what tells would tell nothing."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from launcher.attack.machine import attacked
+from launcher.attack.machine import AT_ONCE, attacked
 from launcher.attack.table import ATTACKS, Attack, Outcome
 from protocol.specs import LEVELS
-from tests.support import guest
+from tests.support import guest, ordinary_user
 from tests.support.bare import require_kvm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 # Those that are about what lies between guest and device, which is not the same on KVM.
 BETWEEN = ("read-canary", "write-canary", "write-given-back", "corrupt-used")
 GUESTS = tuple(name for name, attack in ATTACKS.items() if attack.by == "guest")
+DEVICES = tuple(name for name, attack in ATTACKS.items() if attack.by == "device")
+
+# As many as one machine has room for: a machine a test.
+MACHINES = [DEVICES[first : first + AT_ONCE] for first in range(0, len(DEVICES), AT_ONCE)]
+MACHINES.append(GUESTS)
+
+# What is another matter for an ordinary user's device than for root's, which has a user of its own.
+USERS = (
+    *("read-file", "early-read-file", "early-connect-tcp", "early-connect-abstract"),
+    *("connect-control", "trace-neighbour", "trace-vmm", "signal-launcher", "fork-bomb"),
+    *("execute", "exhaust-memory"),
+)
 
 
 def impossible() -> set[str]:
@@ -48,10 +61,18 @@ def differences(
     }
 
 
+def first(names: tuple[str, ...]) -> str:
+    """The name of a test."""
+    return f"{names[0]} and others"
+
+
+@pytest.mark.parametrize("names", MACHINES, ids=first)
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_attack_comes_to_what_its_level_makes_of_it(level: str) -> None:
+def test_every_attack_comes_to_what_its_level_makes_of_it(
+    level: str, names: tuple[str, ...]
+) -> None:
     guest.build()
-    attacks = list(ATTACKS.values())
+    attacks = [ATTACKS[name] for name in names]
 
     found = attacked(attacks, level, "software")
 
@@ -60,7 +81,9 @@ def test_every_attack_comes_to_what_its_level_makes_of_it(level: str) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize(("level", "names"), [("jail", BETWEEN + GUESTS), ("bounce", BETWEEN)])
+@pytest.mark.parametrize(
+    ("level", "names"), [("jail", BETWEEN), ("jail", GUESTS), ("bounce", BETWEEN)]
+)
 def test_so_it_does_where_the_device_works_on_the_guests_own_rings(
     level: str, names: tuple[str, ...]
 ) -> None:
@@ -69,6 +92,25 @@ def test_so_it_does_where_the_device_works_on_the_guests_own_rings(
     attacks = [ATTACKS[name] for name in names]
 
     assert differences(attacks, level, attacked(attacks, level, "kvm"), mediated=False) == {}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("level", LEVELS)
+def test_so_it_does_where_an_ordinary_user_runs_the_machine(level: str) -> None:
+    guest.build()
+    attacks = [ATTACKS[name] for name in USERS]
+    assert len(attacks) <= AT_ONCE
+
+    done = ordinary_user.vibevmm(
+        *("attack", *USERS, "--level", level, "--hypervisor", "software", "--json")
+    )
+
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["attacks"]
+    found = {
+        name: Outcome(told[name][level]["verdict"], told[name][level]["evidence"]) for name in USERS
+    }
+    assert differences(attacks, level, found, mediated=True) == {}
 
 
 def test_a_neighbour_in_the_same_process_is_at_the_mercy_of_a_device() -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from protocol import codec, fds
-from protocol.channel import Channel, new_context
+from protocol.channel import Channel, new_context, wait_any
 from protocol.messages import (
     TO_VMM,
     Attach,
@@ -72,7 +72,7 @@ class FakeVmm:
         self.channel.bind(self.spec.endpoint)
         fds.send(self.handover, b"bound", {})
         self.answer()
-        self.channel.send(MachineReady({"machine built": 5, "devices ready": 9}))
+        self.channel.send(MachineReady({"machine built": 5, "devices ready": 9}, ("net",)))
         BEHAVIOURS[self.behaviour](self)
         while self.answer():
             pass
@@ -113,11 +113,14 @@ class FakeVmm:
 
     def echo(self) -> None:
         """Print what is typed, in brackets, until the launcher stops us."""
-        while not self.channel._socket.poll(0) or self.answer():
-            ready, _, _ = select.select([self.serial, self.handover], [], [], 0.02)
-            if self.handover in ready:
+        serial, handover = self.serial.fileno(), self.handover.fileno()
+        while True:
+            asked, ready = wait_any([self.channel], [serial, handover], None)
+            if asked and not self.answer():
+                break
+            if handover in ready:
                 self.orphaned()
-            if self.serial in ready and (data := self.serial.recv(4096)):
+            if serial in ready and (data := self.serial.recv(4096)):
                 self.serial.sendall(b"[" + data + b"]")
         sys.exit(0)
 

@@ -47,13 +47,23 @@ def build() -> None:
     subprocess.run([KERNELS / "build.sh"], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
-def demo(mode: int = DEMO, *, sleep: bool = False, count: int = 0, boots: int = 1) -> bytes:
-    """The demo guest, told what to do; ``sleep`` to wait by interrupt, ``count`` 0 for as many
+def demo(
+    mode: int = DEMO,
+    *,
+    sleep: bool = False,
+    outlast: bool = False,
+    count: int = 0,
+    boots: int = 1,
+) -> bytes:
+    """The demo guest, told what to do; ``sleep`` to wait by interrupt, ``outlast``
+    to do so, and switch off the lines of storming sources of entropy, ``count`` 0 for as many
     as the mode thinks right, ``boots`` how many times, each after a reset."""
     build()
     image = bytearray((KERNELS / "x86_64_demo.raw").read_bytes())
     assert image[_PARAMETERS : _PARAMETERS + 4] == b"PARM"
-    struct.pack_into("<IIII", image, _PARAMETERS + 4, mode, int(sleep), count, boots)
+    struct.pack_into(
+        "<IIII", image, _PARAMETERS + 4, mode, 2 if outlast else int(sleep), count, boots
+    )
     return bytes(image)
 
 

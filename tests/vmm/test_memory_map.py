@@ -13,6 +13,7 @@ from vmm.memory_map import (
     LARGEST_CHAIN,
     MAX_VIRTIO_DEVICES,
     MIB,
+    VIRTIO_GSIS,
     VIRTIO_WINDOW,
     VIRTIO_WINDOW_SIZE,
     arena_address,
@@ -22,6 +23,15 @@ from vmm.memory_map import (
     regions,
     slot_address,
 )
+
+# Timer, keyboard, cascade, serial, RTC, SCI, mouse, FPU.
+TAKEN = {0, 1, 2, 4, 8, 9, 12, 13}
+
+
+def test_no_device_shares_its_interrupt_line() -> None:
+    assert len(set(VIRTIO_GSIS)) == MAX_VIRTIO_DEVICES
+    assert max(VIRTIO_GSIS) < 24
+    assert not set(VIRTIO_GSIS) & TAKEN
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import zmq
 
 from protocol import codec
-from protocol.channel import Channel, new_context
+from protocol.channel import LENGTH, Channel, new_context
 from protocol.errors import DeviceGone, Unheard
 from protocol.lifecycle import State
 from protocol.messages import (
@@ -43,7 +44,14 @@ HELLO = Hello(PROTOCOL_VERSION, STATE_VERSION, "rng", 4, 0, (64,), b"")
 class Pair:
     """A RemoteDevice with its control thread, a stand-in for the process, and its channel."""
 
-    def __init__(self, run_dir: Path, *, patience: float = DEADLINE, by_hand: bool = False) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        patience: float = DEADLINE,
+        by_hand: bool = False,
+        connects: bool = True,
+    ) -> None:
         self.process = stand_in()
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
@@ -53,7 +61,9 @@ class Pair:
         self.control.start()
         self.context = new_context()
         self.device = Channel(self.context, TO_DEVICE, generation=1)
-        self.device.connect(endpoint)
+        self.endpoint = endpoint
+        if connects:
+            self.device.connect(endpoint)
 
     def expect(self, kind: type) -> object:
         envelope = self.device.wait(5)
@@ -73,6 +83,11 @@ class Pair:
         self.expect(Welcome)
         self.device.send(Sealed(60, ("memory",), ()))
         self.remote.ready.result(5)
+
+    def write(self, frame: bytes) -> None:
+        """Send what need not be a message."""
+        assert self.device._peer is not None
+        self.device.handle.send_multipart([self.device._peer, LENGTH.pack(len(frame)) + frame])
 
     def close(self) -> None:
         self.control.end()
@@ -196,7 +211,7 @@ def test_death_is_noticed_by_who_waits_for_an_answer(pair: Pair) -> None:
 def test_no_message_ends_the_control_thread(pair: Pair, frame: bytes) -> None:
     pair.get_ready()
 
-    pair.device.handle.send(frame)
+    pair.write(frame)
 
     assert pair.process.wait(5) == -signal.SIGKILL
     assert pair.control.is_alive()
@@ -226,9 +241,38 @@ def test_a_device_that_floods_is_killed_whatever_it_says(pair: Pair, generation:
     with contextlib.suppress(zmq.Again):
         pair.device.handle.setsockopt(zmq.SNDTIMEO, 5000)
         for _ in range(5000):
-            pair.device.handle.send(frame)
+            pair.write(frame)
 
     assert pair.process.wait(5) == -signal.SIGKILL
+
+
+@pytest.fixture
+def unconnected(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path, connects=False)
+    yield made
+    made.close()
+
+
+def test_a_device_that_comes_byte_by_byte_without_end_is_killed(unconnected: Pair) -> None:
+    with socket.socket(socket.AF_UNIX) as device:
+        device.connect(unconnected.endpoint)
+        device.settimeout(5)
+        device.sendall(framed(HELLO) + framed(Sealed(60, ("memory",), ())))
+        unconnected.remote.ready.result(5)
+
+        # Nobody reads any more when it is cut off.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+            for byte in framed(ConfigChanged(bytes(60_000))) * 50:  # far from 500 messages
+                device.send(bytes([byte]))
+                if unconnected.process.poll() is not None:
+                    break
+
+    assert unconnected.process.wait(5) == -signal.SIGKILL
+
+
+def framed(message: object) -> bytes:
+    frame = codec.encode(message, 0, 1)
+    return LENGTH.pack(len(frame)) + frame
 
 
 def test_a_device_that_breaks_the_protocol_is_killed(pair: Pair) -> None:

@@ -30,11 +30,14 @@ enum {
         END_OF_INTERRUPT = 0xB0 / 4, SPURIOUS_INTERRUPT = 0xF0 / 4, TIMER = 0x320 / 4,
         INITIAL_COUNT = 0x380 / 4, DIVIDE = 0x3E0 / 4,
 };
+enum { MASKED = 1 << 16 }; // of an IOAPIC's entry
 enum { APIC_ENABLE = 1 << 8, PERIODIC = 1 << 17, BY_1 = 0xB };
 
 // The registers of each slot's device, if it interrupts. Volatile, for the handler reads what the
 // one thread writes.
 static volatile uint32_t *volatile interrupting[SLOTS];
+static unsigned wired[SLOTS];          // its line
+static volatile unsigned came[SLOTS]; // interrupts
 
 extern const char interrupt_entries[];
 
@@ -77,10 +80,18 @@ static void take_interrupts(void)
 void take_interrupts_of(unsigned slot, volatile uint32_t *registers, unsigned line)
 {
         interrupting[slot] = registers;
+        wired[slot] = line;
         take_interrupts();
         // To APIC 0; fixed, edge-triggered, active high, not masked.
         write_ioapic(0x10 + 2 * line + 1, 0);
         write_ioapic(0x10 + 2 * line, DEVICE_VECTOR + slot);
+}
+
+void outlast_storm(unsigned slot, unsigned interrupts)
+{
+        while (came[slot] < interrupts)
+                sleep_until_interrupt();
+        write_ioapic(0x10 + 2 * wired[slot], MASKED | (DEVICE_VECTOR + slot));
 }
 
 void start_ticking(void)
@@ -93,6 +104,7 @@ void start_ticking(void)
 
 void handle_device_interrupt(unsigned slot)
 {
+        came[slot]++;
         interrupting[slot][INTERRUPT_ACK] = interrupting[slot][INTERRUPT_STATUS];
         apic[END_OF_INTERRUPT] = 0;
 }

@@ -11,7 +11,10 @@ extern const volatile struct {
 extern uint32_t boots;
 
 enum { DEMO = 0, STREAM = 1, WATCH_CONFIG = 2, ECHO = 3, EXECUTE = 4 }; // mode
-enum { LOOK = 0, SLEEP = 1 };                                           // wait
+enum { LOOK = 0, SLEEP = 1, OUTLAST = 2 };                              // wait
+
+// Interrupts of a device that answers two requests which are a storm (arbitrary).
+enum { STORM = 1000 };
 
 static unsigned count_or(unsigned otherwise)
 {
@@ -38,6 +41,10 @@ static void try_everything(bool interrupts)
                         break;
                 case ENTROPY:
                         try_entropy(device, found[ENTROPY]++, interrupts);
+                        if (parameters.wait == OUTLAST) {
+                                outlast_storm(slot, STORM);
+                                say("demo: slot %u stormed, its line is off", slot);
+                        }
                         break;
                 default:
                         say("demo: slot %u has a device of kind %u, left alone", slot,
@@ -59,7 +66,7 @@ static struct device *first(unsigned id)
 
 void main(void)
 {
-        bool interrupts = parameters.wait == SLEEP;
+        bool interrupts = parameters.wait != LOOK;
         switch (parameters.mode) {
         case DEMO:
                 try_everything(interrupts);

@@ -49,6 +49,10 @@ void reset(void) __attribute__((noreturn));
 // acknowledged at its registers (interrupt.c).
 void take_interrupts_of(unsigned slot, volatile uint32_t *registers, unsigned line);
 
+// Sleeps until so many of them have come, and switches that line off, as Linux does where nobody
+// cares.
+void outlast_storm(unsigned slot, unsigned interrupts);
+
 // From now on interrupts a hundred times a second, if the local APIC's timer has 1 GHz.
 void start_ticking(void);
 

@@ -64,7 +64,7 @@ def samples(cell: Cell) -> dict[str, Any]:
         }
     if cell.trial == "attack":
         verdict = "succeeded" if cell.isolation == "jail" else "contained"
-        return {"verdict": verdict, "evidence": "4096 bytes of a canary | all"}
+        return {"peek": {"verdict": verdict, "evidence": "4096 bytes of a canary | all"}}
     if cell.trial == "load":
         requests = [i * 1000.0 / cell.repetition * slow for i in range(1000 * cell.repetition)]
         requests = [at for at in requests if at < 1e6]

@@ -16,7 +16,7 @@ from tests.launcher.experiment.conftest import samples
 TABLE = """\
 # Results
 
-25 runs in an order by seed 7, hypervisor auto, on a host.
+21 runs in an order by seed 7, hypervisor auto, on a host.
 Medians, in brackets the 95% interval of each by bootstrap.
 
 ## blk

@@ -13,8 +13,8 @@ import pytest
 
 from launcher import cli, rundir
 from launcher.api import VM
-from launcher.experiment import attacks, file
-from launcher.experiment.attacks import Outcome
+from launcher.attack.table import ATTACKS, Attack, Outcome
+from launcher.experiment import file
 from launcher.experiment.measures import MEASURES, grouped, rows
 from launcher.experiment.results import Results
 from tests.support import guest
@@ -27,7 +27,7 @@ isolation = ["jail"]
 surface = true
 loads = ["read-1", "big"]
 faults = ["kill", "hang", "swap"]
-attacks = ["peek"]
+attacks = ["read-canary", "execute"]
 repetitions = 1
 seconds = 0.2
 strikes = 2
@@ -54,7 +54,13 @@ def test_everything_is_measured(
 ) -> None:
     require_backend(backend)
     guest.build()
-    monkeypatch.setitem(attacks.ATTACKS, "peek", lambda *held: Outcome("contained", " ".join(held)))
+    attacked = []
+
+    def attack(attacks: list[Attack], *held: str) -> dict[str, Outcome]:
+        attacked.append(held)
+        return {each.name: Outcome("contained", each.what) for each in attacks}
+
+    monkeypatch.setattr("launcher.experiment.trials.attacked", attack)
     path = tmp_path / "x.toml"
     path.write_text(EXPERIMENT.format(device, backend))
 
@@ -73,9 +79,11 @@ def test_everything_is_measured(
     # It hangs for as long as that takes to be noticed.
     assert found["stall", "hang"] > 1000 * file.Experiment().hang_after
     assert found["stall", "kill"] > 0
-    assert [runs[0]["evidence"] for cell, runs in groups.items() if cell.trial == "attack"] == [
-        f"jail own {backend}"
-    ]
+    # All at once, and each is told of.
+    assert attacked == [("jail", backend, "own")]
+    told = {cell.name: runs for cell, runs in groups.items() if cell.trial == "attack"}
+    assert told.keys() == {"read-canary", "execute"}
+    assert told["execute"] == [{"verdict": "contained", "evidence": ATTACKS["execute"].what}]
     # No request of any is lost or wrong, and each was answered after it had been given.
     for runs in groups.values():
         for samples in runs:
