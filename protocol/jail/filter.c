@@ -63,9 +63,9 @@ int jail_unblock_trap(const int *threads, unsigned count) {
     for (unsigned at = 0; !error && at < count; at++)
         if (syscall(SYS_tgkill, getpid(), threads[at], JAIL_BORROWED))
             error = -errno;
-    /* A millisecond each; a thread that does not run for a second does not run. */
+    /* A millisecond each; a thread that does not run for ten seconds does not run (arbitrary). */
     for (int tries = 0; !error && atomic_load(&unblocked) < count; tries++) {
-        if (tries == 1000)
+        if (tries == 10000)
             error = -ETIMEDOUT;
         nanosleep(&(struct timespec){0, 1000000}, NULL);
     }

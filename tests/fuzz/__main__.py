@@ -29,8 +29,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=int, default=60, help="for each target")
-    length.add_argument("--runs", type=int, help="executions, always the same ones")
+    length.add_argument("--seconds", type=_count, default=60, help="for each target")
+    length.add_argument("--runs", type=_count, help="executions, always the same ones")
     length.add_argument("--input", type=Path, help="one input, such as a finding, once")
     parser.add_argument("--into", type=Path, default=ROOT / ".cache/fuzz", help="what is kept")
     told = parser.parse_args()
@@ -41,6 +41,12 @@ def main() -> int:
         parser.error("--input: one TARGET, and a file that is there")
     failed = [name for name in told.targets or TARGETS if not _fuzz(name, told)]
     return 1 if failed else 0
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:  # to libFuzzer, no limit at all
+        raise argparse.ArgumentTypeError(f"{text} is none")
+    return count
 
 
 def _fuzz(name: str, told: argparse.Namespace) -> bool:

@@ -103,3 +103,16 @@ def test_a_defect_is_found_and_its_input_does_it_again(
     command = shlex.split(again)[1:]  # of this interpreter
     assert fuzz(planted, tmp_path / "found", *command[2:]).returncode == 1
     assert fuzz(ROOT, sound, *command[2:]).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--runs"])
+def test_no_time_at_all_is_no_run_without_an_end(option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "codec", option, "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert f"argument {option}: 0 is none" in done.stderr

@@ -1,9 +1,9 @@
 """``make soak``: devices killed, stopped and replaced under load, and the guest notices nothing.
 
-Without arguments, the full form: the bare guest on each hypervisor that is here, at random moments
-and at each point by name, then Linux on the processor in software. A run that failed prints the
-command that repeats it: the same steps, as far apart. What a processor does between two of them
-nobody repeats.
+Without arguments, the full form, in the jail and at bounce: the bare guest on each hypervisor that
+is here, at random moments and at each point by name, then Linux on the processor in software. A run
+that failed prints the command that repeats it: the same steps, as far apart. What a processor does
+between two of them nobody repeats.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
-from protocol.specs import LEVELS
+from protocol.specs import LEVELS, Level
 from tests.soak import report, schedule
 from tests.soak.bare import Bare
 from tests.soak.harness import Guest, run
@@ -43,6 +44,7 @@ class Soak:
 
     guest: str
     hypervisor: str
+    isolation: Level
     name: str
     steps: Sequence[schedule.Step]
 
@@ -68,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="the steps of another run")
     parser.add_argument("--guest", choices=list(COUNTS), help="only this one")
     parser.add_argument("--hypervisor", choices=["kvm", "software"], help="only this one")
-    parser.add_argument("--isolation", choices=LEVELS, default="jail", help="of all devices")
+    parser.add_argument(
+        "--isolation", choices=LEVELS, help="of all devices; else jail, then bounce"
+    )
     parser.add_argument("--fio", type=Path, help="a static fio, for Linux to load its disk with")
     for action in COUNTS["bare"]:
         parser.add_argument(f"--{action}s", type=_count, help="so many")
@@ -94,7 +98,8 @@ def _soaks(options: argparse.Namespace) -> list[Soak]:
         if options.hypervisor is None:
             raise ValueError("say --hypervisor kvm or software, too")
         steps = schedule.load(options.schedule)
-        return [Soak(options.guest or "bare", options.hypervisor, "again", steps)]
+        guest, isolation = options.guest or "bare", options.isolation or "jail"
+        return [Soak(guest, options.hypervisor, isolation, "again", steps)]
     soaks = []
     for guest, usual in COUNTS.items():
         if guest != (options.guest or guest):
@@ -102,11 +107,12 @@ def _soaks(options: argparse.Namespace) -> list[Soak]:
         given = {action: getattr(options, f"{action}s") for action in usual}
         counts = usual | {action: n for action, n in given.items() if n is not None}
         steps = schedule.draw(options.seed, counts, DEVICES, options.between or BETWEEN[guest])
-        for hypervisor in _hypervisors(guest, options):
-            soaks.append(Soak(guest, hypervisor, "random", steps))
+        levels: Sequence[Level] = [options.isolation] if options.isolation else ["jail", "bounce"]
+        for hypervisor, isolation in product(_hypervisors(guest, options), levels):
+            soaks.append(Soak(guest, hypervisor, isolation, "random", steps))
             if guest == "bare" and not options.no_points:
                 points = schedule.at_every_point(DEVICES)
-                soaks.append(Soak(guest, hypervisor, "points", points))
+                soaks.append(Soak(guest, hypervisor, isolation, "points", points))
     return soaks
 
 
@@ -119,7 +125,7 @@ def _hypervisors(guest: str, options: argparse.Namespace) -> list[str]:
 
 
 def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
-    what = f"{soak.guest}-{soak.hypervisor}-{options.isolation}"
+    what = f"{soak.guest}-{soak.hypervisor}-{soak.isolation}"
     name = f"{what}-{options.seed}-{soak.name}"
     folder = ROOT / ".cache" / "soak" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +139,7 @@ def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
     if outcome.problems:
         again = ["--seed", str(options.seed), "--guest", soak.guest]
         again += ["--hypervisor", soak.hypervisor, "--schedule", str(file)]
-        again += ["--isolation", options.isolation]
+        again += ["--isolation", soak.isolation]
         again += ["--fio", str(options.fio)] if options.fio else []
         print(f"repeat it with: {sys.executable} -m tests.soak {shlex.join(again)}")
     print(flush=True)
@@ -142,10 +148,10 @@ def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
 
 def _guest(soak: Soak, options: argparse.Namespace) -> Guest:
     if soak.guest == "bare":
-        return Bare(options.seed, soak.hypervisor, isolation=options.isolation)
+        return Bare(options.seed, soak.hypervisor, isolation=soak.isolation)
     # fio ends by itself: some time after the last step, which a slow machine is late with.
     last = max((step.at for step in soak.steps), default=0)
-    return Linux(soak.hypervisor, options.fio, int(2 * last) + 10, options.isolation)
+    return Linux(soak.hypervisor, options.fio, int(2 * last) + 10, soak.isolation)
 
 
 if __name__ == "__main__":
