@@ -45,10 +45,18 @@ def run(path: str | None, given: Mapping[str, str]) -> int:
         print(f"vibevmm: what is done is kept; go on with: {again}", file=sys.stderr)
         raise
     report.write(results)
-    if not find_spec("matplotlib"):
+    plotted: list[Path] = []
+    if find_spec("matplotlib"):
+        plotted = plots.draw(results)
+    else:
         print(f"vibevmm: no plots: they need matplotlib: {plots.INSTALL}", file=sys.stderr)
-        return _say(_made(results, []))
-    return _say(_made(results, plots.draw(results)))
+    status = _say(_made(results, plotted))
+    errors = [found.error for found in results.all()]
+    if failed := len([error for error in errors if error]):
+        why = f"failed cells: {failed} of {len(errors)}; --resume tries them again"
+        print(f"vibevmm: {why}", file=sys.stderr)
+        return status or 1
+    return status
 
 
 def _check(path: str | None, given: Mapping[str, str]) -> None:
