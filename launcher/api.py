@@ -31,6 +31,7 @@ from typing import IO, Any, cast
 from devices import kinds
 from launcher import device_options, rundir
 from launcher.client import DEADLINE, Client, Gone
+from launcher.signals import OWNER
 from protocol import control as wire
 from protocol.control import Description, Event, Lost
 from protocol.errors import BadInput, GuestDied, HostError, VibeError
@@ -53,8 +54,8 @@ class VM:
     ``stats=True`` is ``--stats``, ``devices`` are given to ``--device`` one by one, and any other
     list to the option of its name. ``name`` is made up if there is none.
 
-    It belongs to the program: :meth:`close`, or the end of ``with``, stops it. ``stdout`` is where
-    its terminal goes (as with subprocess.Popen); join it with :meth:`attach`.
+    It belongs to the program: :meth:`close`, the end of ``with`` or of the program stops it.
+    ``stdout`` is where its terminal goes (as with subprocess.Popen); join it with :meth:`attach`.
     """
 
     def __init__(
@@ -74,7 +75,11 @@ class VM:
             [sys.executable, "-m", _MODULE, "run", "--name", self.name]
             + [f"--device={device}" for device in devices]
             + [word for option, value in options.items() for word in _words(option, value)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)]),
+                OWNER: str(os.getpid()),
+            },
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=self._said,

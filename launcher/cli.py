@@ -122,6 +122,8 @@ def _run(argv: list[str]) -> int:
     loop = Loop()
     # From before there are files that would be left behind.
     with signals.Signals(loop, signals.ALL) as coming:
+        if owner := os.environ.pop(signals.OWNER, ""):
+            coming.end_with(int(owner))
         try:
             with contextlib.closing(plan.make(options, coming.check)) as planned:
                 coming.check()

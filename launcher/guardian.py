@@ -1,17 +1,23 @@
-"""Puts a terminal back for a process that cannot: one that was killed.
+"""Undoes what a process that was killed cannot: a raw terminal, a folder of temporary files.
 
 ``vibevmm run`` has the VMM for that, which outlives its launcher and removes its files, too
-(vmm.guard). A command without a VMM has a child that holds the terminal and one end of a socket
-pair, and waits for the other end to close, as it does whatever its holder dies of.
+(vmm.guard). A command without a VMM has a child that holds one end of a socket pair, and waits for
+the other end to close, as it does whatever its holder dies of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 from protocol import terminal as modes
 
@@ -21,42 +27,72 @@ def guarded(terminal: int) -> Iterator[None]:
     """Within, the descriptor ``terminal`` may be made raw (protocol.terminal). When this is left
     it is what it was before, and so if this process is killed, or else its guardian."""
     saved = modes.save(terminal)
+    with _guardian(partial(modes.restore, terminal, saved), terminal):
+        yield
+
+
+@contextlib.contextmanager
+def folder(prefix: str, within: str | None = None) -> Iterator[Path]:
+    """A new folder, of which nobody else may see anything, in ``within``, or where temporary files
+    go. When this is left it is gone with all in it, and so if this process is killed, or else its
+    guardian."""
+    path = Path(within or tempfile.gettempdir(), f"{prefix}{secrets.token_hex(8)}")
+    with _guardian(partial(_remove, path)):
+        path.mkdir(mode=0o700)
+        yield path
+
+
+def _remove(path: Path) -> None:
+    # Again, if somebody who is about to end has made a file meanwhile.
+    for _ in range(_MOST_REMOVALS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+
+
+_MOST_REMOVALS = 100  # arbitrary
+
+
+@contextlib.contextmanager
+def _guardian(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
+    # ``clean_up`` may be called twice, and needs the descriptors ``kept``.
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            guardian = _fork(terminal, saved, theirs)
+            guardian = _fork(clean_up, theirs, kept)
         try:
             ours.recv(1)  # it is there, or dead
             yield
         finally:
-            modes.restore(terminal, saved)
+            clean_up()
             ours.close()
             os.waitpid(guardian, 0)
 
 
-def _fork(terminal: int, saved: bytes, channel: socket.socket) -> int:
+def _fork(clean_up: Callable[[], None], channel: socket.socket, kept: tuple[int, ...]) -> int:
     # No signal ends it, from its first moment on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         guardian = os.fork()
         if not guardian:
-            _guard(terminal, saved, channel)
+            _guard(clean_up, channel, kept)
         return guardian
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _guard(terminal: int, saved: bytes, channel: socket.socket) -> None:
+def _guard(clean_up: Callable[[], None], channel: socket.socket, kept: tuple[int, ...]) -> None:
     # In the child, which never returns.
     try:
         # Out of the job, which may be killed as a whole, and away from the terminal's job control,
         # which would hold up a change from the background.
         os.setsid()
-        fd = os.dup2(terminal, 0)
-        end = os.dup2(channel.fileno(), 1)
-        os.closerange(2, os.sysconf("SC_OPEN_MAX"))
-        os.write(end, b".")
-        os.read(end, 1)
-        modes.restore(fd, saved)
+        bounds = (-1, *sorted((*kept, channel.fileno())), os.sysconf("SC_OPEN_MAX"))
+        for below, above in pairwise(bounds):
+            if below + 1 < above:  # (0, 0) is no empty range: CPython 3.11 closes all
+                os.closerange(below + 1, above)
+        channel.send(b".")
+        channel.recv(1)
+        clean_up()
     finally:
         os._exit(0)

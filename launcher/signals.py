@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType, TracebackType
 from typing import Any
 
 from launcher.loop import Loop
@@ -16,12 +18,35 @@ ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, *_HARMLESS)
 """What a launcher hears: those that ask for the end, for statistics, and that it was stopped."""
 
 
+OWNER = "VIBEVMM_OWNER"
+"""In the environment of ``vibevmm run``: the pid of the program whose machine it is, and with which
+it ends."""
+
+
 class Interrupted(Exception):
     """A signal that ends a program came before there was anything to stop."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.exit_status = 128 + number  # as a shell has it
+
+
+@contextlib.contextmanager
+def all_interrupt() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP are KeyboardInterrupt, as SIGINT is: a machine of ours is not in
+    our session, and whoever ends us means it, too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    wanted = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Signals:
@@ -39,6 +64,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
         self._came: list[int] = []
         self._wakeup = -1
+        self._parent = -1
 
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
@@ -58,11 +84,26 @@ class Signals:
         trace: TracebackType | None,
     ) -> None:
         self._loop.on_readable(self._reading.fileno(), None)
+        if self._parent >= 0:
+            self._loop.on_readable(self._parent, None)
+            os.close(self._parent)
         for number, before in self._before.items():
             signal.signal(number, before)
         signal.set_wakeup_fd(self._wakeup)
         self._reading.close()
         self._writing.close()
+
+    def end_with(self, parent: int) -> None:
+        """The end of the process ``parent``, which started us, is a SIGTERM."""
+        with contextlib.suppress(ProcessLookupError):
+            self._parent = os.pidfd_open(parent)
+            self._loop.on_readable(self._parent, self._orphaned)
+        if os.getppid() != parent:  # its number may be somebody else's by now
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _orphaned(self) -> None:
+        self._loop.on_readable(self._parent, None)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     @property
     def ending(self) -> signal.Signals | None:

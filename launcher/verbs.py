@@ -582,7 +582,7 @@ EXPERIMENT = Verb(
 def _attack(target: str | None, given: Arguments) -> int:
     from launcher.attack import command
 
-    return command.run(target.split(",") if target else [], given)
+    return command.run([] if target is None else target.split(","), given)
 
 
 ATTACK = Verb(

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from launcher.attack.machine import attacked
 from launcher.attack.table import ATTACKS, Attack, Outcome
 from launcher.options import suggestion
+from launcher.signals import all_interrupt
 from protocol.errors import BadInput
 from protocol.specs import LEVELS
 from vmm.hypervisor import detect
@@ -32,9 +33,10 @@ def run(names: Sequence[str], given: Mapping[str, str]) -> int:
     if "--list" in given:
         return _list(attacks, levels, hypervisor, as_json="--json" in given)
     found: dict[str, Mapping[str, Outcome]] = {}
-    for level in levels:
-        print(f"vibevmm: {len(attacks)} attacks on {hypervisor}, {level}", file=sys.stderr)
-        found[level] = attacked(attacks, level, hypervisor)
+    with all_interrupt():
+        for level in levels:
+            print(f"vibevmm: {len(attacks)} attacks on {hypervisor}, {level}", file=sys.stderr)
+            found[level] = attacked(attacks, level, hypervisor)
     _show(attacks, found, hypervisor, as_json="--json" in given)
     return 1 if escapes(attacks, found, hypervisor) else 0
 

@@ -18,7 +18,6 @@ import re
 import secrets
 import socket
 import struct
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 
 from devices import hostile
-from launcher import rundir
+from launcher import guardian, rundir
 from launcher.api import VM
 from launcher.attack.table import Attack, Outcome
 from protocol.errors import HostError, VibeError
@@ -172,13 +171,12 @@ def _run(
         held, dies = f"{held},process={_SHARED}", ""
     machine = f"attack-{secrets.token_hex(4)}"
     secret = secrets.token_bytes(12)
-    with tempfile.TemporaryDirectory(prefix="vibevmm-attack-") as path, _Bait(path) as bait:
-        folder = Path(path)
+    with guardian.folder("vibevmm-attack-") as folder, _Bait(str(folder)) as bait:
         image = folder / "guest.raw"
         image.write_bytes(program(_PATIENCE, secret))
         devices = [f"rng,id={VICTIM},{held}"]
         run = rundir.path_of(machine)
-        options = f"machine={run},bait={path},port={bait.port},victim={VICTIM}"
+        options = f"machine={run},bait={folder},port={bait.port},victim={VICTIM}"
         devices += [f"{_KIND},id={name}{dies},{held},attack={name},{options}" for name in names]
         if with_disk:
             disk = folder / "disk.img"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import random
-import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
-from launcher import device_options
+from launcher import device_options, guardian
 from launcher.experiment import file, plots, report
 from launcher.experiment.guest import program
 from launcher.experiment.matrix import Cell, ordered
 from launcher.experiment.results import Found, Results
 from launcher.experiment.trials import TRIALS, Setting
+from launcher.signals import all_interrupt
 from protocol.errors import BadInput, VibeError
 from protocol.virtio import DeviceId
 from vmm.hypervisor import detect
@@ -38,17 +35,25 @@ def run(path: str | None, given: Mapping[str, str]) -> int:
         return _say(_made(results, plots.draw(results)))
     results = _results(path, given)
     try:
-        with _ending():
+        with all_interrupt():
             _measure(results)
     except KeyboardInterrupt:
         again = f"vibevmm experiment --resume --out {results.path}"
         print(f"vibevmm: what is done is kept; go on with: {again}", file=sys.stderr)
         raise
     report.write(results)
-    if not find_spec("matplotlib"):
+    plotted: list[Path] = []
+    if find_spec("matplotlib"):
+        plotted = plots.draw(results)
+    else:
         print(f"vibevmm: no plots: they need matplotlib: {plots.INSTALL}", file=sys.stderr)
-        return _say(_made(results, []))
-    return _say(_made(results, plots.draw(results)))
+    status = _say(_made(results, plotted))
+    errors = [found.error for found in results.all()]
+    if failed := len([error for error in errors if error]):
+        why = f"failed cells: {failed} of {len(errors)}; --resume tries them again"
+        print(f"vibevmm: {why}", file=sys.stderr)
+        return status or 1
+    return status
 
 
 def _check(path: str | None, given: Mapping[str, str]) -> None:
@@ -97,8 +102,8 @@ def carry_out(cell: Cell, results: Results) -> Found:
     """What comes of ``cell``; an error is kept, and the next one has its turn."""
     # In memory, where there is such a place: devices are measured, and not what holds their images.
     shared = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    with tempfile.TemporaryDirectory(prefix="vibevmm-", dir=shared) as folder:
-        setting = Setting(results.experiment, Path(folder), results.seed)
+    with guardian.folder("vibevmm-", shared) as folder:
+        setting = Setting(results.experiment, folder, results.seed)
         try:
             return Found(cell, TRIALS[cell.trial](cell, setting))
         except VibeError as error:
@@ -134,18 +139,3 @@ def _say(text: str) -> int:
     from launcher.cli import print_text
 
     return print_text(text)
-
-
-@contextlib.contextmanager
-def _ending() -> Iterator[None]:
-    # A machine is not in our session: whoever ends us means it, too.
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

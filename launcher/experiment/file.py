@@ -29,6 +29,9 @@ Operation = Literal["read", "write"]
 ALL = "all"
 """In the place of a list of attacks: all that there are."""
 
+# Of a device's keys: those that differ from cell to cell.
+_OURS = ("id", "isolation", "path", "process")
+
 # Limits, all arbitrary but the depth (the guest's queues) and the size (virtio-blk's SIZE_MAX).
 _MOST = {"repetitions": 10_000, "strikes": 1000, "depth": 64, "size": 256 * 1024}
 _LONGEST = 3600.0
@@ -189,6 +192,9 @@ def _text(key: _Key, value: object) -> str:
 def _devices(key: _Key, value: object) -> tuple[str, ...]:
     found = _texts(key, value)
     for text in found:
+        for name, _ in device_options.parse(key.name, text).settings:
+            if name in _OURS:
+                raise key.wrong(f"{text!r}: {name} is for the experiment to say")
         device_id(text, key.name)
     return found
 
@@ -262,15 +268,15 @@ def _check(experiment: Experiment, where: str) -> None:
             raise BadInput(f"{where}: {key}", "a matrix of nothing: name at least one")
     for name in experiment.loads:
         _Key(where, "loads").word(name, known)
-    if experiment.faults:
-        _Key(where, "under").word(experiment.under, known)
-    used = [*experiment.loads, *([experiment.under] if experiment.faults else [])]
+    used = list(experiment.loads)
+    if experiment.faults or experiment.surface:
+        used.append(_Key(where, "under").word(experiment.under, known))
     for device in experiment.devices:
         if device_id(device) == DeviceId.ENTROPY:
             for name in used:
                 if known[name].operation == "write":
                     raise BadInput(f"{where}: loads", f"{name!r} writes, and {device!r} only reads")
-    if not (used or experiment.attacks or experiment.surface):
+    if not (used or experiment.attacks):
         raise BadInput(where, "a matrix of nothing: name loads, faults or attacks, or surface=true")
 
 

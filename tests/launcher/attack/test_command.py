@@ -96,6 +96,7 @@ def test_the_list_needs_no_machine(
     ("words", "why"),
     [
         (["read-canari"], "'read-canari': no such attack; did you mean 'read-canary'?"),
+        ([""], "'': no such attack"),
         (["--level", "prison"], "--level: 'prison' is not one of none, jail, bounce"),
         (["--hypervisor", "xen"], "--hypervisor: 'xen' is not one of auto, kvm, software"),
     ],

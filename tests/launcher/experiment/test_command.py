@@ -156,7 +156,8 @@ def test_ended_by_hand_it_says_how_to_go_on(number: str) -> None:
 def test_cell_that_fails_ends_nothing() -> None:
     done = pretend("done.append(0); raise KeyError('x')", "x.toml", "--out", "out")
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith("vibevmm: failed cells: 1 of 6; --resume tries them again\n")
     assert [f.error for f in Results.open(Path("out"), "").all() if f.error] == ["KeyError: 'x'"]
     assert "## Not measured" in done.stdout
 

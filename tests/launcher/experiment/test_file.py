@@ -31,10 +31,18 @@ def read(folder: Path, text: str) -> Experiment:
         ("devices = ['blq']", "x.toml: devices", "'blq' is not a kind of device"),
         ("devices = ['console']", "x.toml: devices", "'console' cannot be loaded"),
         ("devices = ['blk,speed=9']", "x.toml: devices", "blk has no key 'speed'"),
-        ("devices = ['blk,path=x']", "x.toml: devices", "path is given twice"),
+        *(
+            (
+                f"devices = ['rng', 'blk,readonly=off,{key}=none']",
+                "x.toml: devices",
+                f"'blk,readonly=off,{key}=none': {key} is for the experiment to say",
+            )
+            for key in ("id", "isolation", "path", "process")
+        ),
         ("loads = ['reed-1']", "x.toml: loads", "there is no 'reed-1'; did you mean 'read-1'?"),
         ("faults = ['kil']", "x.toml: faults", "there is no 'kil'; did you mean 'kill'?"),
         ("faults = ['kill']\nunder = 'x'", "x.toml: under", "there is no 'x'"),
+        ("surface = true\nunder = 'x'", "x.toml: under", "there is no 'x'"),
         ("attacks = ['levitate']", "x.toml: attacks", "there is no 'levitate'"),
         ("hypervisor = 'xen'", "x.toml: hypervisor", "there is no 'xen'"),
         ("repetitions = 0", "x.toml: repetitions", "0 is no number from 1 to"),
