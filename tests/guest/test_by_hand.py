@@ -195,7 +195,8 @@ def test_one_that_was_replaced_ends_and_so_does_one_whose_machine_ends(
     assert "another has its place" in first.said
     asked.says("HELLO!", "HELLO1", "HELLO2")
     asked.machine.stop(force=True)
-    assert second.end() == 0
+    # By itself; one that takes its time is not waited for for ever.
+    assert second.end() in (0, -signal.SIGKILL)
 
 
 def test_launcher_that_was_killed_takes_it_along(
