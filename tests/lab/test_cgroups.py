@@ -80,6 +80,11 @@ def delegated() -> Iterator[list[str]]:
     for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
         shutil.chown(DELEGATED / name, _USER, _USER)
     yield ["sh", "-c", f'echo 0 >{DELEGATED}/cgroup.procs; exec "$@"', "sh"]
+    # Who was in it may be dead, and not yet gone from there.
+    deadline = time.monotonic() + DEADLINE
+    while "populated 1" in (DELEGATED / "cgroup.events").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     DELEGATED.rmdir()
     control.write_text(" ".join(f"-{each}" for each in cgroup.CONTROLLERS))
 
