@@ -25,7 +25,7 @@ from vmm.hypervisor.software.arm64_engine import (
     find_syndrome,
 )
 from vmm.hypervisor.software.unicorn import Hook
-from vmm.hypervisor.software.vcpu import LONG, SoftwareVcpu
+from vmm.hypervisor.software.vcpu import SoftwareVcpu
 from vmm.hypervisor.software.vm import SoftwareVm
 from vmm.interrupts.arm import ArmInterrupts
 from vmm.interrupts.arm_timer import TIMER_REGISTERS, ZERO_REGISTER, Access
@@ -78,12 +78,11 @@ class Arm64Vcpu(SoftwareVcpu):
 
     # ── interrupts ────────────────────────────────────────────────────────────────────
 
-    def _interrupt(self) -> int:
+    def _interrupt(self) -> None:
         if self._waits:
             self._waits = False
             self._halt()
         self._set_line()
-        return LONG
 
     def _set_line(self) -> None:
         # The GIC's line, to the processor. On this thread only, in a run or between two; what makes

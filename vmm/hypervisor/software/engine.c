@@ -7,7 +7,7 @@
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_LMA = 1 << 14 };
 
 /* RFLAGS (Intel SDM, volume 1, 3.4.3). */
-enum { RF_TF = 1 << 8, RF_IF = 1 << 9, RF_NT = 1 << 14, RF_RF = 1 << 16 };
+enum { RF_ALWAYS = 1 << 1, RF_TF = 1 << 8, RF_IF = 1 << 9, RF_NT = 1 << 14, RF_RF = 1 << 16 };
 
 enum { DOUBLE_FAULT = 8, NOT_PRESENT = 11, GENERAL_PROTECTION = 13, PAGE_FAULT = 14 };
 
@@ -31,6 +31,13 @@ enum { PAGE = 4096 };
 
 static void mark_code(struct engine *engine, uint64_t va, uint64_t size);
 
+static uint64_t rflags_of(struct engine *engine)
+{
+    uint64_t rflags = 0;
+    engine->reg_read(engine->uc, engine->reg_rflags, &rflags);
+    return rflags;
+}
+
 /* ---- stops --------------------------------------------------------------------------------- */
 
 /* Unicorn can be left only at an access, after which it would be done again, or between two blocks:
@@ -43,9 +50,11 @@ void engine_on_block(void *uc, uint64_t address, uint32_t size, void *user)
         engine->has_begun = true;
         engine->context_save(uc, engine->context);
         mark_code(engine, address, size);
+    } else if (engine->awaited && rflags_of(engine) & engine->awaited) {
+        /* Not at the first: a block in the shadow of STI takes nothing, and has to be passed. */
+        engine_stop(engine);
     }
-    if (__atomic_load_n(&engine->stop, __ATOMIC_RELAXED) || --engine->budget < 0)
-        engine->emu_stop(uc);
+    engine_leave_if_stopped(engine);
 }
 
 void engine_stop(struct engine *engine) { __atomic_store_n(&engine->stop, 1, __ATOMIC_RELEASE); }
@@ -60,12 +69,13 @@ void engine_leave_if_stopped(struct engine *engine)
 void engine_arm(struct engine *engine)
 {
     engine->has_begun = false;
+    engine->awaited = 0;
     __atomic_store_n(&engine->stop, 0, __ATOMIC_SEQ_CST);
 }
 
 bool engine_was_stopped(const struct engine *engine)
 {
-    return engine->budget < 0 || __atomic_load_n(&engine->stop, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&engine->stop, __ATOMIC_ACQUIRE);
 }
 
 /* ---- guest memory -------------------------------------------------------------------------- */
@@ -224,13 +234,6 @@ struct gate {
 
 enum { GATE_INTERRUPT = 0xE, GATE_TRAP = 0xF, GATE_PRESENT = 0x80 };
 
-static uint64_t rflags_of(struct engine *engine)
-{
-    uint64_t rflags = 0;
-    engine->reg_read(engine->uc, engine->reg_rflags, &rflags);
-    return rflags;
-}
-
 /* Put the changed copy of the processor back. Its flags are kept in parts there, so they go by
  * their own way, and last: a write of them alone keeps the rest. */
 static void restore(struct engine *engine, uint64_t rflags)
@@ -384,7 +387,10 @@ bool engine_on_invalid(void *uc, void *user)
 bool engine_takes(struct engine *engine, bool nmi)
 {
     engine->context_save(engine->uc, engine->context);
-    return !(engine->cpu->hflags & HF_INHIBIT_IRQ) && (nmi || rflags_of(engine) & RF_IF);
+    uint32_t wanted = nmi ? RF_ALWAYS : RF_IF;
+    bool takes = !(engine->cpu->hflags & HF_INHIBIT_IRQ) && rflags_of(engine) & wanted;
+    engine->awaited = takes ? 0 : wanted;
+    return takes;
 }
 
 void engine_interrupt(struct engine *engine, uint8_t vector)

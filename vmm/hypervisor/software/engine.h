@@ -68,8 +68,9 @@ struct engine_mmio {
 struct engine {
     /* Set by engine_stop, read at the start of every block. */
     uint32_t stop;
-    /* Blocks until the engine stops by itself; negative when it has. */
-    int32_t budget;
+    /* Bits of RFLAGS of which one lets in what the guest has been keeping waiting: the run ends at
+     * the start of the block at which it is set. 0: nothing waits. */
+    uint32_t awaited;
 
     void *uc, *context;
     int (*emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
@@ -128,17 +129,18 @@ void engine_leave_if_stopped(struct engine *engine);
 /* Note that an instruction was invalid, once a place. */
 void engine_note_invalid(struct engine *engine, uint64_t at);
 
-/* Forget the stops so far. */
+/* Forget the stops so far, and what was waiting. */
 void engine_arm(struct engine *engine);
 
 /* Run the guest from where it stands, until a stop, HLT or an error, which is returned (0: none).
  * PAUSE ends a run of the engine, too, but is nothing to come back for. */
 int engine_run(struct engine *engine);
 
-/* Whether the last run ended at a stop or its budget, and not of itself. */
+/* Whether the last run ended at a stop, and not of itself. */
 bool engine_was_stopped(const struct engine *engine);
 
-/* Between two runs: whether the guest takes an interrupt at this instruction, or only an NMI. */
+/* Between two runs: whether the guest takes an interrupt at this instruction, or an NMI. If not, the
+ * next run ends where it may. */
 bool engine_takes(struct engine *engine, bool nmi);
 
 /* Take interrupt `vector`; right after engine_takes has said yes. */

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Blocks until a run ends by itself, when nobody waits for it: a second or so.
-LONG = (1 << 31) - 1
-# While the guest keeps an interrupt waiting, it is looked at again after so many blocks; twice as
-# many each time, up to the second number (arbitrary: a look costs as much as some hundred blocks).
-_FIRST_LOOK, _LAST_LOOK = 16, 4096
-
 Bells = dict[tuple[int, int | None], Callable[[], object]]
 """The doorbells at one address, by size (0: any) and value (None: any): what a write calls."""
 
@@ -55,7 +49,6 @@ class SoftwareVcpu:
         self._why = ""
         self._handler: ExitHandler | None = None
         self._stop: Stop | None = None  # what the guest asked of the hypervisor itself
-        self._look = _FIRST_LOOK
         self._noted = 0  # of the places in the engine's state
         self._prepare()
         self._handle = ffi.new_handle(self)
@@ -96,7 +89,7 @@ class SoftwareVcpu:
                 if self._take_kick():
                     return Stop.KICKED
                 self._vm.service()
-                self._state.budget = self._interrupt()
+                self._interrupt()
                 # 2. Run the guest. Its exits are answered from inside, below.
                 error = self._engine.run()
                 self.run_returns += 1
@@ -105,7 +98,7 @@ class SoftwareVcpu:
                 if self._stop is not None:
                     stop, self._stop = self._stop, None
                     return stop
-                # 3. Why did it come back: a stop, its budget, or HLT.
+                # 3. Why did it come back: a stop, or HLT.
                 if not lib.engine_was_stopped(self._state):
                     if self._vm.chips is None:
                         return Stop.HALTED
@@ -124,26 +117,18 @@ class SoftwareVcpu:
         kicked, self._kicked = self._kicked, False
         return kicked
 
-    def _interrupt(self) -> int:
-        # Deliver what can be; the number of blocks after which to look again.
-        chips = self._vm.chips
-        if chips is None:
-            return LONG
-        nmi = chips.pending_nmi()
-        if not nmi and chips.pending() is None:
-            return LONG
-        if not lib.engine_takes(self._state, nmi):
-            self._look = min(2 * self._look, _LAST_LOOK)
-            return self._look
-        self._look = _FIRST_LOOK
-        if nmi:
-            chips.take_nmi()
-            lib.engine_interrupt(self._state, _NMI)
-        else:
-            lib.engine_interrupt(self._state, chips.acknowledge())
-        if self._state.died_of >= 0:
-            self._check(0)
-        return _FIRST_LOOK if chips.pending() is not None else LONG
+    def _interrupt(self) -> None:
+        # Deliver what can be. What the guest keeps waiting ends the run where it lets it in.
+        if (chips := self._vm.chips) is None:
+            return
+        while (nmi := chips.pending_nmi()) or chips.pending() is not None:
+            if not lib.engine_takes(self._state, nmi):
+                return
+            if nmi:
+                chips.take_nmi()
+            lib.engine_interrupt(self._state, _NMI if nmi else chips.acknowledge())
+            if self._state.died_of >= 0:
+                self._check(0)
 
     def _halt(self) -> None:
         # HLT is behind rip already: sleep until there is something to go on for.

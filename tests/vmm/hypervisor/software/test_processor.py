@@ -275,6 +275,37 @@ def test_interrupt_waits_while_the_guest_has_them_disabled() -> None:
         assert (regs.rip, regs.rcx, regs.rbx) == (HANDLER + 5, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        "fb 90 fa",  # sti; nop; cli
+        "68 02 02 00 00 9d fa",  # push 0x202; popf; cli
+    ],
+)
+def test_interrupt_is_taken_in_the_first_instruction_that_lets_it_in(window: str) -> None:
+    # Nearly all of the time the guest is where it takes none, as a driver that waits for its device
+    # with a lock held.
+    listing = f"""
+        ff c3           # inc ebx             how many windows there were
+        b9 00 10 00 00  # mov ecx, 4096
+        ff c9           # dec ecx
+        75 fc           # jnz to the one before
+        {window}
+        81 fb 00 04 00 00  # cmp ebx, 1024    no more than so many
+        72 {-(2 + 5 + 2 + 2 + len(bytes.fromhex(window)) + 6 + 2) & 0xFF:02x}  # jb to the first
+        e6 f4           # out 0xf4, al
+        eb fe           # jmp to itself
+    """
+    with bare_machine(listing, irqchip=True) as machine:
+        machine.handle_interrupt(0x30, bytes.fromhex("e6 f4 eb fe"))  # out 0xf4, al
+        program_ioapic(machine.vm.chip_bus, 5, 0x30)  # type: ignore[attr-defined]
+        machine.vm.set_irq(5, True)
+
+        machine.run()
+
+        assert machine.vcpu.get_regs().rbx == 1
+
+
 def program_ioapic(bus, pin: int, vector: int) -> None:  # type: ignore[no-untyped-def]
     bus.pio_write(0x21, 1, 0xFF)  # the 8259 has nothing to say
     bus.mmio_write(0xFEE000F0, 4, 0x1FF)  # the local APIC is on
