@@ -115,10 +115,13 @@ def test_several_devices_of_each_kind_work_in_one_machine(
         *("--binary", str(image), "--entry", "0x100000", "--device", "rng", "--device", "rng"),
         *("--disk", str(disks[0]).replace(",", ",,"), "--disk", f"{disks[1]},id=second"),
         *("--console", "terminal", "--console", "--stats"),
+        # Its letters would come between those of the consoles.
+        *("--serial", f"file={tmp_path / 'serial'}"),
     )
 
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, err
+    out += (tmp_path / "serial").read_text()
     for words in ("blk0 wrote 64", "blk1 wrote 64", "rng0 gave", "rng1 gave"):
         assert words in out
     assert out.count("Hello from the demo guest") == 2

@@ -56,11 +56,13 @@ def every_device(folder: Path) -> list[str]:
 
 
 def run(folder: Path, image: bytes, *options: str) -> tuple[str, dict[str, Any]]:
-    """What the guest printed, and the statistics; every kind of device is there."""
-    stats = folder / "stats.json"
-    done = vibevmm(*raw(folder, image), *every_device(folder), "--stats", str(stats), *options)
+    """What the guest printed, and the statistics; every kind of device is there. On a terminal the
+    console's lines may fall into those of the serial port, which come a letter at a time."""
+    stats, serial = folder / "stats.json", folder / "serial"
+    files = ["--stats", str(stats), "--serial", f"file={serial}"]
+    done = vibevmm(*raw(folder, image), *every_device(folder), *files, *options)
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(stats.read_text())
+    return serial.read_text() + done.stdout, json.loads(stats.read_text())
 
 
 class Running:
