@@ -119,7 +119,7 @@ def test_killed_zygote_is_replaced_and_makes_successors(tmp_path: Path) -> None:
 @pytest.mark.kvm
 @pytest.mark.parametrize("helper", ["zygote", "spare"])
 def test_stopped_helper_is_seen_when_it_is_needed_and_replaced(tmp_path: Path, helper: str) -> None:
-    with victim(tmp_path, demo(STREAM, sleep=True, count=100 * REQUESTS)) as machine:
+    with victim(tmp_path, demo(STREAM, sleep=True, count=30 * REQUESTS)) as machine:
         reading(machine)
         machine.send(helper, signal.SIGSTOP)
         for round_ in (1, 2):
@@ -208,17 +208,17 @@ def test_machine_is_stopped_in_the_middle_of_a_recovery(tmp_path: Path) -> None:
 
 @pytest.mark.kvm
 @pytest.mark.slow
-def test_two_hundred_deaths_leave_no_descriptor(tmp_path: Path) -> None:
+def test_sixty_deaths_leave_no_descriptor(tmp_path: Path) -> None:
     def held(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/fd"))
 
-    image = demo(STREAM, sleep=True, count=100 * REQUESTS)
+    image = demo(STREAM, sleep=True, count=30 * REQUESTS)
     options = ("--timeout", "115")
     with victim(tmp_path, image, *options) as machine:
         reading(machine)
         names = ("blk0", "rng0", "console0")
         rounds, before = 0, (0, 0)
-        for rounds in range(1, 201):
+        for rounds in range(1, 61):
             name = names[rounds % 3]
             # Three rounds are longer than what makes a process healthy (launcher.policy): of those
             # that die sooner the successors are held back, the longer the more there are.
