@@ -244,8 +244,11 @@ class Verbs:
                 )
                 seen.started[name] = event.monotonic
             case "died" | "hung" if name in seen.processes:
-                state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
-                seen.processes[name] = replace(seen.processes[name], state=state)
+                # One that hung may be told of when another serves: its successor, or, if it was a
+                # successor itself, the one before.
+                if event.generation == seen.processes[name].generation:
+                    state: wire.ProcessState = "dead" if event.kind == "died" else "hung"
+                    seen.processes[name] = replace(seen.processes[name], state=state)
             case "recovered" | "swapped" if name in seen.processes:
                 seen.processes[name] = replace(
                     seen.processes[name],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,11 @@ class Slow(Blk):
     def __init__(self, *arguments):
         time.sleep(1)
         super().__init__(*arguments)
+
+class Stuck(Blk):
+    def start(self, features):
+        while True:
+            pass
 
 class Unopenable(Blk):
     @classmethod
@@ -352,6 +358,27 @@ def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
     assert "resumed" not in [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
 
 
+def test_the_one_that_serves_is_said_to_whatever_becomes_of_others(
+    machine: Callable[..., VM],
+) -> None:
+    vm = machine(FOR_EVER, hang_after=2)
+
+    events = vm.events()
+
+    # It hangs while it is asked to make room: that is told when the next one serves.
+    os.kill(_children(vm, "blk0")[0], signal.SIGSTOP)
+    vm.restart("blk0")
+    list(_until(events, "hung"))
+    assert _state(vm, "blk0") == (2, "running")
+    # Its successor hangs.
+    with pytest.raises(Refused, match="ended while it was started"):
+        vm.swap("blk0", "broken:Stuck")
+    *_, hung = _until(events, "hung")
+    assert hung.generation == 3  # type: ignore[attr-defined]
+    assert _state(vm, "blk0") == (2, "running")
+    assert _goes_on(vm)
+
+
 def test_a_swap_that_comes_second_leaves_the_file_of_the_first_locked(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -382,6 +409,11 @@ def _is_locked(image: Path) -> bool:
 def _children(vm: VM, name: str) -> list[int]:
     pids = children(vm.describe().pid)
     return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+def _state(vm: VM, name: str) -> tuple[int, str]:
+    (found,) = [process for process in vm.describe().processes if process.name == name]
+    return found.generation, found.state
 
 
 def _goes_on(vm: VM) -> bool:

@@ -215,17 +215,18 @@ def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: 
 def _kill_more(
     guest: Guest, processes: _Processes, watcher: _Watcher, killed: Counter[int], wanted: int
 ) -> None:
-    # A signal may have hit a process that was about to go: until so many have died of it.
+    # A signal may have hit a process that was about to go: until so many have died of it. As many
+    # as are missing at a time, for each look at whether they were told of takes its time.
+    devices = itertools.cycle(guest.devices)
     deadline = time.monotonic() + PATIENCE
-    for device in itertools.cycle(guest.devices):
-        if not processes.are_there():
-            return
+    while processes.are_there():
         watcher.until_all_serve()
         if watcher.hears_of(killed, wanted):
             return
         if time.monotonic() > deadline:
             raise Problem(f"of {killed.total()} kills, {watcher.deaths_of(killed)} were told")
-        killed[processes.send(device, signal.SIGKILL, watcher)] += 1
+        for device in itertools.islice(devices, wanted - watcher.deaths_of(killed)):
+            killed[processes.send(device, signal.SIGKILL, watcher)] += 1
 
 
 class _Processes:
@@ -298,6 +299,7 @@ class _Watcher(threading.Thread):
         self._outcome = outcome
         self._change = threading.Condition()
         self._serves = dict.fromkeys(devices, True)
+        self._generations = dict.fromkeys(devices, 1)
         self._told: Counter[int] = Counter()
         self.start()
 
@@ -320,9 +322,12 @@ class _Watcher(threading.Thread):
         if event.device not in self._serves:
             return
         if event.kind in ("died", "hung"):
-            self._serves[event.device] = False
+            # One that hung may be told of when another serves.
+            if event.generation == self._generations[event.device]:
+                self._serves[event.device] = False
         elif event.kind in ("recovered", "swapped"):
             self._serves[event.device] = True
+            self._generations[event.device] = event.generation
             took = (event.took or 0) / 1e9
             self._outcome.took.append(Took(event.kind, event.device, took, event.monotonic / 1e9))
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from launcher.api import VM
 from protocol import faults
-from tests.soak import report, schedule
+from protocol.control import Event, EventKind
+from tests.soak import harness, report, schedule
 from tests.soak.__main__ import main
 from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
 from tests.soak.harness import Outcome, run
-from tests.support.bare import usable_kvm
+from tests.support.bare import require_backend
 from tests.support.leaks import none_left
 
 SEED = 5
@@ -23,10 +27,7 @@ COUNTS: dict[schedule.Action, int] = {"kill": 40, "swap": 15, "hang": 2, "restar
 
 @pytest.fixture(params=[pytest.param("kvm", marks=pytest.mark.kvm), "software"])
 def hypervisor(request: pytest.FixtureRequest) -> str:
-    if request.param == "kvm" and (why := usable_kvm()):
-        pytest.skip(why)
-    if request.param == "software":
-        pytest.importorskip("unicorn")
+    require_backend(request.param)
     return str(request.param)
 
 
@@ -50,7 +51,7 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
 
 @pytest.mark.slow
 def test_kills_count_that_were_of_use(tmp_path: Path) -> None:
-    pytest.importorskip("unicorn")
+    require_backend("software")
     # All at once: most hit a process that is dying.
     steps = [schedule.Step(0.5, "rng0", "kill")] * 20
 
@@ -66,7 +67,7 @@ def test_kills_count_that_were_of_use(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sleep", [True, False], ids=["interrupts", "looking"])
 @pytest.mark.parametrize("features", [0, EVENT_IDX, INDIRECT_DESC])
 def test_whatever_the_driver_negotiates(tmp_path: Path, features: int, sleep: bool) -> None:
-    pytest.importorskip("unicorn")
+    require_backend("software")
     guest = Bare(SEED, "software", features=features, sleep=sleep)
     steps = schedule.draw(SEED, {"kill": 6, "swap": 3}, guest.devices, between=0.1)
 
@@ -93,7 +94,7 @@ def test_every_device_is_killed_at_every_step_of_the_commit_order(
 
 def lied_to(folder: Path, kind: str, liar: str) -> Outcome:
     """What is found where ``liar`` has the place of ``kind``."""
-    pytest.importorskip("unicorn")
+    require_backend("software")
     guest = Bare(SEED, "software", kinds={kind: f"tests.soak.liars:{liar}"}, patience=2)
     # Two swaps give it time, and touch what does not lie.
     steps = [schedule.Step(2.0, "rng0", "restart"), schedule.Step(4.5, "rng0", "restart")]
@@ -119,9 +120,13 @@ def test_one_lie_is_found(tmp_path: Path, kind: str, liar: str, complaint: str) 
 
 @pytest.mark.slow
 def test_a_request_that_is_completed_twice_is_found(tmp_path: Path, hypervisor: str) -> None:
+    # Several, for the next completion covers one that nobody has looked at yet.
     steps = [
-        schedule.Step(0.2, "blk0", "inject", "duplicate-used push_used_idx"),
-        schedule.Step(2.5, "rng0", "restart"),
+        *(
+            schedule.Step(0.2 + number / 10, "blk0", "inject", "duplicate-used push_used_idx")
+            for number in range(8)
+        ),
+        schedule.Step(3.5, "rng0", "restart"),
     ]
 
     outcome = run(Bare(SEED, hypervisor, patience=2), steps, tmp_path, allow_inject=True)
@@ -145,6 +150,27 @@ def test_every_point_of_the_table_is_one_of_a_kill_or_of_those_that_are_not_reac
 
     assert killed | set(schedule.NOT_REACHED) == set(faults.POINTS)
     assert not killed & set(schedule.NOT_REACHED)
+
+
+def test_device_serves_whatever_is_told_of_others_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(harness, "PATIENCE", 0.0)
+
+    def serves(*told: tuple[EventKind, int]) -> None:
+        events = [
+            Event(number, kind, "rng0", generation, 0, 0, 0, None, {}, "no answer")
+            for number, (kind, generation) in enumerate(told)
+        ]
+        vm = cast(VM, SimpleNamespace(events=lambda: iter(events)))
+        watcher = harness._Watcher(vm, ["rng0"], Outcome())
+        watcher.join()
+        watcher.until_all_serve()
+
+    serves(("swapped", 2), ("hung", 1))
+    serves(("hung", 2))
+    with pytest.raises(harness.Problem, match="rng0 did not come back"):
+        serves(("swapped", 2), ("hung", 2))
 
 
 def test_schedule_is_the_seed_s_and_survives_its_file(tmp_path: Path) -> None:
