@@ -21,7 +21,11 @@ def children(pid: int | None = None) -> list[int]:
     owner = os.getpid() if pid is None else pid
     found: list[int] = []
     for task in os.listdir(f"/proc/{owner}/task"):
-        with open(f"/proc/{owner}/task/{task}/children", encoding="ascii") as file:
+        # A thread may have ended since it was listed.
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{owner}/task/{task}/children", encoding="ascii") as file,
+        ):
             found += map(int, file.read().split())
     return found
 
