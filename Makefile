@@ -4,7 +4,8 @@ PYTHON := $(PYTHON_BIN)/python
 PYTEST := $(PYTHON) -m pytest -q
 # What `make lab` runs when it is not told: Linux, then all tests that need KVM, on real KVM. Two
 # machines, so that one that locks up (tests/lab/run.py) costs its own tests only.
-LAB_TESTS := python -m pytest -q -p no:cacheprovider tests -m
+# No test there is over sooner than a machine that stood still for a minute lets it be.
+LAB_TESTS := python -m pytest -q -p no:cacheprovider -o timeout=480 tests -m
 LAB_OPTIONS ?=
 
 C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files protocol/jail

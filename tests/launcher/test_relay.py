@@ -114,6 +114,7 @@ def test_all_may_type(shared: Shared) -> None:
     shared.comes(shared.guest, b"c")
 
 
+@pytest.mark.slow
 def test_guest_that_takes_no_input_gets_it_whole_when_it_does(shared: Shared) -> None:
     end, data = shared.attach(), bytes(range(256)) * 4096
     sent = 0
@@ -140,6 +141,7 @@ def test_guest_that_takes_no_input_gets_it_whole_when_it_does(shared: Shared) ->
     assert got == data
 
 
+@pytest.mark.slow
 def test_who_does_not_read_misses_something_and_is_told_and_the_guest_is_not_held_up(
     shared: Shared,
 ) -> None:

@@ -282,6 +282,7 @@ def test_as_many_descriptors_as_are_asked_for_are_enough(
     assert all(": pty /dev/pts/" in line for line in done.stderr.splitlines())
 
 
+@pytest.mark.slow
 def test_signal_while_nobody_reads_the_last_output_ends_the_launcher(
     binary: str, runtime: Path, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_terminal_is_restored_after_a_signal(
     session.wait_until_restored()
 
 
+@pytest.mark.slow
 def test_killed_launcher_leaves_no_process_no_directory_and_a_sane_terminal(
     start: Callable[..., Session], runtime: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_terminal_of_somebody_else_is_left_alone(
     os.close(theirs)
 
 
+@pytest.mark.slow
 def test_piped_input_goes_to_the_guest_up_to_its_end(binary: str, runtime: Path) -> None:
     command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
 

@@ -64,6 +64,7 @@ def test_ps_of_nothing(runtime: Path, capfd: Capture) -> None:
     assert told(capfd, "ps") == []
 
 
+@pytest.mark.slow
 def test_ps_of_one_that_hangs_says_so_and_lists_the_others(start: Start, capfd: Capture) -> None:
     hanging = start("idle-hangs").describe().pid
     start("idle-well")
@@ -242,6 +243,7 @@ def test_garbage_at_the_socket_of_a_machine_harms_nobody(
     hooligan.close()
 
 
+@pytest.mark.slow
 def test_flood_of_what_the_vmm_has_to_answer_is_not_passed_on_to_it(
     start: Start, runtime: Path
 ) -> None:

@@ -280,7 +280,7 @@ class _Processes:
     def _vmm(self) -> list[int]:
         found = []
         for pid in children(self._launcher):
-            with contextlib.suppress(OSError):  # a spare that is gone by now
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a spare, gone
                 if b"vmm.entry" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found

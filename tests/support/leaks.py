@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def descriptors() -> dict[int, str]:
@@ -18,16 +19,14 @@ def descriptors() -> dict[int, str]:
 
 def children(pid: int | None = None) -> list[int]:
     """Living and dead children of ``pid``, by default of this process, that were not reaped."""
-    owner = os.getpid() if pid is None else pid
-    found: list[int] = []
-    for task in os.listdir(f"/proc/{owner}/task"):
-        # A thread may have ended since it was listed.
-        with (
-            contextlib.suppress(FileNotFoundError, ProcessLookupError),
-            open(f"/proc/{owner}/task/{task}/children", encoding="ascii") as file,
-        ):
-            found += map(int, file.read().split())
-    return found
+    threads = Path(f"/proc/{os.getpid() if pid is None else pid}/task")
+    while True:
+        listed = os.listdir(threads)
+        try:
+            found = [(threads / thread / "children").read_text() for thread in listed]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has ended, and its children are another's
+        return [int(child) for text in found for child in text.split()]
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 DEADLINE = 360.0 if "VIBE_LAB" in os.environ else 90.0
 """Seconds after which a run that should have ended has failed; arbitrary, and generous: the lab's
-processors are emulated."""
+processors are emulated, and may stand still for a minute."""
 
 # By so much sooner it stops by itself, and says what there was.
 _SOONER = 30.0

@@ -100,6 +100,7 @@ def machine_with(guest: bytes, rounds: int, doorbell_at: int, bits: int) -> Iter
         yield machine
 
 
+@pytest.mark.slow
 @needs_two_cpus
 def test_who_works_on_the_ring_while_the_guest_runs_loses_notifications(
     guest: bytes, tmp_path: Path
@@ -190,6 +191,7 @@ def process() -> Iterator[tuple[Process, GuestMemory]]:
         fds.close_all([fd, kick, call])
 
 
+@pytest.mark.slow
 def test_mediated_queue_loses_none_of_them(guest: bytes) -> None:
     """The way of a real device: doorbell, mediator, eventfd, the waker, the mediator between two
     blocks. A lost kick, or a completion that is not published, is a guest that never ends."""
