@@ -57,15 +57,6 @@ REGIONS = (Region(0, 10 * MIB, 0), Region(11 * MIB, 5 * MIB, 11 * MIB))
 DRIVER_ROOM = 4 * MIB
 
 
-# Until a device process at level "none" leaves its seal out by itself.
-_UNSEALED = """
-from functools import partial
-from devices.runtime import entry
-entry.seal.enter_privileges = lambda parent: None
-entry.serve = partial(entry.serve, is_sealed=False)
-"""
-
-
 class FakeHost:
     """What the launcher offers to ``Device.open``, remembered."""
 
@@ -337,13 +328,12 @@ def _find(kind: str, register: str) -> type[AnyDevice]:
 
 def _program(kind: str, register: str, level: Level) -> str:
     table = f"devices.kinds.KINDS[{kind!r}] = {register!r}" if register else ""
-    unsealed = _UNSEALED if level == "none" else ""
+    cell = "None" if level == "none" else "jail.Cell()"
     return f"""
 import sys
 import devices.kinds
 from protocol import jail
 {table}
-{unsealed}
 from devices.runtime.entry import main
-main(int(sys.argv[1]), jail.Cell())
+main(int(sys.argv[1]), {cell})
 """
