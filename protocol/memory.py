@@ -120,7 +120,8 @@ class GuestMemory:
 
     @property
     def whole(self) -> memoryview:
-        """The whole mapping, in which regions have their offsets, for the ring engine and the hypervisor."""
+        """The whole mapping, in which regions have their offsets: for the ring engine and the
+        hypervisor."""
         return self._view
 
     def close(self) -> None:
