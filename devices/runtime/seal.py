@@ -52,8 +52,9 @@ COMMON = frozenset(
 )  # fmt: skip
 """What the interpreter, libzmq and the loop call once everything is open (measured by strace)."""
 
-# Of one that takes descriptors; it can give none away (sendmsg), neither its own nor those.
-_RECEIVING = frozenset({"recvmsg"})
+# Of one that takes descriptors, and looks at what they are of, by whichever call its libc makes. It
+# can give none away (sendmsg), neither its own nor those.
+_RECEIVING = frozenset({"recvmsg", "fstat", "newfstatat"})
 
 # What filter.c adds with conditions on arguments: mmap, mprotect, tgkill, sendto.
 _CONDITIONAL = 4
