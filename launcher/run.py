@@ -29,7 +29,7 @@ VMM = "vmm"
 
 SCREEN, MESSAGES = 1, 2
 
-_VMM_MODULE, _ZYGOTE_MODULE = "vmm.entry", "devices.runtime.zygote"
+_VMM_MODULE, ZYGOTE_MODULE = "vmm.entry", "devices.runtime.zygote"
 
 
 def run(plan: Plan, loop: Loop, signals: Signals) -> int:
@@ -49,7 +49,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         keep_descriptors()
         vmm = start(VMM, _VMM_MODULE)
         resources.callback(vmm.close)
-        nursery = Nursery(_ZYGOTE_MODULE) if plan.devices else None
+        nursery = Nursery(ZYGOTE_MODULE) if plan.devices else None
         if nursery is not None:
             resources.callback(nursery.close)
         startup.mark("spawned")
