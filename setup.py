@@ -30,5 +30,6 @@ setup(
         "vmm/hypervisor/software/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
         "protocol/jail/build.py:ffi",
+        "protocol/mapping/build.py:ffi",
     ],
 )

@@ -16,6 +16,7 @@ import errno
 import gc
 import mmap
 import os
+import re
 import signal
 import socket
 import sys
@@ -132,7 +133,7 @@ class Hostile(Device[Config]):
         """The driver writes it once, before its chain."""
         # The first of its processes: the end of the journal's first page is nobody's, and stays for
         # those to come.
-        journal = self._worker._journal._map
+        journal = self._worker.journal._view
         if self.config.attack == "hang-on-config" and not journal[_PAGE - 1]:
             journal[_PAGE - 1] = 1
             threading.Event().wait()
@@ -168,21 +169,21 @@ class Hostile(Device[Config]):
 
     # ── memory ────────────────────────────────────────────────────────────────────────
 
-    def _canary(self) -> tuple[mmap.mmap, int]:
-        # All that is mapped of what was handed over; NotFound.
-        whole: mmap.mmap = self._worker._memory._map
-        if (page := whole.find(CANARY)) < 0:
+    def _find(self, what: bytes) -> tuple[memoryview, int]:
+        # All that is mapped of what was handed over, and where in it that is; NotFound.
+        whole: memoryview = self._worker.memory.whole
+        if (found := re.search(re.escape(what), whole)) is None:
             raise NotFound(f"no canary in the {len(whole)} bytes that are mapped")
-        return whole, page
+        return whole, found.start()
 
     def read_canary(self, chain: Chain) -> str:
         """Look at every page that is mapped."""
-        whole, page = self._canary()
+        whole, page = self._find(CANARY)
         return whole[page + 16 : page + 28].hex()
 
     def write_canary(self, chain: Chain) -> str:
         """The same, and write to it."""
-        whole, page = self._canary()
+        whole, page = self._find(CANARY)
         whole[page + 16 : page + 32] = b"overwritten page"
         return f"16 bytes at offset {page:#x}"
 
@@ -197,11 +198,10 @@ class Hostile(Device[Config]):
         """Complete a buffer, and go on writing to where it lies."""
         token = b"%016x" % time.monotonic_ns()
         written = chain.writable.write(token)
-        whole: mmap.mmap = self._worker._memory._map
-        self._go_on(whole, whole.find(token), time.monotonic() + _LATE_SECONDS)
+        self._go_on(*self._find(token), time.monotonic() + _LATE_SECONDS)
         return written
 
-    def _go_on(self, whole: mmap.mmap, place: int, until: float) -> None:
+    def _go_on(self, whole: memoryview, place: int, until: float) -> None:
         whole[place : place + 16] = b"%016x" % time.monotonic_ns()
         if time.monotonic() < until:
             self.soon(partial(self._go_on, whole, place, until))
@@ -209,7 +209,7 @@ class Hostile(Device[Config]):
     def corrupt_used(self, chain: Chain) -> int:
         """Claim to have completed forty chains."""
         (setup,) = self._setups
-        memory = self._worker._memory
+        memory = self._worker.memory
         idx = int.from_bytes(memory.read(setup.used + 2, 2), "little")
         for entry in range(setup.size):
             element = (9999).to_bytes(4, "little") + b"\xff" * 4
@@ -221,7 +221,7 @@ class Hostile(Device[Config]):
 
     def corrupt_journal(self, chain: Chain) -> int:
         """Leave the worst to a successor."""
-        whole = self._worker._journal._map
+        whole = self._worker.journal._view
         whole[:] = b"\xff" * len(whole)
         os._exit(1)
 

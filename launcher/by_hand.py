@@ -23,7 +23,7 @@ from devices.runtime import entry
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
-from launcher import client, device_options, verbs
+from launcher import client, device_options, verbs, vhost_user
 from launcher.logs import harmless
 from launcher.wishes import AskingHost
 from protocol import codec, fds, log
@@ -40,8 +40,16 @@ def run(implementation: str | None, given: Mapping[str, str]) -> int:
     once there is a device; VibeError for what is wrong before."""
     if implementation is None:
         raise BadInput(_COMMAND, f"which device? {verbs.DEVICE_RUN.usage}")
+    if vhost_user.OPTION in given:
+        if others := given.keys() & {"--attach", "--hold", "--jail"}:
+            raise BadInput(vhost_user.OPTION, f"goes without {min(others)}: there is no machine")
+        path, settings = given[vhost_user.OPTION], given[verbs.SETTINGS]
+        return vhost_user.run(_COMMAND, implementation, path, settings)
     if "--attach" not in given:
-        raise BadInput("--attach", "which device of which machine is it to be? VM/DEV")
+        raise BadInput(
+            "--attach",
+            "which device of which machine is it to be? VM/DEV; or a socket: --vhost-user PATH",
+        )
     kind, device = kinds.whole(implementation), kinds.find(implementation, _COMMAND)
     name, part = client.find_part("--attach", given["--attach"], "device")
     sizes = tuple(queue.size for queue in device.queues)

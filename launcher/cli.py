@@ -21,6 +21,7 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm swap VM/DEV --impl …            another implementation in its place; also restart
        vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
        vibevmm device run … --attach VM/DEV    this process in its place
+       vibevmm device run … --vhost-user PATH  a device for QEMU and others
        vibevmm experiment [FILE.toml]          what isolation costs and buys, measured
        vibevmm attack [NAME …]                 hostile devices and guests, and what comes of them
        vibevmm doctor [--json]                 what this host can do, and what to do about it

@@ -29,7 +29,7 @@ VMM = "vmm"
 
 SCREEN, MESSAGES = 1, 2
 
-_VMM_MODULE, _ZYGOTE_MODULE = "vmm.entry", "devices.runtime.zygote"
+_VMM_MODULE, ZYGOTE_MODULE = "vmm.entry", "devices.runtime.zygote"
 
 
 def run(plan: Plan, loop: Loop, signals: Signals) -> int:
@@ -52,7 +52,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
         nursery = None
         if plan.devices:
             made = groups.groups if isinstance(groups, cgroup.Machine) else None
-            nursery = Nursery(_ZYGOTE_MODULE, made)
+            nursery = Nursery(ZYGOTE_MODULE, made)
             resources.callback(nursery.close)
         startup.mark("spawned")
 

@@ -41,6 +41,13 @@ _INJECT_OPTIONS = (
     _JSON,
 )
 _ATTACH_TO = Option("--attach", "VM/DEV", "which device of which machine it is to be", _OPTIONS)
+_VHOST_USER = Option(
+    "--vhost-user",
+    "PATH",
+    "or serve it at a socket that is made there, to QEMU and others that speak vhost-user, jailed",
+    _OPTIONS,
+    completes="files",
+)
 _HOLD = Option(
     "--hold",
     None,
@@ -553,8 +560,10 @@ DEVICE_RUN = Verb(
     "your rights and no seal, and may be stopped in a debugger for as long as you like:\n"
     "python -m pdb -m launcher device run …\n"
     "Options of the device that are not given stay as they are. When it ends, what the machine\n"
-    "has of its own takes its place again.",
-    (_ATTACH_TO, _HOLD, _JAIL),
+    "has of its own takes its place again.\n"
+    "With --vhost-user there is no machine: the device is served at a socket, in a process of its\n"
+    "own and jailed, to one front-end after the other, until Ctrl-C.",
+    (_ATTACH_TO, _VHOST_USER, _HOLD, _JAIL),
     _device_run,
     takes_settings=True,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 
 
 def create() -> int:
@@ -16,12 +17,13 @@ def create() -> int:
 
 
 def ring(fd: int) -> None:
-    """Ring once. A full counter is a doorbell that is ringing already.
+    """Ring once. A full counter is a doorbell that is ringing already; of a socket, which may
+    stand for an eventfd where its owner reads it, nobody may be there any more.
 
     Never from a thread that may not block where a hostile process holds the other end: it
     can fill the counter and clear O_NONBLOCK, which both ends share.
     """
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(BlockingIOError, ConnectionError):
         os.eventfd_write(fd, 1)
 
 
@@ -31,3 +33,16 @@ def drain(fd: int) -> int:
         return os.eventfd_read(fd)
     except BlockingIOError:
         return 0
+
+
+def is_one(fd: int) -> bool:
+    """Whether ``fd``, which somebody has sent, is an eventfd: what can be rung and drained."""
+    if stat.S_IFMT(os.fstat(fd).st_mode):  # it has a type, as files, pipes and sockets do
+        return False
+    try:
+        os.eventfd_write(fd, 0)  # which changes nothing, and nothing else of that kind takes
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True

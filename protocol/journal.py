@@ -13,13 +13,13 @@ The layout is drawn in docs/journal.md::
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protocol.errors import HostError, ProtocolError
+from protocol.mapping import map_file
 from protocol.memory import PAGE_SIZE, create_memfd
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ class Journal:
         if (actual := os.fstat(fd).st_size) < size:
             raise ProtocolError(f"a journal of {actual} bytes, not {size}")
         try:
-            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED)
+            whole = self._view = map_file(fd, size)
         except OSError as error:
             raise HostError(f"cannot map a journal of {size} bytes: {error.strerror}") from error
-        whole = memoryview(self._map)
         self._queues = []
         start = PAGE_SIZE
         for index, entries in enumerate(queue_sizes):
@@ -95,7 +94,7 @@ class Journal:
         """Unmap; if a ring still uses it, the last of them to go does that."""
         self._queues.clear()
         with contextlib.suppress(BufferError):
-            self._map.close()
+            self._view.release()
 
     def __enter__(self) -> Journal:
         return self

@@ -2,20 +2,21 @@
 
 A process that was handed the descriptor maps the whole of it once, and reaches guest
 addresses only through :class:`GuestMemory`, which refuses everything that is not
-wholly inside one region: no access runs over the end of RAM or across a hole.
+wholly inside one region: no access runs over the end of RAM or across a hole. Memory that is
+somebody else's may lie in several files (:meth:`GuestMemory.of_files`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import mmap
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from protocol.errors import HostError
+from protocol.mapping import Mapping, map_file
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,15 +76,27 @@ class GuestMemory:
     """
 
     def __init__(self, fd: int, regions: Sequence[Region]) -> None:
+        length = max(region.offset + region.size for region in regions)
+        with _mapping(length):
+            self._become(map_file(fd, length), regions)
+
+    @classmethod
+    def of_files(cls, files: Sequence[tuple[int, Region]]) -> GuestMemory:
+        """Memory whose regions lie each in a file of its own, at its ``offset`` there; here they
+        lie one behind the other. HostError if one cannot be mapped."""
+        memory, regions, length = cls.__new__(cls), [], sum(region.size for _, region in files)
+        with _mapping(length):
+            mapping, at = Mapping(length), 0
+            for fd, region in files:
+                mapping.place(at, region.size, fd, region.offset)
+                regions.append(replace(region, offset=at))
+                at += region.size
+        memory._become(mapping.view, regions)
+        return memory
+
+    def _become(self, view: memoryview, regions: Sequence[Region]) -> None:
+        self._view = view
         self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
-        self._length = max(region.offset + region.size for region in self.regions)
-        try:
-            self._map = mmap.mmap(fd, self._length, mmap.MAP_SHARED)
-        except OSError as error:
-            raise HostError(
-                f"cannot map {self._length} bytes of guest memory: {error.strerror}"
-            ) from error
-        self._view = memoryview(self._map)
 
     def offset(self, gpa: int, size: int) -> int:
         """The offset in the memfd of ``size`` bytes at ``gpa``; OutOfRam if not in one region."""
@@ -107,14 +120,14 @@ class GuestMemory:
 
     @property
     def whole(self) -> memoryview:
-        """The whole mapping by offset in the file, for the ring engine and the hypervisor."""
+        """The whole mapping, in which regions have their offsets: for the ring engine and the
+        hypervisor."""
         return self._view
 
     def close(self) -> None:
         """Unmap; if somebody still holds a view, the last of them to go does that."""
         with contextlib.suppress(BufferError):
             self._view.release()
-            self._map.close()
 
     def __enter__(self) -> GuestMemory:
         return self
@@ -126,3 +139,12 @@ class GuestMemory:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _mapping(length: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise HostError(f"cannot map {length} bytes of guest memory: {why}") from error

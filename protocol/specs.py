@@ -66,6 +66,9 @@ class DeviceSpec:
     With it come the descriptors ``memory``, ``journal``, ``kick0`` … ``kickN``, ``call``, those
     that the kind opened for itself, ``trace`` if there is one, and ``faults``, a protocol.faults
     Board, if faults may be injected.
+
+    One with an empty ``endpoint`` is no machine's: with it come ``front-end``, a connection over
+    which vhost-user is spoken, ``journal``, and what the kind opened.
     """
 
     name: str

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import zmq
 
 from devices import kinds
+from devices.runtime import vhost_user
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
@@ -35,6 +36,7 @@ from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE, Sealed
 from protocol.specs import DeviceSpec, Part
 from protocol.trace import Trace
+from protocol.vhost_user import FROM_FRONT_END, Connection
 
 if TYPE_CHECKING:
     from devices.runtime.faults import Injector
@@ -103,6 +105,9 @@ def _be(members: Sequence[Member], cell: jail.Cell | None, parent: socket.socket
             for member, endpoint in zip(members, endpoints, strict=True):
                 member.spec = replace(member.spec, endpoint=endpoint)
             _tell_lacks(members[0].spec, cell)
+        if not members[0].spec.endpoint:
+            serve_front_end(members[0], ours, parent)
+            return
     serve(members, ours)
 
 
@@ -125,7 +130,7 @@ class Member:
         handed: Mapping[str, int],
         config: object = None,
     ) -> None:
-        _check_names(kind, handed)
+        _check_names(spec, kind, handed)
         self.spec = spec
         self.kind = kind
         self.handed = handed
@@ -143,6 +148,10 @@ class Member:
         self._memory = GuestMemory(self.handed["memory"], self.spec.regions)
         self._journal = Journal(self.handed["journal"], self.spec.journal)
         self._trace = Trace(self.handed["trace"], self.spec.name) if self.is_traced else None
+
+    def work(self, loop: Loop) -> Worker:
+        """The device, to be served by ``loop``, which has neither memory nor rings yet."""
+        return Worker(self.kind, self._config, self.handed, None, None, loop, None)
 
     def greet(self, context: zmq.Context[zmq.Socket[bytes]], loop: Loop) -> Session:
         """Come to be the device, to be served by ``loop``, and say hello to the VMM."""
@@ -216,6 +225,31 @@ def serve(
     context.term()
 
 
+def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) -> None:
+    """Be ``member`` for the front-end that was handed over, until it hangs up. What is sent to
+    ``parent`` it passes on to the front-end, with the journal."""
+    connection = Connection(socket.socket(fileno=member.handed["front-end"]), FROM_FRONT_END)
+    loop = Loop()
+    worker = member.work(loop)
+    if seal is not None:
+        seal.audit(
+            _held((*member.handed.values(), parent.fileno(), loop.fileno()), seal), channels=0
+        )
+        seal.close(
+            member.kind.jail.syscalls,
+            member.spec.on_violation,
+            files_grow=False,
+            receives=vhost_user.descriptors(len(worker.queues)),
+        )
+        _logger.info("sealed, with %s", ", ".join(member.handed))
+    sizes = member.spec.journal
+    back_end = vhost_user.BackEnd(
+        connection, worker, loop, member.handed["journal"], sizes, parent.sendall
+    )
+    loop.run()
+    back_end.close()
+
+
 def _quit(loop: Loop, serving: set[Session], session: Session) -> None:
     serving.discard(session)
     if not serving:
@@ -236,8 +270,11 @@ def _call_ourselves(name: str) -> None:
         comm.write(name.encode())
 
 
-def _check_names(kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
-    wanted = ["memory", "journal", "call", *(f"kick{queue.index}" for queue in kind.queues)]
+def _check_names(spec: DeviceSpec, kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
+    wanted = ["journal", "front-end"]
+    if spec.endpoint:
+        kicks = (f"kick{queue.index}" for queue in kind.queues)
+        wanted = ["memory", "journal", "call", *kicks]
     missing = [name for name in wanted if name not in handed]
     if missing:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")

@@ -18,6 +18,10 @@ class Loop:
         self._soon: dict[Callback, None] = {}
         self._stopped = False
 
+    def fileno(self) -> int:
+        """Its own descriptor."""
+        return self._epoll.fileno()
+
     def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
         """Call ``callback`` when ``fd`` has ``events``, level-triggered unless they say EPOLLET."""
         self._epoll.register(fd, events)

@@ -31,7 +31,7 @@ Handler = Callable[[Chain], int | None]
 
 
 class Queue:
-    """Serves one queue of a device through ``handler``. ``kick`` and ``call`` are its doorbells,
+    """Serves one queue of a device through ``handler``. ``doorbells`` are its kick and its call,
     the caller's; ``broken`` is told when the driver has broken the ring, ``published`` of the
     stream position up to which everything is published.
 
@@ -57,7 +57,9 @@ class Queue:
         self.stats = QueueStats()
         self.position = 0
         """Where the queue's stream stands, behind all chains completed so far."""
-        self._kick, self._call = doorbells
+        self.kick, self.call = doorbells
+        """The first may change while the queue is stopped, the second at any time; below 0: there
+        is none, and nobody is interrupted."""
         self._handler = handler
         self._loop = loop
         self._broken = broken
@@ -97,8 +99,21 @@ class Queue:
     def start(self) -> None:
         """Serve. What was made available before is noticed, for its kick may be long gone."""
         self._published(self.position)
-        self._loop.add(self._kick, self._kicked)
+        self._loop.add(self.kick, self._kicked)
         self._loop.soon(self._serve)
+
+    def drain(self) -> int:
+        """Carry out what was popped, and publish it; ``used.idx``. Chains that the handler keeps
+        are still in flight."""
+        while self._waiting:
+            self._take(self._waiting.popleft())
+        self._publish()
+        return 0 if self._ring is None else self._ring.used_idx
+
+    @property
+    def in_flight(self) -> int:
+        """Chains that were popped, and are not completed."""
+        return 0 if self._ring is None else self._ring.in_flight
 
     def settle(self) -> None:
         """Publish what is done. What is popped, and not done, is the journal's to tell."""
@@ -106,7 +121,7 @@ class Queue:
 
     def stop(self) -> None:
         """Touch guest memory no more: chains in flight are forgotten, not completed."""
-        self._loop.remove(self._kick)
+        self._loop.remove(self.kick)
         self._waiting.clear()
         self._kept.clear()
         self._done.clear()
@@ -132,7 +147,7 @@ class Queue:
         self._has_moved = True
 
     def _kicked(self) -> None:
-        doorbell.drain(self._kick)
+        doorbell.drain(self.kick)
         self.stats.kicks += 1
         self._serve()
 
@@ -191,7 +206,8 @@ class Queue:
 
     def _interrupt(self) -> None:
         self.stats.interrupts += 1
-        doorbell.ring(self._call)
+        if self.call >= 0:
+            doorbell.ring(self.call)
 
 
 class TracedQueue(Queue):

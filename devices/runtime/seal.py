@@ -26,7 +26,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from protocol import fds, jail
 from protocol.errors import HostError
@@ -51,6 +51,10 @@ COMMON = frozenset(
     }
 )  # fmt: skip
 """What the interpreter, libzmq and the loop call once everything is open (measured by strace)."""
+
+# Of one that takes descriptors, and looks at what they are of, by whichever call its libc makes. It
+# can give none away (sendmsg), neither its own nor those.
+_RECEIVING = frozenset({"recvmsg", "fstat", "newfstatat"})
 
 # What filter.c adds with conditions on arguments: mmap, mprotect, tgkill, sendto.
 _CONDITIONAL = 4
@@ -115,21 +119,28 @@ class Seal:
         return found
 
     def close(
-        self, syscalls: Iterable[str], on_violation: OnViolation = "kill", *, files_grow: bool
+        self,
+        syscalls: Iterable[str],
+        on_violation: OnViolation = "kill",
+        *,
+        files_grow: bool,
+        receives: int = 0,
     ) -> int:
         """Allow the common calls and ``syscalls``, in every thread; returns how many that are.
-        Files that are written to stay as large as the largest, unless ``files_grow``."""
-        calls = jail.numbers(COMMON.union(syscalls))
+        Files that are written to stay as large as the largest, unless ``files_grow``. One that
+        ``receives`` descriptors may come to have so many, and map what they are of."""
+        calls = jail.numbers(COMMON.union(syscalls, _RECEIVING if receives else ()))
         jail.unblock_trap(self._wait_for_masks())
         limits = self._limits(files_grow=files_grow)
+        limits[resource.RLIMIT_NOFILE] += receives
         os.close(self._proc)
         jail.limit(limits)
         # Python's own dump of its stack, which jail calls when a call is told of.
         faulthandler.register(signal.SIGSYS, all_threads=False)
-        jail.forbid_all_but(calls, on_violation)
+        jail.forbid_all_but(calls, on_violation, maps_files=receives > 0)
         return len(calls) + _CONDITIONAL
 
-    def _limits(self, *, files_grow: bool) -> Mapping[int, int]:
+    def _limits(self, *, files_grow: bool) -> dict[int, int]:
         opened = self.open_descriptors()
         limits = {
             # poll(2) refuses more than this many, and so there have to be some.

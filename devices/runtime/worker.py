@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 class Worker:
     """Makes one device of ``kind`` and serves its queues; it is that device's Runtime.
 
-    ``fds`` holds ``kick0`` … ``kickN`` and ``call`` beside what the kind opened; ``journal`` is
-    where a successor finds what was in flight. ``broken`` is told of a ring that its driver broke,
-    ``changed`` of a new configuration space. One that is ``failing`` answers every request with an
-    error. Chains of more than ``largest_chain`` bytes do not reach it; 0: any does. With an
-    ``injector`` its queues pass points at which faults can strike.
+    ``fds`` is what the kind opened, and may hold the doorbells, ``kick0`` … ``kickN`` and ``call``.
+    ``memory`` is the guest's, and ``journal`` where a successor finds what was in flight; both can
+    be others, or none, while the device is stopped. ``broken`` is told of a ring that its driver
+    broke, ``changed`` of a new configuration space. One that is ``failing`` answers every request
+    with an error. Chains of more than ``largest_chain`` bytes do not reach it; 0: any does. With
+    an ``injector`` its queues pass points at which faults can strike.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class Worker:
         kind: type[AnyDevice],
         config: Any,
         fds: Mapping[str, int],
-        memory: GuestMemory,
-        journal: Journal,
+        memory: GuestMemory | None,
+        journal: Journal | None,
         loop: Loop,
         trace: Trace | None,
         *,
@@ -50,18 +51,19 @@ class Worker:
         self.broken: Callable[[str], None] = lambda reason: None
         self.changed: Callable[[], None] = lambda: None
         self.largest_chain = largest_chain
-        self._memory = memory
-        self._journal = journal
+        self.memory = memory
+        self.journal = journal
         self._loop = loop
         self._watched: set[int] = set()
+        self._features = 0
         self._running = False
         self.device = kind(config, fds, self)
         plain = Queue if injector is None else injector.queue_type
         traced = TracedQueue if injector is None else injector.traced_queue_type
-        self._queues = [
+        self.queues = [
             (plain if trace is None else traced)(
                 declaration,
-                (fds[f"kick{declaration.index}"], fds["call"]),
+                (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
                 self._handler(declaration, failing=failing),
                 loop,
                 self._ring_broken,
@@ -69,7 +71,7 @@ class Worker:
             )
             for declaration in kind.queues
         ]
-        for queue in self._queues:
+        for queue in self.queues:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
@@ -100,12 +102,10 @@ class Worker:
             raise ProtocolError("a queue is set up twice")
         try:
             for queue, setup in zip(queues, setups, strict=True):
-                journal = self._journal.queue(setup.index)
-                position = self.device.initial_position(setup.index)
-                queue.attach(self._memory, setup, features, journal, position)
+                self._attach(queue, setup, features)
             if state:
                 self._restore(state)
-            self._running = True
+            self._features, self._running = features, True
             self.device.start(features)
             for queue in queues:
                 queue.start()
@@ -113,13 +113,34 @@ class Worker:
             self.stop()
             raise
 
+    def start_queue(self, setup: QueueSetup) -> None:
+        """One more, of a device that runs; RingBroken."""
+        queue = self.queue(setup.index)
+        self._attach(queue, setup, self._features)
+        queue.start()
+
+    def _attach(self, queue: Queue, setup: QueueSetup, features: int) -> None:
+        assert self.memory is not None
+        journal = None if self.journal is None else self.journal.queue(setup.index)
+        position = self.device.initial_position(setup.index)
+        queue.attach(self.memory, setup, features, journal, position)
+
     def _queue(self, setup: QueueSetup) -> Queue:
-        if setup.index >= len(self._queues):
-            raise ProtocolError(f"there is no queue {setup.index}")
-        queue = self._queues[setup.index]
+        queue = self.queue(setup.index)
         if setup.size > queue.declaration.size:
             raise ProtocolError(f"queue {setup.index} has no {setup.size} entries")
         return queue
+
+    def queue(self, index: int) -> Queue:
+        """Queue ``index``; ProtocolError if there is no such."""
+        if index >= len(self.queues):
+            raise ProtocolError(f"there is no queue {index}")
+        return self.queues[index]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._running
 
     def _restore(self, state: bytes) -> None:
         try:
@@ -130,7 +151,7 @@ class Worker:
     def quiesce(self) -> bytes:
         """Be quiet, for a successor, to whom the journal tells what is in flight; the device's
         own state."""
-        for queue in self._queues:
+        for queue in self.queues:
             queue.settle()
         state = self.device.save() if self._running else b""
         self.stop()
@@ -147,12 +168,10 @@ class Worker:
 
     def stop_queue(self, index: int) -> None:
         """The same for one queue; ProtocolError if there is no such."""
-        if index >= len(self._queues):
-            raise ProtocolError(f"there is no queue {index}")
-        self._queues[index].stop()
+        self.queue(index).stop()
 
     def _stop_queues(self) -> None:
-        for queue in self._queues:
+        for queue in self.queues:
             queue.stop()
 
     def _ring_broken(self, reason: str) -> None:
@@ -161,7 +180,7 @@ class Worker:
 
     def counters(self) -> dict[str, int]:
         """Every counter of the queues and of the device, by name."""
-        stats = ((queue.declaration.name, queue.stats) for queue in self._queues)
+        stats = ((queue.declaration.name, queue.stats) for queue in self.queues)
         return flat(stats, self.device.counters)
 
     # The device's Runtime.
@@ -182,19 +201,19 @@ class Worker:
 
     def complete(self, index: int, chain: Chain, written: int) -> None:
         """See :meth:`Device.complete`."""
-        self._queues[index].complete(chain, written)
+        self.queues[index].complete(chain, written)
 
     def oldest(self, index: int) -> Chain | None:
         """See :meth:`Device.oldest`."""
-        return self._queues[index].oldest()
+        return self.queues[index].oldest()
 
     def position(self, index: int) -> int:
         """See :meth:`Device.position`."""
-        return self._queues[index].position
+        return self.queues[index].position
 
     def advance(self, index: int, count: int) -> None:
         """See :meth:`Device.advance`."""
-        self._queues[index].advance(count)
+        self.queues[index].advance(count)
 
     def config_changed(self) -> None:
         """See :meth:`Device.config_changed`."""

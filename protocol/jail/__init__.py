@@ -216,9 +216,13 @@ def unblock_trap(threads: Collection[int]) -> None:
     _check("signals of other threads", lib.jail_unblock_trap(list(threads), len(threads)))
 
 
-def forbid_all_but(calls: Collection[int], on_violation: OnViolation) -> None:
-    """Allow ``calls`` and some others with conditions (jail.h), in every thread, for ever."""
-    _check("seccomp", lib.jail_filter(list(calls), len(calls), _ON_VIOLATION[on_violation]))
+def forbid_all_but(
+    calls: Collection[int], on_violation: OnViolation, *, maps_files: bool = False
+) -> None:
+    """Allow ``calls`` and some others with conditions (jail.h), in every thread, for ever. One
+    that ``maps_files`` may share them with who gives it their descriptors."""
+    answer = _ON_VIOLATION[on_violation]
+    _check("seccomp", lib.jail_filter(list(calls), len(calls), answer, maps_files))
 
 
 def landlock_version() -> int:

@@ -202,7 +202,7 @@ static void fill_names(void) {
     }
 }
 
-static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
+static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count, int files) {
     const uint32_t yes = SCMP_ACT_ALLOW;
     int error = 0;
     for (unsigned at = 0; !error && at < count; at++)
@@ -213,6 +213,10 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count) {
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
                                  SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE, MAP_PRIVATE));
+    if (!error && files)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
+                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
+                                 SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE | MAP_ANONYMOUS, MAP_SHARED));
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mprotect), 1,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
@@ -244,7 +248,7 @@ static int set_trap(int on_violation) {
     return 0;
 }
 
-int jail_filter(const int *calls, unsigned count, int on_violation) {
+int jail_filter(const int *calls, unsigned count, int on_violation, int files) {
     int error = set_trap(on_violation);
     if (error)
         return error;
@@ -259,7 +263,7 @@ int jail_filter(const int *calls, unsigned count, int on_violation) {
     if (!error)
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
-        error = add_rules(filter, calls, count);
+        error = add_rules(filter, calls, count, files);
     return jail_load(filter, error);
 }
 

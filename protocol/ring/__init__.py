@@ -258,6 +258,11 @@ class Ring:
         return int(self._lib.ring_in_flight(self._alive()))
 
     @property
+    def used_idx(self) -> int:
+        """``used.idx``: how many chains were completed, modulo 2**16."""
+        return int(self._lib.ring_used_idx(self._alive()))
+
+    @property
     def position(self) -> int:
         """The device's own number, as of the last chains completed."""
         return int(self._lib.ring_position(self._alive()))

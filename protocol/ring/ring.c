@@ -426,6 +426,11 @@ uint32_t ring_in_flight(const struct ring *ring)
     return ring->in_flight;
 }
 
+uint16_t ring_used_idx(const struct ring *ring)
+{
+    return ring->used_idx;
+}
+
 uint64_t ring_position(const struct ring *ring)
 {
     return ring->position;

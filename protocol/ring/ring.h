@@ -153,6 +153,7 @@ bool ring_enable_kicks(struct ring *ring);
 void ring_disable_kicks(struct ring *ring);
 
 uint32_t ring_in_flight(const struct ring *ring); /* those to be resubmitted included */
+uint16_t ring_used_idx(const struct ring *ring);  /* used.idx, as we have stored it */
 uint64_t ring_position(const struct ring *ring);  /* as of the last batch */
 struct ring_counters ring_counters(const struct ring *ring);
 

@@ -197,7 +197,7 @@ class Machine:
     def close(self) -> None:
         """What the kernel does when a process ends: it unmaps and closes, and stores nothing."""
         if self._worker is not None:
-            for queue in self._worker._queues:
+            for queue in self._worker.queues:
                 if queue._ring is not None:
                     queue._ring.close()
         self._worker = None

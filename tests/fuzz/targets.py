@@ -79,6 +79,7 @@ TARGETS: dict[str, Native | Guided] = {
     ),
     "frames": Guided("tests.fuzz.frames"),
     "codec": Guided("tests.fuzz.codec"),
+    "vhost-user": Guided("tests.fuzz.vhost_user"),
     "blk": Guided("tests.fuzz.blk"),
     "console": Guided("tests.fuzz.console"),
     "bzimage": Guided("tests.fuzz.bzimage", also=["elftools"]),

@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _pretend(monkeypatch: pytest.MonkeyPatch, runtime: Path) -> None:
-    for name in ("_VMM_MODULE", "_ZYGOTE_MODULE", "check_kvm"):
+    for name in ("_VMM_MODULE", "ZYGOTE_MODULE", "check_kvm"):
         monkeypatch.setattr(run, name, getattr(run, name))
     fake_launcher.pretend()
 

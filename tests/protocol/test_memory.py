@@ -208,3 +208,34 @@ def mappings(memfd: int) -> int:
     inode = str(os.fstat(memfd).st_ino)
     with open("/proc/self/maps", encoding="ascii") as maps:
         return sum("/memfd:" in line and line.split()[4] == inode for line in maps)
+
+
+def test_memory_of_several_files_is_one_buffer_whose_regions_lie_side_by_side() -> None:
+    one, other = create_memfd("test", 8 * PAGE_SIZE), create_memfd("test", 4 * PAGE_SIZE)
+    low = Region(0, 3 * PAGE_SIZE, 5 * PAGE_SIZE)
+    high = Region(1 << 40, 2 * PAGE_SIZE, PAGE_SIZE)
+    memory = GuestMemory.of_files([(other, high), (one, low)])
+    os.pwrite(one, b"low", low.offset)
+    os.pwrite(other, b"end", high.offset + high.size - 3)
+    os.close(one)
+    os.close(other)
+
+    assert memory.read(0, 3) == b"low"
+    assert memory.read(high.end - 3, 3) == b"end"
+    assert [(region.gpa, region.offset) for region in memory.regions] == [
+        (low.gpa, high.size),
+        (high.gpa, 0),
+    ]
+    assert len(memory.whole) == low.size + high.size
+    with pytest.raises(OutOfRam):
+        memory.read(low.end - 1, 2)
+    memory.close()
+    assert mappings(memfd) == 0
+
+
+@pytest.mark.parametrize("region", [Region(0, SIZE + PAGE_SIZE, 0), Region(0, SIZE, PAGE_SIZE)])
+def test_what_a_file_has_not_cannot_be_mapped(memfd: int, region: Region) -> None:
+    # Mapped it would be, and kill whoever touched it.
+    with pytest.raises(HostError, match=f"of a file of {SIZE}"):
+        GuestMemory.of_files([(memfd, region)])
+    assert mappings(memfd) == 0

@@ -18,6 +18,7 @@ import runpy
 built = runpy.run_path('protocol/ring/build.py')
 built['ffi'].compile(tmpdir='.')
 built['faults'].compile(tmpdir='.')
+runpy.run_path('protocol/mapping/build.py')['ffi'].compile(tmpdir='.')
 """
 TESTS = (
     "test_ring.py",

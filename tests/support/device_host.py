@@ -103,7 +103,7 @@ class DeviceHost:
         level: Level = "jail",
     ) -> None:
         self.kind = kind
-        self.type = _find(kind, register)
+        self.type = find_kind(kind, register)
         self.config = self.type.config_type() if config is None else config
         self.host = host or FakeHost()
         self.given = self.type.open(self.config, self.host)
@@ -132,7 +132,7 @@ class DeviceHost:
         self._log = (folder / "log").open("w+b")
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _program(kind, register, level), str(theirs.fileno())],
+                [sys.executable, "-c", program(kind, register, level), str(theirs.fileno())],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -316,7 +316,8 @@ class DeviceHost:
         self.close()
 
 
-def _find(kind: str, register: str) -> type[AnyDevice]:
+def find_kind(kind: str, register: str) -> type[AnyDevice]:
+    """The class of ``kind``, or what is to ``register`` under that word."""
     if not register:
         return kinds.find(kind)
     kinds.KINDS[kind] = register
@@ -326,7 +327,8 @@ def _find(kind: str, register: str) -> type[AnyDevice]:
         del kinds.KINDS[kind]
 
 
-def _program(kind: str, register: str, level: Level) -> str:
+def program(kind: str, register: str, level: Level) -> str:
+    """What a process runs to be it, its handover socket being the descriptor in its argument."""
     table = f"devices.kinds.KINDS[{kind!r}] = {register!r}" if register else ""
     cell = "None" if level == "none" else "jail.Cell()"
     return f"""

@@ -14,7 +14,7 @@ from launcher import cli, run
 def pretend() -> None:
     """Let the launcher of this process start fakes."""
     run._VMM_MODULE = "tests.support.fake_vmm"
-    run._ZYGOTE_MODULE = "tests.support.fake_zygote"
+    run.ZYGOTE_MODULE = "tests.support.fake_zygote"
     run.check_kvm = lambda: None
 
 

@@ -49,6 +49,7 @@ class Rogue(Device[Config]):
             "kill": lambda: os.kill(1, 0),
             "executable": lambda: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_EXEC),
             "shared-memory": lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED),
+            "give-away": lambda: ctypes.CDLL(None).sendmsg(3, None, 0),
             "raise": lambda: [][1],
             "write-too-much": lambda: chain.writable.size + 1,
             "abort": os.abort,

@@ -1,0 +1,23 @@
+"""Builds ``protocol.mapping._mapping``: mmap at a place of our choice, its flags as the host has
+them."""
+
+from cffi import FFI
+
+ffi = FFI()
+ffi.cdef("""
+    #define PROT_NONE ...
+    #define PROT_READ ...
+    #define PROT_WRITE ...
+    #define MAP_PRIVATE ...
+    #define MAP_SHARED ...
+    #define MAP_FIXED ...
+    #define MAP_ANONYMOUS ...
+    typedef int... off_t;
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset);
+    int munmap(void *addr, size_t length);
+""")
+ffi.set_source(
+    "protocol.mapping._mapping",
+    "#include <sys/mman.h>",
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+)

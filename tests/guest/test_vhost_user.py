@@ -1,0 +1,121 @@
+"""Stock Linux on our devices under front-ends that nobody here wrote: QEMU and user-mode Linux."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.kernels import is_here
+from tests.support.leaks import none_left
+from tests.support.linux import make_disk
+from tests.support.packages import PROJECT
+from tests.support.peers import DEADLINE, QEMU, UML, Served, lacks, qemu, user_mode_linux
+
+pytestmark = pytest.mark.slow
+
+needs_uml = pytest.mark.skipif(bool(lacks(UML)), reason=lacks(UML))
+needs_qemu = pytest.mark.skipif(
+    bool(lacks(QEMU)) or not is_here("cloud-amd64"),
+    reason=lacks(QEMU) or "needs Debian's kernel, which `make linux` downloads",
+)
+
+INIT = (PROJECT / "tests" / "lab" / "l2_init.sh").read_text()
+
+# Writes for as long as it takes to be disturbed, and reads all of it back from the disk.
+BUSY = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod "$module"; done
+mount -t ext4 /dev/vda /mnt && cd /mnt
+for number in $(seq 40); do
+    dd if=/dev/urandom of="data$number" bs=64k count=2 conv=fsync 2>/dev/null ||
+        echo "guest: cannot write data$number"
+    echo "guest: wrote $number."
+done
+sha256sum data* >/tmp/sums
+sync
+echo 3 >/proc/sys/vm/drop_caches
+sha256sum -c -s /tmp/sums && echo "guest: sums hold for $(grep -c . /tmp/sums) files"
+cd /
+umount /mnt && echo "guest: unmounted"
+poweroff -f
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    with none_left():
+        yield
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return make_disk(tmp_path / "disk.img", 16 << 20)
+
+
+@needs_uml
+def test_user_mode_linux_writes_a_disk_and_finds_it_again(tmp_path: Path, disk: Path) -> None:
+    path = tmp_path / "blk"
+    with Served(path, "blk", f"path={disk}") as served:
+        for found in ("guest: wrote 8 files", "guest: sums hold for 8 files"):
+            with user_mode_linux(tmp_path, INIT, [f"{path}:2"]) as linux:
+                assert linux.wait() == 0, linux.said
+            assert "guest: mounted 32768 sectors" in linux.said
+            assert found in linux.said
+            assert "guest: unmounted" in linux.said
+        assert served.end() == 128 + signal.SIGINT
+    assert "blk error" not in served.said
+    assert not path.exists()
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    ("machine", "disk_name", "rng_name"),
+    [
+        pytest.param("microvm,acpi=on", "vhost-user-blk", "vhost-user-rng", id="microvm"),
+        pytest.param("q35", "vhost-user-blk-pci", "vhost-user-rng-pci", id="q35"),
+    ],
+)
+def test_qemu_writes_a_disk_and_finds_it_again_and_has_entropy(
+    tmp_path: Path, disk: Path, machine: str, disk_name: str, rng_name: str
+) -> None:
+    blk, rng = tmp_path / "blk", tmp_path / "rng"
+    with Served(blk, "blk", f"path={disk}") as served, Served(rng, "rng") as entropy:
+        for found in ("guest: wrote 8 files", "guest: sums hold for 8 files"):
+            with qemu(INIT, machine, [(disk_name, blk), (rng_name, rng)]) as linux:
+                assert linux.wait() == 0, linux.said
+            assert found in linux.said
+            assert "guest: unmounted" in linux.said
+            assert re.search("guest: entropy [0-9a-f]{64}\n", linux.said)
+    assert "error" not in served.said + entropy.said
+
+
+@needs_qemu
+def test_a_guest_of_qemu_loses_nothing_when_the_disks_process_is_killed_and_run_again(
+    tmp_path: Path, disk: Path
+) -> None:
+    path = tmp_path / "blk"
+    words = ("blk", f"path={disk}")
+    with Served(path, *words) as first:
+        # What is in flight comes back with the connection; QEMU comes back by itself.
+        devices = [("vhost-user-blk", path)]
+        with qemu(BUSY, "microvm,acpi=on", devices, chardev=",reconnect=1") as linux:
+            linux.waits_for("guest: wrote 5.")
+            os.kill(first.device("blk"), signal.SIGKILL)
+            first.waits_for("blk was killed by SIGKILL")
+            linux.waits_for("guest: wrote 15.")
+            first.process.kill()
+            first.wait()
+            path.unlink()  # who was killed could not
+            with Served(path, *words):
+                assert linux.wait(DEADLINE) == 0, linux.said
+    assert "guest: sums hold for 40 files" in linux.said
+    assert "guest: unmounted" in linux.said
+    assert "cannot write" not in linux.said
