@@ -15,8 +15,9 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
+from devices.lanes import PLAIN, Build, Lane
 from devices.runtime import files
 from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
 from protocol.errors import BadInput
@@ -130,6 +131,7 @@ class Blk(Device[Config]):
     jail = Jail(
         frozenset({"preadv", "preadv2", "pwritev", "pwritev2", "fdatasync", "fallocate"}),
     )
+    lanes = PLAIN
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
@@ -159,6 +161,7 @@ class Blk(Device[Config]):
             self._size_max = min(_SIZE_MAX, most // _PAGE * _PAGE)
         self._write_flags = 0
         self._operations: dict[int, Operation] = {}
+        self._disk: Any = None  # the lane's struct blk_disk
 
     @property
     def features(self) -> int:
@@ -204,6 +207,19 @@ class Blk(Device[Config]):
                 self._operations[request] = operation
         # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
         self._write_flags = 0 if features & bit(Feature.FLUSH) else os.RWF_DSYNC
+        if self._disk is not None:
+            self._disk.write_flags = self._write_flags
+
+    def lane(self, index: int, build: Build) -> Lane:
+        """Reads and writes in C."""
+        self._disk = build.ffi.new("struct blk_disk *")
+        self._disk.image = self._image
+        self._disk.readonly = self.config.readonly
+        self._disk.alignment = 1
+        self._disk.sectors = self._sectors
+        self._disk.most = _SEG_MAX * self._size_max
+        counted = ("reads", "writes")
+        return Lane(build, build.lib.blk_carry_out, self._disk, self.counters, counted)
 
     @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:

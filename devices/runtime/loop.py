@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 Callback = Callable[[], None]
 
+Sleeper = Callable[[int, int], None]
+"""Sleeps until a descriptor is readable, for so many milliseconds at most; -1: for ever."""
+
 
 class Loop:
     """Calls back when descriptors are ready, then what was put off, until it is stopped."""
@@ -17,6 +20,8 @@ class Loop:
         # A dict for its order: a callback that was put off twice is called once.
         self._soon: dict[Callback, None] = {}
         self._stopped = False
+        self.sleeper: Sleeper | None = None
+        """Sleeps in this loop's place, and serves meanwhile what it itself waits for."""
 
     def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
         """Call ``callback`` when ``fd`` has ``events``, level-triggered unless they say EPOLLET."""
@@ -40,7 +45,7 @@ class Loop:
         """Serve until stopped. What is put off during a turn's end belongs to the next turn, so
         a callback that always puts itself off starves no descriptor."""
         while not self._stopped:
-            for fd, _ in self._epoll.poll(0 if self._soon else -1):
+            for fd, _ in self._ready():
                 # An earlier callback of this turn may have removed it.
                 callback = self._callbacks.get(fd)
                 if callback is not None:
@@ -48,6 +53,13 @@ class Loop:
             put_off, self._soon = self._soon, {}
             for callback in put_off:
                 callback()
+
+    def _ready(self) -> list[tuple[int, int]]:
+        milliseconds = 0 if self._soon else -1
+        if self.sleeper is None:
+            return self._epoll.poll(milliseconds)
+        self.sleeper(self._epoll.fileno(), milliseconds)
+        return self._epoll.poll(0)
 
     def close(self) -> None:
         """Wait for nothing any more."""

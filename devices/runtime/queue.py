@@ -25,7 +25,7 @@ _BATCH = 32
 
 # How long a queue is served before other descriptors get their turn, a Stop among them, and what
 # was done is published; the chain that is being handled is finished first (arbitrary).
-_TURN_SECONDS = 0.005
+TURN_SECONDS = 0.005
 
 Handler = Callable[[Chain], int | None]
 
@@ -97,8 +97,14 @@ class Queue:
     def start(self) -> None:
         """Serve. What was made available before is noticed, for its kick may be long gone."""
         self._published(self.position)
-        self._loop.add(self._kick, self._kicked)
+        self._listen()
         self._loop.soon(self._serve)
+
+    def _listen(self) -> None:
+        self._loop.add(self._kick, self._kicked)
+
+    def count(self) -> None:
+        """Bring :attr:`stats` up to date."""
 
     def settle(self) -> None:
         """Publish what is done. What is popped, and not done, is the journal's to tell."""
@@ -141,7 +147,7 @@ class Queue:
         if ring is None:  # stopped since this was put off
             return
         ring.disable_kicks()
-        end = monotonic() + _TURN_SECONDS
+        end = monotonic() + TURN_SECONDS
         try:
             while monotonic() < end:
                 if not self._waiting:

@@ -58,8 +58,14 @@ class Worker:
         self.device = kind(config, fds, self)
         plain = Queue if injector is None else injector.queue_type
         traced = TracedQueue if injector is None else injector.traced_queue_type
-        self._queues = [
-            (plain if trace is None else traced)(
+        lanes = kind.lanes
+        if failing or trace is not None:  # which tells of each chain
+            lanes = None
+        elif lanes is not None and injector is not None:
+            lanes = injector.lanes
+        self._queues: list[Queue] = []
+        for declaration in kind.queues:
+            arguments = (
                 declaration,
                 (fds[f"kick{declaration.index}"], fds["call"]),
                 self._handler(declaration, failing=failing),
@@ -67,8 +73,11 @@ class Worker:
                 self._ring_broken,
                 partial(self.device.published, declaration.index),
             )
-            for declaration in kind.queues
-        ]
+            lane = None if lanes is None else self.device.lane(declaration.index, lanes)
+            if lane is not None:
+                self._queues.append(lane.build.queue(lane, *arguments))
+            else:
+                self._queues.append((plain if trace is None else traced)(*arguments))
         for queue in self._queues:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
@@ -161,6 +170,8 @@ class Worker:
 
     def counters(self) -> dict[str, int]:
         """Every counter of the queues and of the device, by name."""
+        for queue in self._queues:
+            queue.count()
         stats = ((queue.declaration.name, queue.stats) for queue in self._queues)
         return flat(stats, self.device.counters)
 
