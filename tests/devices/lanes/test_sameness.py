@@ -29,6 +29,7 @@ from protocol.messages import QueueSetup
 from protocol.virtio import Feature as RingFeature
 from protocol.virtio import bit
 from tests.support.driver import Driver, Used
+from tests.support.python_blk import PythonBlk
 from tests.support.ring_pair import guest_memory
 
 SECTORS = 32
@@ -44,10 +45,6 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-
-
-class InPython(Blk):
-    """The same device without a lane, as every class made from another is."""
 
 
 class Ask(NamedTuple):
@@ -251,7 +248,7 @@ batches = st.lists(
 def test_both_do_the_same(
     asked: list[list[Ask | Odd]], readonly: bool, flush: bool, jump: int
 ) -> None:
-    expected = play(InPython, asked, readonly=readonly, flush=flush, jump=jump)
+    expected = play(PythonBlk, asked, readonly=readonly, flush=flush, jump=jump)
 
     assert play(Blk, asked, readonly=readonly, flush=flush, jump=jump) == expected
 
