@@ -7,6 +7,7 @@ header stays a raw disk. A request is carried out before the next one is looked 
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -87,7 +88,12 @@ _MAX_RANGES = 16
 _MAX_DISCARD_SECTORS = 1 << 22
 _MAX_ZERO_SECTORS = 1 << 15
 
-_ZEROS = bytes(64 * 1024)
+# At a page's beginning, as direct I/O wants what it writes.
+_ZEROS = memoryview(mmap.mmap(-1, 64 * 1024)).toreadonly()
+
+# What direct I/O is done through where the guest's buffers are not aligned, so much at a time
+# (arbitrary).
+_BOUNCE_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,9 @@ class Config:
     """The disk's logical block: 512, 1024, 2048 or 4096 bytes."""
     serial: str = ""
     """The serial number that the guest sees: up to 20 characters of ASCII."""
+    cache: Literal["writeback", "none", "unsafe"] = "writeback"
+    """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
+    and writes go around it; unsafe, there, and a flush does nothing."""
 
     def __post_init__(self) -> None:
         if self.block_size not in (512, 1024, 2048, 4096):
@@ -145,6 +154,8 @@ class Blk(Device[Config]):
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
             _check(image, config, host)
+            if config.cache == "none":
+                _go_direct(image, config)
         except BaseException:
             os.close(image)
             raise
@@ -160,6 +171,9 @@ class Blk(Device[Config]):
             most = (runtime.largest_chain - _HEADER.size - 1) // _SEG_MAX
             self._size_max = min(_SIZE_MAX, most // _PAGE * _PAGE)
         self._write_flags = 0
+        self._bounce: memoryview | None = None
+        if config.cache == "none":
+            self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE))
         self._operations: dict[int, Operation] = {}
         self._disk: Any = None  # the lane's struct blk_disk
 
@@ -206,7 +220,8 @@ class Blk(Device[Config]):
             if features & bit(feature):
                 self._operations[request] = operation
         # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
-        self._write_flags = 0 if features & bit(Feature.FLUSH) else os.RWF_DSYNC
+        is_cached = features & bit(Feature.FLUSH) or self.config.cache == "unsafe"
+        self._write_flags = 0 if is_cached else os.RWF_DSYNC
         if self._disk is not None:
             self._disk.write_flags = self._write_flags
 
@@ -215,7 +230,7 @@ class Blk(Device[Config]):
         self._disk = build.ffi.new("struct blk_disk *")
         self._disk.image = self._image
         self._disk.readonly = self.config.readonly
-        self._disk.alignment = 1
+        self._disk.alignment = 1 if self._bounce is None else self.config.block_size
         self._disk.sectors = self._sectors
         self._disk.most = _SEG_MAX * self._size_max
         counted = ("reads", "writes")
@@ -286,10 +301,14 @@ class Blk(Device[Config]):
         offset = self._offset(sector, data.left)
         self.counters["reads"] += 1
         while data.left:
-            count = os.preadv(self._image, data.buffers(), offset)
+            if self._bounce is None:
+                count = os.preadv(self._image, data.buffers(), offset)
+                data.advance(count)
+            else:
+                count = os.preadv(self._image, [self._bounce[: data.left]], offset)
+                data.write(self._bounce[:count])
             if not count:
                 raise OSError(errno.EIO, "the image is shorter than it was")
-            data.advance(count)
             offset += count
 
     def _write(self, sector: int, request: Reader, data: Writer) -> None:
@@ -297,12 +316,26 @@ class Blk(Device[Config]):
         offset = self._offset(sector, request.left)
         self.counters["writes"] += 1
         while request.left:
-            count = os.pwritev(self._image, request.buffers(), offset, self._write_flags)
+            count = os.pwritev(self._image, self._source(request), offset, self._write_flags)
             request.advance(count)
             offset += count
 
+    def _source(self, request: Reader) -> list[memoryview]:
+        # Of what is left: all, or as much as can be copied to where it is aligned.
+        if self._bounce is None:
+            return request.buffers()
+        size = 0
+        for piece in request.buffers(_BOUNCE_SIZE):
+            self._bounce[size : size + len(piece)] = piece
+            size += len(piece)
+        return [self._bounce[:size]]
+
     def _flush(self, sector: int, request: Reader, data: Writer) -> None:
         self.counters["flushes"] += 1
+        if self.config.cache != "unsafe":
+            self._make_durable()
+
+    def _make_durable(self) -> None:
         os.fdatasync(self._image)
 
     def _get_id(self, sector: int, request: Reader, data: Writer) -> None:
@@ -377,6 +410,13 @@ class MappedBlk(Blk):
 
     jail = Jail(frozenset({"fdatasync", "fallocate", "msync", "pwritev", "pwritev2"}))
 
+    @classmethod
+    def open(cls, config: Config, host: Host) -> dict[str, int]:
+        """See Blk; a mapping is the page cache."""
+        if config.cache == "none":
+            raise BadInput("cache", "a mapped image cannot go around the page cache (none)")
+        return super().open(config, host)
+
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         access = mmap.ACCESS_READ if config.readonly else mmap.ACCESS_WRITE
@@ -398,8 +438,7 @@ class MappedBlk(Blk):
         if self._write_flags:
             self._sync(start, offset)
 
-    def _flush(self, sector: int, request: Reader, data: Writer) -> None:
-        self.counters["flushes"] += 1
+    def _make_durable(self) -> None:
         self._map.flush()
 
     def _sync(self, start: int, end: int) -> None:
@@ -418,3 +457,18 @@ def _check(image: int, config: Config, host: Host) -> None:
         raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
     if not host.lock(image, shared=config.readonly):
         raise BadInput("path", f"{path}: is in use: by another process, or twice in this run")
+
+
+def _go_direct(image: int, config: Config) -> None:
+    # By setting the flag, and not by opening once more: a path may lead somewhere else by then.
+    try:
+        fcntl.fcntl(image, fcntl.F_SETFL, fcntl.fcntl(image, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        why = f"{config.path}: its file system has no direct I/O"
+        raise BadInput("cache", f"none: {why}: {error.strerror}") from error
+    block = memoryview(mmap.mmap(-1, 2 * _PAGE))[config.block_size :][: config.block_size]
+    try:
+        os.preadv(image, [block], 0)
+    except OSError as error:
+        why = f"{config.path}: no direct I/O in blocks of {config.block_size} bytes"
+        raise BadInput("cache", f"none: {why}: {error.strerror}") from error

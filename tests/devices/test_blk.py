@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from devices.blk import Blk, Config, Feature, Request, Status
+from devices.blk import Blk, Config, Feature, MappedBlk, Request, Status
 from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
+from tests.fuzz.chains import Request as Asked
 from tests.support.device_host import DeviceHost, FakeHost
 from vmm import memory_map
 
@@ -213,6 +214,72 @@ def test_two_disks_keep_their_images_apart(boot: Boot, tmp_path: Path) -> None:
     read = [host.send([header(Request.IN)], [SECTOR, 1]).data[:1] for host in hosts]
 
     assert read == [b"a", b"b"]
+
+
+# Caches.
+
+
+@unmapped
+def test_around_the_page_cache_any_buffer_will_do(boot: Boot, image: Path) -> None:
+    # Two requests for C, whose buffers lie on blocks, and two that have to be copied.
+    host = boot("blk", Config(str(image), cache="none"))
+    host.start(*WRITING)
+    data = os.urandom(3 << 20)
+    image.write_bytes(data[: SECTORS * SECTOR])
+    host.memory.write(0x2000, header(Request.IN, 8))
+    host.memory.write(0x2100, header(Request.OUT, 16))
+    driver = host.drivers[0]
+    for first, head, flags in ((10, 0x2000, 3), (13, 0x2100, 1)):
+        driver.write_descriptor(first, head, 16, 1, first + 1)
+        driver.write_descriptor(first + 1, 0x4000, 4096, flags, first + 2)
+        driver.write_descriptor(first + 2, 0x3000, 1, 2, 0)
+        driver.adopt(first)
+        host.publish()
+        host.collect(1)
+        assert host.memory.read(0x3000, 1)[0] == Status.OK
+
+    read = host.send([header(Request.IN, 8)], [100, 4096 - 100, 1])
+    size = (1 << 20) - 32 * SECTOR
+    wrote = status(host, header(Request.OUT, 32)[:5], header(Request.OUT, 32)[5:] + data[-size:])
+
+    assert read.data == data[4096:8192] + bytes([Status.OK])
+    assert wrote == Status.OK
+    content = image.read_bytes()
+    assert content[8192:12288] == data[4096:8192]
+    assert content[32 * SECTOR :] == data[-size:]
+    fdinfo = Path(f"/proc/self/fdinfo/{host.given['image']}").read_text()
+    assert int(fdinfo.split("flags:")[1].split()[0], 8) & os.O_DIRECT
+
+
+@unmapped
+def test_zeros_are_written_around_the_page_cache(boot: Boot, memfd: int) -> None:
+    host = boot("blk", Config(f"/proc/self/fd/{memfd}", cache="none"))
+    host.start(*WRITING)
+
+    assert status(host, header(Request.WRITE_ZEROES), extent(8, 296)) == Status.OK
+
+    assert os.pread(memfd, 256 * 1024, 0).count(0) == 296 * SECTOR
+
+
+@pytest.mark.parametrize(
+    ("cache", "feature", "syncs"),
+    [("writeback", Feature.FLUSH, 1), ("none", Feature.FLUSH, 1), ("unsafe", Feature.FLUSH, 0)],
+)
+def test_flush_makes_durable_unless_the_cache_is_unsafe(
+    image: Path, monkeypatch: pytest.MonkeyPatch, cache: Any, feature: Feature, syncs: int
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    with image.open("r+b") as file:
+        runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
+        disk = Blk(Config("", cache=cache), {"image": file.fileno()}, runtime)
+        disk.start(1 << feature)
+        asked = Asked(header(Request.FLUSH), [], [1])
+
+        assert disk.requestq(asked.chain()) == 1
+
+    assert asked.answer() == bytes([Status.OK])
+    assert len(synced) == syncs
 
 
 # What is not done.
@@ -465,6 +532,30 @@ def test_an_image_that_cannot_be_a_disk_is_bad_input(
 
     with pytest.raises(BadInput, match=f"^path: {path}: {complaint}"):
         opened(path, readonly=readonly)
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "complaint"),
+    [
+        (fcntl, "fcntl", "its file system has no direct I/O: Invalid argument"),
+        (os, "preadv", "no direct I/O in blocks of 512 bytes: Invalid argument"),
+    ],
+)
+def test_an_image_that_has_no_direct_io_is_bad_input(
+    image: Path, monkeypatch: pytest.MonkeyPatch, module: Any, call: str, complaint: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, refuse)
+        with pytest.raises(BadInput, match=f"^cache: none: {image}: {complaint}$"):
+            opened(image, cache="none")
+
+
+def test_a_mapped_image_cannot_go_around_the_page_cache(image: Path) -> None:
+    with pytest.raises(BadInput, match="^cache: a mapped image cannot"):
+        MappedBlk.open(Config(str(image), cache="none"), FakeHost())
 
 
 def test_a_path_that_is_none_is_bad_input() -> None:
