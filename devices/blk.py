@@ -21,6 +21,7 @@ from typing import Any, Literal
 from devices.lanes import PLAIN, Build, Lane
 from devices.runtime import files
 from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
+from devices.runtime.limits import Limit
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
@@ -83,6 +84,9 @@ _SEG_MAX = _QUEUE_SIZE - 2
 _SIZE_MAX = 256 * 1024
 _PAGE = 4096
 
+# So that no request has to wait for longer than a second: it has pages in all its segments.
+_MIN_BW = 512 * 1024
+
 # Of one DISCARD or WRITE_ZEROES (arbitrary). Zeros may have to be written; holes cost little.
 _MAX_RANGES = 16
 _MAX_DISCARD_SECTORS = 1 << 22
@@ -114,7 +118,16 @@ class Config:
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
     and writes go around it; unsafe, there, and a flush does nothing."""
 
+    iops: int = 0
+    """The most requests in a second; 0: as many as it can."""
+    bw: int = 0
+    """The most bytes in a second, 512K or more; 0: as many as it can."""
+
     def __post_init__(self) -> None:
+        if self.iops < 0:
+            raise ValueError(f"iops: {self.iops} requests in a second")
+        if self.bw and self.bw < _MIN_BW:
+            raise ValueError(f"bw: {self.bw} bytes in a second are fewer than {_MIN_BW}")
         if self.block_size not in (512, 1024, 2048, 4096):
             raise ValueError(f"block_size: {self.block_size} is not 512, 1024, 2048 or 4096")
         if not self.serial.isascii() or len(self.serial) > ID_SIZE:
@@ -166,10 +179,11 @@ class Blk(Device[Config]):
         self._image = fds["image"]
         self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
         self._size_max = _SIZE_MAX
-        if runtime.largest_chain:
-            # The largest request with its header and its status, in whole pages.
-            most = (runtime.largest_chain - _HEADER.size - 1) // _SEG_MAX
-            self._size_max = min(_SIZE_MAX, most // _PAGE * _PAGE)
+        # The largest request with its header and its status, in whole pages. Of so many bytes in a
+        # second it may use up those of one: else nobody could tell it from a hang.
+        for most in filter(None, (runtime.largest_chain, config.bw)):
+            pages = (most - _HEADER.size - 1) // _SEG_MAX // _PAGE
+            self._size_max = min(self._size_max, pages * _PAGE)
         self._write_flags = 0
         self._bounce: memoryview | None = None
         if config.cache == "none":
@@ -251,6 +265,12 @@ class Blk(Device[Config]):
             data.write(_ZEROS[: data.left])
         last.write(bytes([status]))
         return data.size + 1
+
+    def limit(self, index: int) -> Limit | None:
+        """As the options say."""
+        if not self.config.iops and not self.config.bw:
+            return None
+        return Limit(self.config.iops, self.config.bw)
 
     def fail(self, index: int, chain: Chain) -> int:
         """An I/O error, whatever was asked for."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devices.lanes._lanes import ffi, lib
+from devices.runtime.limits import ENDLESS
 from protocol import ring
 from protocol.ring import Chain, RingBroken, RingError
 
@@ -38,10 +39,6 @@ class End(IntEnum):
     SPENT = lib.LANE_SPENT
 
 
-ENDLESS = (1 << 63) - 1
-"""More requests or bytes than can be asked for."""
-
-
 class Lane:
     """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``. Of that the
     fields ``counted`` are counters, whose values go to ``counters``."""
@@ -70,13 +67,22 @@ class Lane:
         lane.ring = attached.native
         lane.kick, lane.call = doorbells
         lane.turn_ns = int(turn_seconds * 1e9)
-        lane.requests = lane.bytes = ENDLESS
+        self.left = ENDLESS, ENDLESS
 
     def detach(self) -> None:
         """Touch the ring no more; chains that were popped are forgotten."""
         self._ring = None
         self._lane.ring = self.build.ffi.NULL
         self._lane.next = self._lane.count = 0
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Requests, and bytes of them, that may still be begun."""
+        return self._lane.requests, self._lane.bytes
+
+    @left.setter
+    def left(self, left: tuple[int, int]) -> None:
+        self._lane.requests, self._lane.bytes = left
 
     def serve(self) -> End:
         """Serve one turn. RingBroken if the driver has broken the ring."""

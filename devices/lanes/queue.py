@@ -66,12 +66,21 @@ class LaneQueue(Queue):
             self._go_on(self.lane.serve)
 
     def _go_on(self, serve: Callable[[], End]) -> None:
+        limit = self.limit
+        if limit is not None:
+            requests, size = self.lane.left = limit.left()
         try:
             end = serve()
         except RingBroken as error:
             self._broken(f"{self.declaration.name}: {error}")
             return
+        if limit is not None:
+            left = self.lane.left
+            limit.take(requests - left[0], size - left[1])
         if end is End.IDLE:
+            return
+        if end is End.SPENT and limit is not None and (seconds := limit.wait()):
+            self._loop.later(self._serve, seconds)
             return
         if end is End.DECLINED:
             self._take(self.lane.declined())

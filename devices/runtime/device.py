@@ -19,6 +19,7 @@ from protocol.virtio import MAX_QUEUE_SIZE, DeviceId
 
 if TYPE_CHECKING:
     from devices.lanes import Build, Lane
+    from devices.runtime.limits import Limit
 
 C = TypeVar("C")
 H = TypeVar("H", bound=Callable[..., int | None])
@@ -190,6 +191,10 @@ class Device(Generic[C]):
     def lane(self, index: int, build: Build) -> Lane | None:
         """A lane of ``build`` for queue ``index``; None: Python serves it. Asked once, where there
         are ``lanes``."""
+        return None
+
+    def limit(self, index: int) -> Limit | None:
+        """What queue ``index`` may do in a second; None: what it can. Asked once."""
         return None
 
     def fail(self, index: int, chain: Chain) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from devices.runtime.device import QueueDeclaration
+from devices.runtime.limits import Limit
 from devices.runtime.loop import Loop
 from devices.runtime.stats import QueueStats
 from protocol import doorbell, trace
@@ -57,6 +58,8 @@ class Queue:
         self.stats = QueueStats()
         self.position = 0
         """Where the queue's stream stands, behind all chains completed so far."""
+        self.limit: Limit | None = None
+        """What it may do in a second."""
         self._kick, self._call = doorbells
         self._handler = handler
         self._loop = loop
@@ -159,6 +162,9 @@ class Queue:
                         continue
                     self.stats.batches += 1
                 while self._waiting:
+                    if self.limit is not None and self._is_spent(self.limit):
+                        self._publish()
+                        return
                     self._take(self._waiting.popleft())
                     if monotonic() >= end:
                         break
@@ -167,6 +173,15 @@ class Queue:
             self._broken(f"{self.declaration.name}: {error}")
             return
         self._loop.soon(self._serve)
+
+    def _is_spent(self, limit: Limit) -> bool:
+        # Whether the next chain has to wait. If so, that goes on by itself; otherwise it is paid.
+        if seconds := limit.wait():
+            self._loop.later(self._serve, seconds)
+            return True
+        readable, writable = self._waiting[0].sizes
+        limit.take(1, readable + writable)
+        return False
 
     def _take(self, chain: Chain) -> None:
         self.stats.chains += 1

@@ -79,6 +79,7 @@ class Worker:
             else:
                 self._queues.append((plain if trace is None else traced)(*arguments))
         for queue in self._queues:
+            queue.limit = self.device.limit(queue.declaration.index)
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:

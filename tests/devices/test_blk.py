@@ -282,6 +282,65 @@ def test_flush_makes_durable_unless_the_cache_is_unsafe(
     assert len(synced) == syncs
 
 
+# Limits.
+
+
+@pytest.mark.parametrize("limit", [{"iops": 1}, {"bw": 512 * 1024}])
+def test_a_disk_that_waits_answers_the_vmm_and_stops_at_once(
+    boot: Boot, image: Path, limit: dict[str, int]
+) -> None:
+    # As much as takes ten seconds, of which the first comes at once.
+    host = boot("blk", Config(str(image), **limit))
+    host.start()
+    driver = host.drivers[0]
+    for index in range(10):
+        driver.write_descriptor(index, 0x2000, 16, 1, 12)
+        driver.adopt(index)
+    driver.write_descriptor(12, 0x8_0000, 500 * 1024, 3, 13)
+    driver.write_descriptor(13, 0x3000, 1, 2, 0)
+    host.memory.write(0x2000, header(Request.IN))
+    host.publish()
+    driver.want_interrupts()
+    assert host.interrupted()
+
+    assert host.counters()["reads"] < 10
+    host.stop()
+
+    assert 0 < driver.used_idx < 10
+
+
+def test_what_had_to_wait_is_done_then(boot: Boot, image: Path) -> None:
+    # The first twenty come at once.
+    host = boot("blk", Config(str(image), iops=20))
+    host.start(*WRITING)
+
+    for number in range(25):
+        kind = Request.FLUSH if number % 2 else Request.IN
+        assert status(host, header(kind), room=SECTOR * (1 - number % 2)) == Status.OK
+
+    assert host.counters()["requestq.chains"] == 25
+
+
+def test_a_request_is_no_larger_than_what_a_second_takes(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), bw=512 * 1024))
+
+    assert host.hello is not None
+    assert struct.unpack_from("<II", host.hello.config, SIZE_MAX) == (4096, 126)
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"iops": -1}, "iops: -1 requests in a second"),
+        ({"bw": 524287}, "bw: 524287 bytes in a second are fewer than 524288"),
+        ({"bw": -1}, "bw: -1 bytes in a second are fewer than 524288"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(option: dict[str, int], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Config("", **option)  # type: ignore[arg-type]
+
+
 # What is not done.
 
 
