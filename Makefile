@@ -8,7 +8,7 @@ PYTEST := $(PYTHON) -m pytest -q
 LAB_TESTS := python -m pytest -q -p no:cacheprovider -o timeout=480 tests -m
 LAB_OPTIONS ?=
 
-C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files protocol/jail protocol/mapping
+C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files devices/lanes protocol/jail protocol/mapping
 # cffi writes the files whose names begin with an underscore.
 C_SOURCES := $(shell find $(C_FOLDERS) \( -name '*.[ch]' -o -name build.py \) ! -name '_*')
 GUEST_SOURCES := $(shell find tests/kernels -name '*.[chS]' -o -name '*.ld' -o -name build.sh)

@@ -29,6 +29,8 @@ setup(
         "vmm/mediation/build.py:ffi",
         "vmm/hypervisor/software/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
+        "devices/lanes/build.py:ffi",
+        "devices/lanes/build.py:faults",
         "protocol/jail/build.py:ffi",
         "protocol/mapping/build.py:ffi",
     ],

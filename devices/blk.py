@@ -7,6 +7,7 @@ header stays a raw disk. A request is carried out before the next one is looked 
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -15,10 +16,12 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
+from devices.lanes import PLAIN, Build, Lane
 from devices.runtime import files
 from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
+from devices.runtime.limits import Limit
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
@@ -81,12 +84,20 @@ _SEG_MAX = _QUEUE_SIZE - 2
 _SIZE_MAX = 256 * 1024
 _PAGE = 4096
 
+# So that no request has to wait for longer than a second: it has pages in all its segments.
+_MIN_BW = 512 * 1024
+
 # Of one DISCARD or WRITE_ZEROES (arbitrary). Zeros may have to be written; holes cost little.
 _MAX_RANGES = 16
 _MAX_DISCARD_SECTORS = 1 << 22
 _MAX_ZERO_SECTORS = 1 << 15
 
-_ZEROS = bytes(64 * 1024)
+# At a page's beginning, as direct I/O wants what it writes.
+_ZEROS = memoryview(mmap.mmap(-1, 64 * 1024)).toreadonly()
+
+# What direct I/O is done through where the guest's buffers are not aligned, so much at a time
+# (arbitrary).
+_BOUNCE_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +114,20 @@ class Config:
     """The disk's logical block: 512, 1024, 2048 or 4096 bytes."""
     serial: str = ""
     """The serial number that the guest sees: up to 20 characters of ASCII."""
+    cache: Literal["writeback", "none", "unsafe"] = "writeback"
+    """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
+    and writes go around it; unsafe, there, and a flush does nothing."""
+
+    iops: int = 0
+    """The most requests in a second; 0: as many as it can."""
+    bw: int = 0
+    """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
+        if self.iops < 0:
+            raise ValueError(f"iops: {self.iops} requests in a second")
+        if self.bw and self.bw < _MIN_BW:
+            raise ValueError(f"bw: {self.bw} bytes in a second are fewer than {_MIN_BW}")
         if self.block_size not in (512, 1024, 2048, 4096):
             raise ValueError(f"block_size: {self.block_size} is not 512, 1024, 2048 or 4096")
         if not self.serial.isascii() or len(self.serial) > ID_SIZE:
@@ -130,6 +153,7 @@ class Blk(Device[Config]):
     jail = Jail(
         frozenset({"preadv", "preadv2", "pwritev", "pwritev2", "fdatasync", "fallocate"}),
     )
+    lanes = PLAIN
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
@@ -143,6 +167,8 @@ class Blk(Device[Config]):
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
             _check(image, config, host)
+            if config.cache == "none":
+                _go_direct(image, config)
         except BaseException:
             os.close(image)
             raise
@@ -153,12 +179,17 @@ class Blk(Device[Config]):
         self._image = fds["image"]
         self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
         self._size_max = _SIZE_MAX
-        if runtime.largest_chain:
-            # The largest request with its header and its status, in whole pages.
-            most = (runtime.largest_chain - _HEADER.size - 1) // _SEG_MAX
-            self._size_max = min(_SIZE_MAX, most // _PAGE * _PAGE)
+        # The largest request with its header and its status, in whole pages. Of so many bytes in a
+        # second it may use up those of one: else nobody could tell it from a hang.
+        for most in filter(None, (runtime.largest_chain, config.bw)):
+            pages = (most - _HEADER.size - 1) // _SEG_MAX // _PAGE
+            self._size_max = min(self._size_max, pages * _PAGE)
         self._write_flags = 0
+        self._bounce: memoryview | None = None
+        if config.cache == "none":
+            self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE))
         self._operations: dict[int, Operation] = {}
+        self._disk: Any = None  # the lane's struct blk_disk
 
     @property
     def features(self) -> int:
@@ -203,7 +234,21 @@ class Blk(Device[Config]):
             if features & bit(feature):
                 self._operations[request] = operation
         # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
-        self._write_flags = 0 if features & bit(Feature.FLUSH) else os.RWF_DSYNC
+        is_cached = features & bit(Feature.FLUSH) or self.config.cache == "unsafe"
+        self._write_flags = 0 if is_cached else os.RWF_DSYNC
+        if self._disk is not None:
+            self._disk.write_flags = self._write_flags
+
+    def lane(self, index: int, build: Build) -> Lane:
+        """Reads and writes in C."""
+        self._disk = build.ffi.new("struct blk_disk *")
+        self._disk.image = self._image
+        self._disk.readonly = self.config.readonly
+        self._disk.alignment = 1 if self._bounce is None else self.config.block_size
+        self._disk.sectors = self._sectors
+        self._disk.most = _SEG_MAX * self._size_max
+        counted = ("reads", "writes")
+        return Lane(build, build.lib.blk_carry_out, self._disk, self.counters, counted)
 
     @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
@@ -220,6 +265,12 @@ class Blk(Device[Config]):
             data.write(_ZEROS[: data.left])
         last.write(bytes([status]))
         return data.size + 1
+
+    def limit(self, index: int) -> Limit | None:
+        """As the options say."""
+        if not self.config.iops and not self.config.bw:
+            return None
+        return Limit(self.config.iops, self.config.bw)
 
     def fail(self, index: int, chain: Chain) -> int:
         """An I/O error, whatever was asked for."""
@@ -270,10 +321,14 @@ class Blk(Device[Config]):
         offset = self._offset(sector, data.left)
         self.counters["reads"] += 1
         while data.left:
-            count = os.preadv(self._image, data.buffers(), offset)
+            if self._bounce is None:
+                count = os.preadv(self._image, data.buffers(), offset)
+                data.advance(count)
+            else:
+                count = os.preadv(self._image, [self._bounce[: data.left]], offset)
+                data.write(self._bounce[:count])
             if not count:
                 raise OSError(errno.EIO, "the image is shorter than it was")
-            data.advance(count)
             offset += count
 
     def _write(self, sector: int, request: Reader, data: Writer) -> None:
@@ -281,12 +336,26 @@ class Blk(Device[Config]):
         offset = self._offset(sector, request.left)
         self.counters["writes"] += 1
         while request.left:
-            count = os.pwritev(self._image, request.buffers(), offset, self._write_flags)
+            count = os.pwritev(self._image, self._source(request), offset, self._write_flags)
             request.advance(count)
             offset += count
 
+    def _source(self, request: Reader) -> list[memoryview]:
+        # Of what is left: all, or as much as can be copied to where it is aligned.
+        if self._bounce is None:
+            return request.buffers()
+        size = 0
+        for piece in request.buffers(_BOUNCE_SIZE):
+            self._bounce[size : size + len(piece)] = piece
+            size += len(piece)
+        return [self._bounce[:size]]
+
     def _flush(self, sector: int, request: Reader, data: Writer) -> None:
         self.counters["flushes"] += 1
+        if self.config.cache != "unsafe":
+            self._make_durable()
+
+    def _make_durable(self) -> None:
         os.fdatasync(self._image)
 
     def _get_id(self, sector: int, request: Reader, data: Writer) -> None:
@@ -361,6 +430,13 @@ class MappedBlk(Blk):
 
     jail = Jail(frozenset({"fdatasync", "fallocate", "msync", "pwritev", "pwritev2"}))
 
+    @classmethod
+    def open(cls, config: Config, host: Host) -> dict[str, int]:
+        """See Blk; a mapping is the page cache."""
+        if config.cache == "none":
+            raise BadInput("cache", "a mapped image cannot go around the page cache (none)")
+        return super().open(config, host)
+
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         access = mmap.ACCESS_READ if config.readonly else mmap.ACCESS_WRITE
@@ -382,8 +458,7 @@ class MappedBlk(Blk):
         if self._write_flags:
             self._sync(start, offset)
 
-    def _flush(self, sector: int, request: Reader, data: Writer) -> None:
-        self.counters["flushes"] += 1
+    def _make_durable(self) -> None:
         self._map.flush()
 
     def _sync(self, start: int, end: int) -> None:
@@ -402,3 +477,18 @@ def _check(image: int, config: Config, host: Host) -> None:
         raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
     if not host.lock(image, shared=config.readonly):
         raise BadInput("path", f"{path}: is in use: by another process, or twice in this run")
+
+
+def _go_direct(image: int, config: Config) -> None:
+    # By setting the flag, and not by opening once more: a path may lead somewhere else by then.
+    try:
+        fcntl.fcntl(image, fcntl.F_SETFL, fcntl.fcntl(image, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        why = f"{config.path}: its file system has no direct I/O"
+        raise BadInput("cache", f"none: {why}: {error.strerror}") from error
+    block = memoryview(mmap.mmap(-1, 2 * _PAGE))[config.block_size :][: config.block_size]
+    try:
+        os.preadv(image, [block], 0)
+    except OSError as error:
+        why = f"{config.path}: no direct I/O in blocks of {config.block_size} bytes"
+        raise BadInput("cache", f"none: {why}: {error.strerror}") from error

@@ -14,7 +14,7 @@ import mmap
 import re
 import struct
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -222,13 +222,8 @@ class Board:
     def passed(self, point: str, unfit: Collection[str] = ()) -> list[Strike]:
         """``point`` is passed: what strikes there now. For faults named in ``unfit`` it does not
         count, because there is nothing that they could do."""
-        changes = load64(self._map, _CHANGES)
-        if changes != self._seen:
-            self._seen, self._at = changes, {}
-            for armed in self._faults():
-                self._at.setdefault(armed[2].point, []).append(armed)
         found = []
-        for slot, serial, fault in self._at.get(point, ()):
+        for slot, serial, fault in self._armed_at(point):
             if fault.name in unfit or fault.is_over:
                 continue
             before = self._count(slot, serial)
@@ -240,6 +235,18 @@ class Board:
             if number > fault.strikes(before):
                 found.append(Strike(fault, number))
         return found
+
+    def has_armed(self, names: Collection[str], points: Collection[str]) -> bool:
+        """Whether a fault of ``names`` is armed at one of ``points``, or was and has struck."""
+        return any(fault.name in names for point in points for _, _, fault in self._armed_at(point))
+
+    def _armed_at(self, point: str) -> Sequence[tuple[int, int, Fault]]:
+        changes = load64(self._map, _CHANGES)
+        if changes != self._seen:
+            self._seen, self._at = changes, {}
+            for armed in self._faults():
+                self._at.setdefault(armed[2].point, []).append(armed)
+        return self._at.get(point, ())
 
     # ── both ──────────────────────────────────────────────────────────────────────────
 

@@ -87,6 +87,8 @@ def test_a_device_does_not_know_other_devices() -> None:
         ("protocol.ring._ring", {"protocol/ring"}),
         ("protocol.jail._jail", {"protocol/jail"}),
         ("protocol.mapping._mapping", {"protocol/mapping"}),
+        ("devices.lanes._lanes", {"devices/lanes"}),
+        ("devices.lanes._lanes_faults", {"devices/lanes"}),
         ("vmm.hypervisor.kvm._kvm", {"vmm/hypervisor/kvm"}),
         ("vmm.hypervisor.software._engine", {"vmm/hypervisor/software"}),
         ("vmm.mediation._mediator", {"vmm/mediation"}),

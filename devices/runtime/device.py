@@ -12,10 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from protocol.ring import Chain
 from protocol.virtio import MAX_QUEUE_SIZE, DeviceId
+
+if TYPE_CHECKING:
+    from devices.lanes import Build, Lane
+    from devices.runtime.limits import Limit
 
 C = TypeVar("C")
 H = TypeVar("H", bound=Callable[..., int | None])
@@ -119,11 +123,15 @@ class Device(Generic[C]):
 
     device_id: ClassVar[DeviceId]
     jail: ClassVar[Jail] = Jail()
+    lanes: ClassVar[Build | None] = None
+    """The build of C that serves queues of it (:meth:`lane`); None: Python serves them all."""
     config_type: ClassVar[type]
     queues: ClassVar[tuple[QueueDeclaration, ...]]
 
     def __init_subclass__(cls) -> None:
-        # A device made from another has its options and its queues, unless it has its own.
+        # A device made from another has its options and its queues, unless it has its own. What
+        # it does otherwise, the other's lane would not: it has none, unless it says so.
+        cls.lanes = cls.__dict__.get("lanes")
         for base in cls.__dict__.get("__orig_bases__", ()):
             (cls.config_type,) = typing.get_args(base)
         if not is_dataclass(cls.config_type):
@@ -179,6 +187,15 @@ class Device(Generic[C]):
         """Go on with what a predecessor saved, of this class or another; before :meth:`start`.
         ValueError if nothing can be made of it: then the predecessor goes on."""
         raise ValueError("this device takes no state over")
+
+    def lane(self, index: int, build: Build) -> Lane | None:
+        """A lane of ``build`` for queue ``index``; None: Python serves it. Asked once, where there
+        are ``lanes``."""
+        return None
+
+    def limit(self, index: int) -> Limit | None:
+        """What queue ``index`` may do in a second; None: what it can. Asked once."""
+        return None
 
     def fail(self, index: int, chain: Chain) -> int | None:
         """Instead of the handler of queue ``index``, where ``on-death=fail-io`` has come true:

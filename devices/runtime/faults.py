@@ -14,18 +14,23 @@ import time
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from devices.lanes import Build, LaneQueue
+from devices.lanes import faults as lanes
 from devices.runtime.queue import Handler, Queue, TracedQueue
 from devices.runtime.session import Session
 from protocol import faults
 from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
-from protocol.ring import Chain
+from protocol.ring import Chain, Ring
 from protocol.ring import faults as engine
 
 # struct virtq_used: flags, idx, then elements of 8 bytes (virtio 1.2, section 2.7.8).
 _USED_IDX, _USED_RING, _ELEMENT_SIZE = 2, 4, 8
 _INDEX = struct.Struct("@H")
+
+# What Python carries out around a handler: while one is armed, a lane declines everything.
+_PYTHONS = frozenset(faults.FAULTS) - {faults.KILL, faults.HANG, faults.DELAY}
 
 
 class Injector:
@@ -44,6 +49,11 @@ class Injector:
     def traced_queue_type(self) -> type[TracedFaultyQueue]:
         """The same, of a device that is traced."""
         return TracedFaultyQueue
+
+    @property
+    def lanes(self) -> Build:
+        """What lanes have to be made of."""
+        return Build(lanes.ffi, lanes.lib, FaultyLaneQueue)
 
     def join(self, queue: Queue, fail: Handler) -> None:
         """``queue`` is one of them; ``fail`` answers its chains with an error."""
@@ -72,14 +82,20 @@ class Injector:
                     left = strike
         return left
 
-    def attend(self) -> None:
-        """The ring engine is about to work for this device. It has one hook, and the process may
+    def attend(self, queue: FaultyQueue) -> None:
+        """The ring engine is about to work for ``queue``. It has one hook, and the process may
         serve other devices, too."""
-        engine.set_hook(self._stored)
+        self.pushing = queue
+        queue.set_hook(self._stored)
 
     def _stored(self, point: str) -> None:
-        # The ring engine's hook, in the middle of a push or a pop.
-        if self.reached(point) is not None and self.pushing is not None:
+        # The hook of the ring engine, in the middle of a push or a pop, or of a lane.
+        unfit = _PYTHONS if point in lanes.POINTS else ()
+        if point == lanes.BEGIN:
+            assert isinstance(self.pushing, FaultyLaneQueue)
+            armed = self._board.has_armed(_PYTHONS, lanes.POINTS)
+            self.pushing.lane.decline(everything=armed)
+        elif self.reached(point, unfit) is not None and self.pushing is not None:
             self.pushing.publish_again()
 
 
@@ -101,7 +117,8 @@ def _wait_until(until: int) -> None:
 class FaultyQueue(Queue):
     """A queue that passes points. ``fail`` answers a chain with an error."""
 
-    ring_type = engine.Ring
+    ring_type: type[Ring] = engine.Ring
+    set_hook = staticmethod(engine.set_hook)
     injector: Injector
     fail: Handler
 
@@ -121,7 +138,7 @@ class FaultyQueue(Queue):
     ) -> None:
         """See Queue."""
         self.injector.reached(faults.ATTACH)
-        self.injector.attend()
+        self.injector.attend(self)
         super().attach(memory, setup, features, journal, position)
         self._setup, self._used = setup, memory.view(setup.used, _USED_RING + 8 * setup.size)
 
@@ -146,12 +163,11 @@ class FaultyQueue(Queue):
         super()._finish(chain, written)
 
     def _serve(self) -> None:
-        self.injector.attend()
+        self.injector.attend(self)
         super()._serve()
 
     def _publish(self) -> None:
-        self.injector.attend()
-        self.injector.pushing = self
+        self.injector.attend(self)
         super()._publish()
 
     def publish_again(self) -> None:
@@ -177,6 +193,17 @@ class FaultyQueue(Queue):
 
 class TracedFaultyQueue(FaultyQueue, TracedQueue):
     """The same, traced."""
+
+
+class FaultyLaneQueue(FaultyQueue, LaneQueue):
+    """A lane that passes points."""
+
+    ring_type = lanes.Ring
+    set_hook = staticmethod(lanes.set_hook)
+
+    def _attend(self, others: int, milliseconds: int) -> None:
+        self.injector.attend(self)
+        super()._attend(others, milliseconds)
 
 
 def _flip(views: list[memoryview], at: int, bit: int) -> None:

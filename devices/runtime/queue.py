@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from devices.runtime.device import QueueDeclaration
+from devices.runtime.limits import Limit
 from devices.runtime.loop import Loop
 from devices.runtime.stats import QueueStats
 from protocol import doorbell, trace
@@ -25,7 +26,7 @@ _BATCH = 32
 
 # How long a queue is served before other descriptors get their turn, a Stop among them, and what
 # was done is published; the chain that is being handled is finished first (arbitrary).
-_TURN_SECONDS = 0.005
+TURN_SECONDS = 0.005
 
 Handler = Callable[[Chain], int | None]
 
@@ -57,6 +58,8 @@ class Queue:
         self.stats = QueueStats()
         self.position = 0
         """Where the queue's stream stands, behind all chains completed so far."""
+        self.limit: Limit | None = None
+        """What it may do in a second."""
         self.kick, self.call = doorbells
         """The first may change while the queue is stopped, the second at any time; below 0: there
         is none, and nobody is interrupted."""
@@ -99,8 +102,14 @@ class Queue:
     def start(self) -> None:
         """Serve. What was made available before is noticed, for its kick may be long gone."""
         self._published(self.position)
-        self._loop.add(self.kick, self._kicked)
+        self._listen()
         self._loop.soon(self._serve)
+
+    def _listen(self) -> None:
+        self._loop.add(self.kick, self._kicked)
+
+    def count(self) -> None:
+        """Bring :attr:`stats` up to date."""
 
     def drain(self) -> int:
         """Carry out what was popped, and publish it; ``used.idx``. Chains that the handler keeps
@@ -156,7 +165,7 @@ class Queue:
         if ring is None:  # stopped since this was put off
             return
         ring.disable_kicks()
-        end = monotonic() + _TURN_SECONDS
+        end = monotonic() + TURN_SECONDS
         try:
             while monotonic() < end:
                 if not self._waiting:
@@ -168,6 +177,9 @@ class Queue:
                         continue
                     self.stats.batches += 1
                 while self._waiting:
+                    if self.limit is not None and self._is_spent(self.limit):
+                        self._publish()
+                        return
                     self._take(self._waiting.popleft())
                     if monotonic() >= end:
                         break
@@ -176,6 +188,15 @@ class Queue:
             self._broken(f"{self.declaration.name}: {error}")
             return
         self._loop.soon(self._serve)
+
+    def _is_spent(self, limit: Limit) -> bool:
+        # Whether the next chain has to wait. If so, that goes on by itself; otherwise it is paid.
+        if seconds := limit.wait():
+            self._loop.later(self._serve, seconds)
+            return True
+        readable, writable = self._waiting[0].sizes
+        limit.take(1, readable + writable)
+        return False
 
     def _take(self, chain: Chain) -> None:
         self.stats.chains += 1

@@ -60,8 +60,14 @@ class Worker:
         self.device = kind(config, fds, self)
         plain = Queue if injector is None else injector.queue_type
         traced = TracedQueue if injector is None else injector.traced_queue_type
-        self.queues = [
-            (plain if trace is None else traced)(
+        lanes = kind.lanes
+        if failing or trace is not None:  # which tells of each chain
+            lanes = None
+        elif lanes is not None and injector is not None:
+            lanes = injector.lanes
+        self.queues: list[Queue] = []
+        for declaration in kind.queues:
+            arguments = (
                 declaration,
                 (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
                 self._handler(declaration, failing=failing),
@@ -69,9 +75,13 @@ class Worker:
                 self._ring_broken,
                 partial(self.device.published, declaration.index),
             )
-            for declaration in kind.queues
-        ]
+            lane = None if lanes is None else self.device.lane(declaration.index, lanes)
+            if lane is not None:
+                self.queues.append(lane.build.queue(lane, *arguments))
+            else:
+                self.queues.append((plain if trace is None else traced)(*arguments))
         for queue in self.queues:
+            queue.limit = self.device.limit(queue.declaration.index)
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
@@ -180,6 +190,8 @@ class Worker:
 
     def counters(self) -> dict[str, int]:
         """Every counter of the queues and of the device, by name."""
+        for queue in self.queues:
+            queue.count()
         stats = ((queue.declaration.name, queue.stats) for queue in self.queues)
         return flat(stats, self.device.counters)
 

@@ -217,6 +217,20 @@ class Ring:
             popped.append(Chain(head, why, memory, segments, (split, sent, room)))
         return popped
 
+    @property
+    def native(self) -> Any:
+        """The engine's own ring, for C of the same build."""
+        return self._alive()
+
+    def view(self, popped: Any, segments: Any) -> Chain:
+        """A chain that C has popped: a ``struct ring_chain``, and the segments of its pop."""
+        first, split = popped.first, popped.readable * _SEGMENT_SIZE
+        size = split + popped.writable * _SEGMENT_SIZE
+        copied = self._ffi.buffer(segments + first, size)[:]
+        why = ChainError(popped.error) if popped.error else None
+        sizes = (split, popped.readable_size, popped.writable_size)
+        return Chain(popped.head, why, self._memory, copied, sizes)
+
     def push(self, completions: Sequence[tuple[int, int]], position: int | None = None) -> bool:
         """Complete chains, each as (head, bytes written), in one publication.
 

@@ -132,6 +132,11 @@ class Chain:
         self._writer: Writer | None = None
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of both parts."""
+        return self._sizes[1:]
+
+    @property
     def readable(self) -> Reader:
         """What the driver sent."""
         if self._reader is None:

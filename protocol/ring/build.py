@@ -22,9 +22,20 @@ def declarations() -> str:
     return "struct iovec { void *iov_base; size_t iov_len; };" + _marked("ring.h")
 
 
+def fault_marks() -> str:
+    """What points.h declares besides, of an engine with fault points."""
+    return _marked("points.h")
+
+
 def fault_declarations() -> str:
-    """The same for the engine with fault points."""
-    return declarations() + _marked("points.h")
+    """Both."""
+    return declarations() + fault_marks()
+
+
+HOOK = 'extern "Python" void ring_fault_call_python(void *, uint32_t);'
+"""What the hook of a build with fault points calls: protocol.ring.faults.Engine."""
+FAULT_SOURCES = ["protocol/ring/faults.c"]
+FAULT_OPTION = "-DRING_FAULT_POINTS"
 
 
 def _extension(name: str, include: str, sources: list[str], *options: str) -> FFI:
@@ -46,8 +57,8 @@ ffi.cdef(declarations())
 faults = _extension(
     "protocol.ring._ring_faults",
     '#include "ring.h"\n#include "points.h"',
-    [*SOURCES, "protocol/ring/faults.c"],
-    "-DRING_FAULT_POINTS",
+    [*SOURCES, *FAULT_SOURCES],
+    FAULT_OPTION,
 )
 faults.cdef(fault_declarations())
-faults.cdef('extern "Python" void ring_fault_call_python(void *, uint32_t);')
+faults.cdef(HOOK)

@@ -9,13 +9,13 @@ in :mod:`protocol.ring` has no trace of it, and nothing imports this module unle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from protocol import ring
 from protocol.ring._ring_faults import ffi, lib
 
-__all__ = ["POINTS", "Ring", "set_hook"]
+__all__ = ["POINTS", "Hook", "Ring", "set_hook"]
 
 
 class Ring(ring.Ring):
@@ -34,19 +34,27 @@ def _names() -> Iterator[str]:
 #: The names of all points, in the order of points.h.
 POINTS: tuple[str, ...] = tuple(_names())
 
-_hook: Callable[[str], Any] | None = None
+
+class Hook:
+    """The hook of one build of the engine, whose points have the names ``points``."""
+
+    def __init__(self, ffi: Any, lib: Any, points: Sequence[str]) -> None:
+        self._ffi, self._lib = ffi, lib
+        self._points = points
+        self._called: Callable[[str], Any] | None = None
+        ffi.def_extern("ring_fault_call_python")(self._reached)
+
+    def set(self, hook: Callable[[str], Any] | None) -> None:
+        """Call ``hook`` with the name of a point right behind its store, in the thread that made
+        it, for all rings of this build; None: no more. What it raises is printed and dropped."""
+        self._called = hook
+        call = self._lib.ring_fault_call_python if hook else self._ffi.NULL
+        self._lib.ring_set_fault_hook(call, self._ffi.NULL)
+
+    def _reached(self, _context: object, point: int) -> None:
+        if self._called is not None:
+            self._called(self._points[point])
 
 
-def set_hook(hook: Callable[[str], Any] | None) -> None:
-    """Call ``hook`` with the name of a point right behind its store, in the thread that made it,
-    for all rings of this process; None: no more. What it raises is printed and dropped."""
-    global _hook
-    _hook = hook
-    lib.ring_set_fault_hook(lib.ring_fault_call_python if hook else ffi.NULL, ffi.NULL)
-
-
-@ffi.def_extern()  # type: ignore[untyped-decorator]
-def ring_fault_call_python(_context: object, point: int) -> None:
-    """What the engine calls."""
-    if _hook is not None:
-        _hook(POINTS[point])
+set_hook = Hook(ffi, lib, POINTS).set
+"""Set the hook of this build."""

@@ -32,7 +32,8 @@
 #ifdef RING_FAULT_POINTS
 
 #define RING_POINT_MEMBER(name) RING_POINT_##name,
-enum ring_point { RING_POINTS(RING_POINT_MEMBER) };
+/* Numbers from the count on are for those that build on the engine, and have points of their own. */
+enum ring_point { RING_POINTS(RING_POINT_MEMBER) RING_POINT_COUNT };
 void ring_reached(enum ring_point point);
 #define REACHED(name) ring_reached(RING_POINT_##name)
 

@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from devices.blk import Blk, Config, Feature, Request, Status
+from devices.blk import Blk, Config, Feature, MappedBlk, Request, Status
 from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
+from tests.fuzz.chains import Request as Asked
 from tests.support.device_host import DeviceHost, FakeHost
 from vmm import memory_map
 
@@ -213,6 +214,131 @@ def test_two_disks_keep_their_images_apart(boot: Boot, tmp_path: Path) -> None:
     read = [host.send([header(Request.IN)], [SECTOR, 1]).data[:1] for host in hosts]
 
     assert read == [b"a", b"b"]
+
+
+# Caches.
+
+
+@unmapped
+def test_around_the_page_cache_any_buffer_will_do(boot: Boot, image: Path) -> None:
+    # Two requests for C, whose buffers lie on blocks, and two that have to be copied.
+    host = boot("blk", Config(str(image), cache="none"))
+    host.start(*WRITING)
+    data = os.urandom(3 << 20)
+    image.write_bytes(data[: SECTORS * SECTOR])
+    host.memory.write(0x2000, header(Request.IN, 8))
+    host.memory.write(0x2100, header(Request.OUT, 16))
+    driver = host.drivers[0]
+    for first, head, flags in ((10, 0x2000, 3), (13, 0x2100, 1)):
+        driver.write_descriptor(first, head, 16, 1, first + 1)
+        driver.write_descriptor(first + 1, 0x4000, 4096, flags, first + 2)
+        driver.write_descriptor(first + 2, 0x3000, 1, 2, 0)
+        driver.adopt(first)
+        host.publish()
+        host.collect(1)
+        assert host.memory.read(0x3000, 1)[0] == Status.OK
+
+    read = host.send([header(Request.IN, 8)], [100, 4096 - 100, 1])
+    size = (1 << 20) - 32 * SECTOR
+    wrote = status(host, header(Request.OUT, 32)[:5], header(Request.OUT, 32)[5:] + data[-size:])
+
+    assert read.data == data[4096:8192] + bytes([Status.OK])
+    assert wrote == Status.OK
+    content = image.read_bytes()
+    assert content[8192:12288] == data[4096:8192]
+    assert content[32 * SECTOR :] == data[-size:]
+    fdinfo = Path(f"/proc/self/fdinfo/{host.given['image']}").read_text()
+    assert int(fdinfo.split("flags:")[1].split()[0], 8) & os.O_DIRECT
+
+
+@unmapped
+def test_zeros_are_written_around_the_page_cache(boot: Boot, memfd: int) -> None:
+    host = boot("blk", Config(f"/proc/self/fd/{memfd}", cache="none"))
+    host.start(*WRITING)
+
+    assert status(host, header(Request.WRITE_ZEROES), extent(8, 296)) == Status.OK
+
+    assert os.pread(memfd, 256 * 1024, 0).count(0) == 296 * SECTOR
+
+
+@pytest.mark.parametrize(
+    ("cache", "feature", "syncs"),
+    [("writeback", Feature.FLUSH, 1), ("none", Feature.FLUSH, 1), ("unsafe", Feature.FLUSH, 0)],
+)
+def test_flush_makes_durable_unless_the_cache_is_unsafe(
+    image: Path, monkeypatch: pytest.MonkeyPatch, cache: Any, feature: Feature, syncs: int
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    with image.open("r+b") as file:
+        runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
+        disk = Blk(Config("", cache=cache), {"image": file.fileno()}, runtime)
+        disk.start(1 << feature)
+        asked = Asked(header(Request.FLUSH), [], [1])
+
+        assert disk.requestq(asked.chain()) == 1
+
+    assert asked.answer() == bytes([Status.OK])
+    assert len(synced) == syncs
+
+
+# Limits.
+
+
+@pytest.mark.parametrize("limit", [{"iops": 1}, {"bw": 512 * 1024}])
+def test_a_disk_that_waits_answers_the_vmm_and_stops_at_once(
+    boot: Boot, image: Path, limit: dict[str, int]
+) -> None:
+    # As much as takes ten seconds, of which the first comes at once.
+    host = boot("blk", Config(str(image), **limit))
+    host.start()
+    driver = host.drivers[0]
+    for index in range(10):
+        driver.write_descriptor(index, 0x2000, 16, 1, 12)
+        driver.adopt(index)
+    driver.write_descriptor(12, 0x8_0000, 500 * 1024, 3, 13)
+    driver.write_descriptor(13, 0x3000, 1, 2, 0)
+    host.memory.write(0x2000, header(Request.IN))
+    host.publish()
+    driver.want_interrupts()
+    assert host.interrupted()
+
+    assert host.counters()["reads"] < 10
+    host.stop()
+
+    assert 0 < driver.used_idx < 10
+
+
+def test_what_had_to_wait_is_done_then(boot: Boot, image: Path) -> None:
+    # The first twenty come at once.
+    host = boot("blk", Config(str(image), iops=20))
+    host.start(*WRITING)
+
+    for number in range(25):
+        kind = Request.FLUSH if number % 2 else Request.IN
+        assert status(host, header(kind), room=SECTOR * (1 - number % 2)) == Status.OK
+
+    assert host.counters()["requestq.chains"] == 25
+
+
+def test_a_request_is_no_larger_than_what_a_second_takes(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), bw=512 * 1024))
+
+    assert host.hello is not None
+    assert struct.unpack_from("<II", host.hello.config, SIZE_MAX) == (4096, 126)
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"iops": -1}, "iops: -1 requests in a second"),
+        ({"bw": 524287}, "bw: 524287 bytes in a second are fewer than 524288"),
+        ({"bw": -1}, "bw: -1 bytes in a second are fewer than 524288"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(option: dict[str, int], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Config("", **option)  # type: ignore[arg-type]
 
 
 # What is not done.
@@ -465,6 +591,30 @@ def test_an_image_that_cannot_be_a_disk_is_bad_input(
 
     with pytest.raises(BadInput, match=f"^path: {path}: {complaint}"):
         opened(path, readonly=readonly)
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "complaint"),
+    [
+        (fcntl, "fcntl", "its file system has no direct I/O: Invalid argument"),
+        (os, "preadv", "no direct I/O in blocks of 512 bytes: Invalid argument"),
+    ],
+)
+def test_an_image_that_has_no_direct_io_is_bad_input(
+    image: Path, monkeypatch: pytest.MonkeyPatch, module: Any, call: str, complaint: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, refuse)
+        with pytest.raises(BadInput, match=f"^cache: none: {image}: {complaint}$"):
+            opened(image, cache="none")
+
+
+def test_a_mapped_image_cannot_go_around_the_page_cache(image: Path) -> None:
+    with pytest.raises(BadInput, match="^cache: a mapped image cannot"):
+        MappedBlk.open(Config(str(image), cache="none"), FakeHost())
 
 
 def test_a_path_that_is_none_is_bad_input() -> None:

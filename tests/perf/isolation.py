@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cffi import FFI
 
@@ -37,10 +37,12 @@ from vmm.mediation.pump import Pump
 ROUNDS = 15
 REQUESTS = {32: 6000, 1: 3000}
 
+T = TypeVar("T")
+
 QUEUE_SIZE, DATA = 128, 4096
 # Where a guest of 16 MiB has its ring, and its requests: header, status, data.
 _RING, _REQUESTS, _STRIDE = 0x10_0000, 0x20_0000, 0x2000
-_IMAGE_SIZE = 64 << 20
+IMAGE_SIZE = 64 << 20
 
 _IN, _OUT = 0, 1
 _NEXT, _WRITE = 1, 2
@@ -65,12 +67,12 @@ def measure() -> dict[str, object]:
     cpu: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        library = _compile(folder)
-        lanes = {level: stack.enter_context(_lane(level, folder / level)) for level in LEVELS}
+        library = compiled("isolation", folder)
+        disks = {level: stack.enter_context(disk(level, folder / level)) for level in LEVELS}
         for turn in range(ROUNDS):
             for depth, total in REQUESTS.items():
-                for level in _in_turn(turn):
-                    rate, busy = lanes[level].run(library, depth, total)
+                for level in in_turn(LEVELS, turn):
+                    rate, busy = disks[level].run(library, depth, total)
                     rates.setdefault((depth, level), []).append(rate)
                     cpu.setdefault((depth, level), []).append(busy)
     found: dict[str, object] = {}
@@ -89,17 +91,24 @@ def measure() -> dict[str, object]:
     return found
 
 
-def _in_turn(turn: int) -> tuple[Level, ...]:
-    # Nobody always comes behind the same one.
-    return LEVELS[turn % 3 :] + LEVELS[: turn % 3]
+def in_turn(each: tuple[T, ...], turn: int) -> tuple[T, ...]:
+    """So that nobody always comes behind the same one."""
+    first = turn % len(each)
+    return each[first:] + each[:first]
 
 
-class _Lane:
-    # A disk at one level, with its guest; ``kick`` and ``call`` are the guest's.
+class Disk:
+    """A disk with its guest; ``kick`` and ``call`` are the guest's."""
+
     def __init__(self, host: DeviceHost, kick: int, call: int, pump: Pump | None = None) -> None:
         self._host = host
         self._kick, self._call = kick, call
         self._pump = pump
+
+    @property
+    def pid(self) -> int:
+        """The device's process."""
+        return self._host.process.pid
 
     def run(self, library: Any, depth: int, total: int) -> tuple[float, float]:
         """Requests per second, and seconds of CPU time a request, the guest's own not counted."""
@@ -115,7 +124,7 @@ class _Lane:
                     "size": QUEUE_SIZE,
                     "stride": _STRIDE,
                     "depth": depth,
-                    "sectors": _IMAGE_SIZE // 512,
+                    "sectors": IMAGE_SIZE // 512,
                     "kick": self._kick,
                     "call": self._call,
                 },
@@ -138,19 +147,23 @@ class _Lane:
 
 
 @contextmanager
-def _lane(level: Level, folder: Path) -> Iterator[_Lane]:
+def disk(level: Level, folder: Path, kind: str = "blk", register: str = "") -> Iterator[Disk]:
+    """A disk of ``kind`` at ``level``, whose image is in ``folder``; ``register`` as DeviceHost
+    has it."""
     folder.mkdir()
     image = folder / "disk.img"
-    image.write_bytes(os.urandom(_IMAGE_SIZE))
+    image.write_bytes(os.urandom(IMAGE_SIZE))
     features = bit(Feature.VERSION_1) | bit(blk.Feature.FLUSH)  # else each write is synchronous
     isolation = Isolation(level)
-    with DeviceHost("blk", folder, blk.Config(str(image)), start=False, level=level) as host:
+    with DeviceHost(
+        kind, folder, blk.Config(str(image)), start=False, level=level, register=register
+    ) as host:
         setup = _lay_requests(host.memory)
         if level != "bounce":
             host.hand_over(isolation=isolation)
             host.greet()
             host.request(Start(features, (setup,)), Done)
-            yield _Lane(host, host.kicks[0], host.call)
+            yield Disk(host, host.kicks[0], host.call)
             return
         region = memory_map.bounce_region(1)
         bounce = create_memfd("bounce", region.size)
@@ -168,7 +181,7 @@ def _lane(level: Level, folder: Path) -> Iterator[_Lane]:
             close_all([bounce])
 
 
-def _bounced(host: DeviceHost, shadow: GuestMemory, setup: Any, features: int) -> Iterator[_Lane]:
+def _bounced(host: DeviceHost, shadow: GuestMemory, setup: Any, features: int) -> Iterator[Disk]:
     (region,) = shadow.regions
     ours = lay_out(region.gpa, QUEUE_SIZE)
     view = shadow.view(region.gpa, region.size)
@@ -190,7 +203,7 @@ def _bounced(host: DeviceHost, shadow: GuestMemory, setup: Any, features: int) -
         pump.connect({"kick0": host.kicks[0], "call": host.call})
         pump.serve({0: mediator})
         try:
-            yield _Lane(host, pump.kicks[0], pump.line, pump)
+            yield Disk(host, pump.kicks[0], pump.line, pump)
         finally:
             pump.close()
 
@@ -210,17 +223,18 @@ def _lay_requests(memory: GuestMemory) -> Any:
     return setup
 
 
-def _compile(directory: Path) -> tuple[Any, Any]:
+def compiled(name: str, directory: Path, declarations: str = LOOP) -> tuple[Any, Any]:
+    """The C beside this file that is called ``name``."""
     builder = FFI()
-    builder.cdef(LOOP)
+    builder.cdef(declarations)
     builder.set_source(
-        "_isolation_bench",
-        '#include "isolation.c"',
+        f"_{name}_bench",
+        f'#include "{name}.c"',
         include_dirs=[str(Path(__file__).parent)],
         extra_compile_args=["-std=gnu11", "-O2"],
     )
     path = builder.compile(tmpdir=str(directory))
-    spec = importlib.util.spec_from_file_location("_isolation_bench", path)
+    spec = importlib.util.spec_from_file_location(f"_{name}_bench", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -217,8 +217,6 @@ def test_memory_of_several_files_is_one_buffer_whose_regions_lie_side_by_side() 
     memory = GuestMemory.of_files([(other, high), (one, low)])
     os.pwrite(one, b"low", low.offset)
     os.pwrite(other, b"end", high.offset + high.size - 3)
-    os.close(one)
-    os.close(other)
 
     assert memory.read(0, 3) == b"low"
     assert memory.read(high.end - 3, 3) == b"end"
@@ -230,7 +228,9 @@ def test_memory_of_several_files_is_one_buffer_whose_regions_lie_side_by_side() 
     with pytest.raises(OutOfRam):
         memory.read(low.end - 1, 2)
     memory.close()
-    assert mappings(memfd) == 0
+    assert mappings(one) == mappings(other) == 0
+    os.close(one)
+    os.close(other)
 
 
 @pytest.mark.parametrize("region", [Region(0, SIZE + PAGE_SIZE, 0), Region(0, SIZE, PAGE_SIZE)])

@@ -121,6 +121,10 @@ class Driver:
         self.write16(self.avail + 4 + 2 * slot, head)
         self._added += 1
 
+    def keep_free(self, indices: Sequence[int]) -> None:
+        """Leave the descriptors ``indices`` to the test: :meth:`add` takes none of them."""
+        self._free = [index for index in self._free if index not in indices]
+
     def adopt(self, head: int) -> None:
         """Offer ``head``, whose descriptors the test wrote itself and does not take from
         :meth:`add` again; :meth:`collect` returns it without data."""

@@ -58,7 +58,7 @@ def test_slow_chains_share_the_loop_one_by_one(
     # A clock that moves a second whenever it is looked at: every chain is slow.
     clock = itertools.count()
     monkeypatch.setattr(queue_module, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(queue_module, "_TURN_SECONDS", 2)
+    monkeypatch.setattr(queue_module, "TURN_SECONDS", 2)
     driver, loop, _ = serve(lambda chain: 0)
     seen = []
 

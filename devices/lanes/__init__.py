@@ -1,0 +1,16 @@
+"""Lanes: queues that are served in C, from the kick to the call, without Python.
+
+Of a lane each device has one function (``lane.h``), which carries out what it is asked all the
+time. The rest comes to the device's handler in Python, in its place in the order.
+"""
+
+from __future__ import annotations
+
+from devices.lanes._lanes import ffi, lib
+from devices.lanes.lane import Build, Lane
+from devices.lanes.queue import LaneQueue
+
+__all__ = ["PLAIN", "Build", "Lane", "LaneQueue"]
+
+PLAIN = Build(ffi, lib, LaneQueue)
+"""The lanes without fault points; :mod:`devices.lanes.faults` are those with them."""

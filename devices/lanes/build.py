@@ -1,0 +1,52 @@
+"""Builds ``devices.lanes._lanes``: the ring engine once more, with all lanes on it. And
+``devices.lanes._lanes_faults``: the same with fault points."""
+
+import runpy
+from pathlib import Path
+
+from cffi import FFI
+
+_HERE = Path(__file__).parent
+
+# By path: importing protocol.ring needs its extension, which may not be built yet.
+_engine = runpy.run_path(str(_HERE.parents[1] / "protocol" / "ring" / "build.py"))
+
+_PARTS = ("lane", "blk")
+
+
+def _marked(header: str) -> str:
+    text = (_HERE / header).read_text()
+    return text.partition("/* cdef begin */")[2].partition("/* cdef end */")[0]
+
+
+def declarations() -> str:
+    """What the headers of the lanes and ring.h declare, as cffi wants it."""
+    return str(_engine["declarations"]()) + "".join(_marked(f"{part}.h") for part in _PARTS)
+
+
+def _extension(name: str, include: str, sources: list[str], *options: str) -> FFI:
+    made = FFI()
+    made.set_source(
+        name,
+        include,
+        sources=[*(f"devices/lanes/{part}.c" for part in _PARTS), *_engine["SOURCES"], *sources],
+        depends=[
+            *(f"devices/lanes/{part}.h" for part in _PARTS),
+            *_engine["HEADERS"],
+        ],
+        include_dirs=["devices/lanes", "protocol/ring"],
+        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", *options],
+    )
+    return made
+
+
+ffi = _extension("devices.lanes._lanes", '#include "blk.h"', [])
+ffi.cdef(declarations())
+
+faults = _extension(
+    "devices.lanes._lanes_faults",
+    '#include "blk.h"',
+    _engine["FAULT_SOURCES"],
+    _engine["FAULT_OPTION"],
+)
+faults.cdef(declarations() + _engine["fault_marks"]() + _engine["HOOK"])

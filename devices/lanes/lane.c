@@ -1,0 +1,105 @@
+/* The loop of a lane; the contract is in lane.h. */
+
+#include "lane.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The clock that costs least. It moves every few milliseconds, and so do turns. */
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void publish(struct lane *lane)
+{
+    int wanted = ring_push(lane->ring, lane->done, lane->done_count);
+    if (wanted < 0)
+        abort(); /* our own mistake: a chain that carry_out wrote too much to */
+    lane->done_count = 0;
+    if (!wanted)
+        return;
+    lane->counters.interrupts++;
+    PASS(LANE_INTERRUPT);
+    /* A counter that is full is a doorbell that is ringing already; whoever reads a socket may be
+     * gone; and where there is no call, the driver looks for itself. */
+    ssize_t rung = write(lane->call, &(uint64_t){1}, sizeof(uint64_t));
+    (void)rung;
+}
+
+/* The chains that were popped, one after the other; LANE_IDLE when all are done. */
+static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
+{
+    while (lane->next < lane->count) {
+        const struct ring_chain *chain = &lane->chains[lane->next];
+        if (lane->requests <= 0 || lane->bytes <= 0)
+            return LANE_SPENT;
+        lane->requests--;
+        lane->bytes -= (int64_t)chain->readable_size + chain->writable_size;
+        lane->next++;
+        PASS(LANE_BEGIN);
+        int64_t written = LANE_DECLINE;
+        if (!chain->error && !lane->declines)
+            written = lane->carry_out(lane->device, chain, lane->segments + chain->first);
+        if (written == LANE_DECLINE)
+            return LANE_DECLINED;
+        lane->done[lane->done_count++] = (struct ring_completion){chain->head, written};
+        lane->counters.chains++;
+        lane->counters.bytes_read += chain->readable_size;
+        lane->counters.bytes_written += written;
+        if (now_ns() >= end)
+            return LANE_TURN;
+    }
+    return LANE_IDLE;
+}
+
+int lane_serve(struct lane *lane)
+{
+    uint64_t end = now_ns() + lane->turn_ns;
+    ring_disable_kicks(lane->ring);
+    do {
+        if (lane->next == lane->count) {
+            int popped = ring_pop(lane->ring, lane->chains, LANE_BATCH, lane->segments,
+                                  2 * RING_MAX_SEGMENTS);
+            if (popped < 0)
+                return popped;
+            lane->next = 0;
+            lane->count = popped;
+            if (popped == 0) {
+                if (!ring_enable_kicks(lane->ring))
+                    return LANE_IDLE;
+                ring_disable_kicks(lane->ring);
+                continue;
+            }
+            lane->counters.batches++;
+        }
+        enum lane_end why = carry_out_all(lane, end);
+        publish(lane);
+        if (why != LANE_IDLE)
+            return why;
+    } while (now_ns() < end);
+    return LANE_TURN;
+}
+
+int lane_attend(struct lane *lane, int others, int milliseconds)
+{
+    for (;;) {
+        struct pollfd ready[] = {{.fd = lane->kick, .events = POLLIN},
+                                 {.fd = others, .events = POLLIN}};
+        if (poll(ready, 2, milliseconds) <= 0)
+            return LANE_IDLE;
+        uint64_t kicks;
+        if (ready[0].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0) {
+            lane->counters.kicks++;
+            int end = lane_serve(lane);
+            if (end != LANE_IDLE)
+                return end;
+        }
+        if (ready[1].revents)
+            return LANE_IDLE;
+    }
+}

@@ -1,0 +1,85 @@
+/* A lane: one queue served in C, from the kick to the call, without Python.
+ *
+ * The lane pops, completes and notifies; what a request means is one function, carry_out. That
+ * does what devices are asked all the time, and declines the rest: all that is rare, malformed or
+ * has failed. What is declined goes to the handler in Python, in its place in the order, so each
+ * rule stands in one place. build.py hands the part between the two marks to cffi.
+ */
+#ifndef VIBE_LANE_H
+#define VIBE_LANE_H
+
+#include "points.h"
+#include "ring.h"
+
+/* cdef begin */
+
+/* Chains popped and completed together, as devices/runtime/queue.py does. */
+#define LANE_BATCH 32
+
+/* Why a lane returns; or minus an enum ring_error. */
+enum lane_end {
+    LANE_IDLE,     /* nothing waits, and the driver was asked for a kick */
+    LANE_TURN,     /* the turn is over, more may wait */
+    LANE_DECLINED, /* chains[next - 1] is not for C, and it is the next to be handled */
+    LANE_SPENT,    /* requests or bytes are used up, more may wait */
+};
+
+/* What carry_out returns for a chain that it has not carried out. */
+#define LANE_DECLINE -1
+
+/* Bytes written to the chain, its status included, or LANE_DECLINE. */
+typedef int64_t (*lane_carry_out)(void *device, const struct ring_chain *chain,
+                                  const struct iovec *segments);
+
+struct lane_counters {
+    uint64_t chains; /* those declined are not among them */
+    uint64_t batches;
+    uint64_t kicks;
+    uint64_t interrupts;
+    uint64_t bytes_read; /* from the guest */
+    uint64_t bytes_written;
+};
+
+/* All zero, then the first part is filled in. */
+struct lane {
+    struct ring *ring; /* NULL: at rest */
+    int kick;          /* eventfds that do not block; the call may be a socket, or -1 */
+    int call;
+    lane_carry_out carry_out;
+    void *device;
+    uint64_t turn_ns;
+    bool declines; /* everything */
+    int64_t requests; /* chains, and bytes of them, that may be begun; both are counted down, and */
+    int64_t bytes;    /* bytes may get below 0: who has any may have a whole chain */
+
+    struct lane_counters counters;
+    uint32_t next; /* of the chains popped, the first that was not begun */
+    uint32_t count;
+    struct ring_chain chains[LANE_BATCH];
+    struct iovec segments[2 * RING_MAX_SEGMENTS];
+    uint32_t done_count;
+    struct ring_completion done[LANE_BATCH];
+};
+
+/* Serve one turn: an enum lane_end, or minus an enum ring_error. All that was carried out is
+ * published, whatever the end. */
+int lane_serve(struct lane *lane);
+
+/* Serve what the kick announces, sleeping in between, until others (something that can be polled)
+ * is readable, milliseconds have passed without either (-1: never), a signal comes, or a turn
+ * ends otherwise than LANE_IDLE, which is then returned. */
+int lane_attend(struct lane *lane, int others, int milliseconds);
+
+/* cdef end */
+
+/* Points at which faults can strike, as devices/runtime/faults.py has them for queues that are
+ * served in Python; in the order of devices.lanes.faults.POINTS. They come to the engine's hook.
+ * Before the first, where a chain is begun, that may have it declined. */
+#ifdef RING_FAULT_POINTS
+enum lane_point { LANE_BEGIN = RING_POINT_COUNT, LANE_HANDLE, LANE_COMPLETE, LANE_INTERRUPT };
+#define PASS(point) ring_reached((enum ring_point)(point))
+#else
+#define PASS(point) ((void)0)
+#endif
+
+#endif

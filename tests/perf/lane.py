@@ -1,0 +1,97 @@
+"""A disk that its lane serves, one that Python serves, and the same file without virtio.
+
+The guest is that of ``isolation``: a loop in C in this process that keeps requests of 4 KiB, half
+of them reads, with a real device process in its jail. The image is in a tmpfs. At depth 1 both
+sides are on one CPU: with two, what is measured is how the host halts and wakes an idle one.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.perf.isolation import DATA, IMAGE_SIZE, Disk, compiled, disk, in_turn
+
+# Arbitrary: a turn takes some tenths of a second.
+ROUNDS = 15
+REQUESTS = {32: 40_000, 1: 10_000}
+WITHOUT_VIRTIO, LANE, PYTHON = "no virtio", "lane", "python"
+KINDS = {LANE: "", PYTHON: "tests.support.python_blk:PythonBlk"}
+
+_FILE = """
+uint64_t bench_file(int file, uint8_t *buffers, uint32_t count, uint32_t blocks, uint32_t total);
+"""
+
+
+def measure() -> dict[str, object]:
+    """Requests per second of each, ratios, and CPU time of what serves."""
+    rates: dict[tuple[int, str], list[float]] = {}
+    cpu: dict[tuple[int, str], list[float]] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
+        folder = Path(name)
+        library, file = compiled("isolation", folder), compiled("lane", folder, _FILE)
+        disks = {
+            kind: stack.enter_context(
+                disk("jail", folder / kind, kind if register else "blk", register)
+            )
+            for kind, register in KINDS.items()
+        }
+        image = os.open(folder / LANE / "disk.img", os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, image)
+        for turn in range(ROUNDS):
+            for depth, total in REQUESTS.items():
+                for kind in in_turn((WITHOUT_VIRTIO, *KINDS), turn):
+                    rate, busy = _one(kind, disks, library, file, image, depth, total)
+                    rates.setdefault((depth, kind), []).append(rate)
+                    cpu.setdefault((depth, kind), []).append(busy)
+    found: dict[str, object] = {}
+    for depth in REQUESTS:
+        here = {kind: rates[depth, kind] for kind in (WITHOUT_VIRTIO, *KINDS)}
+        found[f"depth {depth}, requests/s"] = {
+            kind: round(statistics.median(each)) for kind, each in here.items()
+        }
+        for one, other in ((LANE, PYTHON), (LANE, WITHOUT_VIRTIO)):
+            ratios = [a / b for a, b in zip(here[one], here[other], strict=True)]
+            quartiles = [round(value, 2) for value in statistics.quantiles(ratios, n=4)]
+            found[f"depth {depth}, {one} / {other} [quartiles]"] = quartiles
+        found[f"depth {depth}, CPU of the device a request, µs"] = {
+            kind: round(statistics.median(cpu[depth, kind]) * 1e6, 2) for kind in KINDS
+        }
+    return found
+
+
+def _one(
+    kind: str,
+    disks: dict[str, Disk],
+    library: Any,
+    file: Any,
+    image: int,
+    depth: int,
+    total: int,
+) -> tuple[float, float]:
+    if kind == WITHOUT_VIRTIO:
+        ffi, lib = file
+        buffers = ffi.new("uint8_t[]", depth * DATA)
+        elapsed = lib.bench_file(image, buffers, depth, IMAGE_SIZE // DATA, total)
+        assert elapsed
+        return total / elapsed * 1e9, 0.0
+    with _on_one_cpu(disks[kind].pid if depth == 1 else None):
+        return disks[kind].run(library, depth, total)
+
+
+@contextmanager
+def _on_one_cpu(pid: int | None) -> Iterator[None]:
+    cpus = os.sched_getaffinity(0)
+    both = () if pid is None else (0, pid)
+    for each in both:
+        os.sched_setaffinity(each, {min(cpus)})
+    try:
+        yield
+    finally:
+        for each in both:
+            os.sched_setaffinity(each, cpus)
