@@ -331,6 +331,51 @@ def test_a_successor_finds_what_the_guest_said_whatever_the_dead_one_left() -> N
         assert [used.data for used in them.driver.collect()] == [b"right"] * 2
 
 
+@pytest.mark.parametrize("arena", [0, SIZE])
+def test_one_that_keeps_no_journal_finds_from_used_on_just_what_it_has_to_do(arena: int) -> None:
+    # The first has it for so long that its place in the ring is another's since; of the last three
+    # it returns the middle one, and dies before that is seen.
+    with mediated(size=8, arena=arena) as them:
+
+        def lend(content: bytes) -> None:
+            them.driver.add([content], [1])
+            them.driver.publish()
+            them.mediator.kick()
+
+        lend(b"first")
+        (first,) = them.device.pop()
+        for number in range(10):
+            lend(b"%d" % number)
+            assert them.serve() != [first.head]
+            them.mediator.complete()
+            assert len(them.driver.collect()) == 1
+        for content in (b"popped", b"returned", b"neither"):
+            lend(content)
+        returned = them.device.pop(2)[1]
+        them.device.push([(returned.head, 0)])
+
+        them.mediator.restore()
+        with shadow_ring(them.device_memory, them.shadow) as successor:
+            chains = successor.pop()
+            assert [chain.readable.read() for chain in chains] == [b"first", b"popped", b"neither"]
+            successor.push([(chain.head, 0) for chain in chains])
+        assert them.mediator.complete().interrupt_guest
+        assert them.mediator.in_flight == 0
+        assert len(them.driver.collect()) == 4
+
+
+def test_what_a_dead_one_broke_breaks_nothing_further_and_is_told_afterwards() -> None:
+    with mediated(arena=SIZE) as them:
+        them.driver.add([b"x"], [1])
+        them.driver.publish()
+        them.mediator.kick()
+        them.device_memory.write(them.shadow.used + 2, (9).to_bytes(2, "little"))
+
+        them.mediator.restore()
+        with pytest.raises(MediatorBroken, match="USED_JUMP"):
+            them.mediator.complete()
+
+
 # Misplaced.
 
 
