@@ -243,7 +243,9 @@ class Verbs:
         supervisor = self._supervisor_of(request.device)
         device = supervisor.device(request.device)
         why = supervisor.why_bound(device.name)
-        if why := why or device.place.why_not(request.device_id, request.queues):
+        if why := why or device.place(self._machine.plan.backend).why_not(
+            request.device_id, request.queues
+        ):
             raise BadInput("device run", why)
         path = self._machine.open_door()
         reply(wire.Enlisted(path, device.model.settings))

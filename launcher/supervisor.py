@@ -83,6 +83,9 @@ class Machine(Protocol):
     def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
         """Ask the VMM; ``answered`` gets its reply."""
 
+    def reconnect(self, device: PlannedDevice) -> None:
+        """Open what ``device``, one that connects, needs for a further process; BadInput."""
+
     def compare(
         self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
     ) -> None:
@@ -136,6 +139,11 @@ class _Successor:
     @property
     def is_expected(self) -> bool:
         return self.ward.successor is self
+
+    @property
+    def is_compared(self) -> bool:
+        # With who served last. What a process is connected to anew may be something else by now.
+        return self.is_swap or self.device.model.connects
 
     def has_done(self, step: str, at: int | None = None) -> None:
         # Nanoseconds since the step before.
@@ -318,11 +326,12 @@ class Supervisor:
 
     def restart(self, name: str, done: Done) -> None:
         """Put a fresh process of the same device in the place of the one that serves. One that
-        serves several is killed for that, and the next one serves them all."""
+        serves several is killed for that, and the next one serves them all; so is one that is
+        connected to somebody who may serve one at a time only."""
         ward = self._wards[name]
         if (why := self.why_busy(name)) is not None:
             done(self._error(name, why))
-        elif ward.child is not None and len(ward.household.wards) == 1:
+        elif ward.child is not None and not self._has_to_go_first(ward):
             self._begin([_Successor(ward, ward.device, done, is_swap=True)])
         else:
             ward.household.wanted = ward, done
@@ -330,6 +339,9 @@ class Supervisor:
                 self._restart(ward.household, failing=False)
             else:
                 ward.child.kill()
+
+    def _has_to_go_first(self, ward: _Ward) -> bool:
+        return len(ward.household.wards) > 1 or ward.device.model.connects
 
     def swap(self, name: str, device: PlannedDevice, done: Done) -> None:
         """Put ``device`` in the place of what serves as ``name``; its descriptors stay the
@@ -376,6 +388,13 @@ class Supervisor:
             successor.number = successor.ward.last_number
             successor.ward.successor = successor
         self._expect(coming)
+        for successor in coming:
+            if successor.device.model.connects and not successor.device.fds:
+                try:
+                    self._machine.reconnect(successor.device)
+                except VibeError as error:
+                    self._fail(successor.ward, str(error))
+                    return
         if hand is None:
             is_free = coming[0].device.is_free
             self._spares.take(lambda child: self._arrived(coming, child), free=is_free)
@@ -394,7 +413,7 @@ class Supervisor:
                 successor.device,
                 successor.number,
                 child.pidfd,
-                waits=successor.is_swap,
+                waits=successor.is_compared,
                 by_hand=successor.by_hand,
             )
             self._machine.hand_vmm(payload, descriptors)
@@ -410,6 +429,8 @@ class Supervisor:
         )
         self._machine.hand_over(successor.child, payload, descriptors)
         successor.generation.close()
+        if successor.device.model.connects:
+            successor.device.close()  # or nobody would hear of its death
 
     def offers(self, event: DeviceOffers) -> None:
         """A device is sealed. In an empty place the VMM attaches it by itself, but for a swap."""
@@ -420,7 +441,7 @@ class Supervisor:
             return
         successor.has_done("start")
         successor.offers = event
-        if not successor.is_swap:
+        if not successor.is_compared:
             return
         if ward.offers is None:
             self._compared(ward, successor, None)
@@ -515,6 +536,8 @@ class Supervisor:
             self._machine.after(_GRACE, child.kill)
         if successor.generation is not None:
             successor.generation.close()
+        if successor.device.model.connects:
+            successor.device.close()  # the next one does not go on with this connection
         if successor.done is not None:
             successor.done(error)
         if not self._is_ended:

@@ -58,6 +58,17 @@ class Worker:
         self._features = 0
         self._running = False
         self.device = kind(config, fds, self)
+        self.queues = self._make_queues(fds, trace, injector, failing=failing)
+
+    def _make_queues(
+        self,
+        fds: Mapping[str, int],
+        trace: Trace | None,
+        injector: Injector | None,
+        *,
+        failing: bool,
+    ) -> list[Queue]:
+        kind, made = type(self.device), list[Queue]()
         plain = Queue if injector is None else injector.queue_type
         traced = TracedQueue if injector is None else injector.traced_queue_type
         lanes = kind.lanes
@@ -65,27 +76,27 @@ class Worker:
             lanes = None
         elif lanes is not None and injector is not None:
             lanes = injector.lanes
-        self.queues: list[Queue] = []
         for declaration in kind.queues:
             arguments = (
                 declaration,
                 (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
                 self._handler(declaration, failing=failing),
-                loop,
+                self._loop,
                 self._ring_broken,
                 partial(self.device.published, declaration.index),
             )
             lane = None if lanes is None else self.device.lane(declaration.index, lanes)
             if lane is not None:
-                self.queues.append(lane.build.queue(lane, *arguments))
+                made.append(lane.build.queue(lane, *arguments))
             else:
-                self.queues.append((plain if trace is None else traced)(*arguments))
-        for queue in self.queues:
+                made.append((plain if trace is None else traced)(*arguments))
+        for queue in made:
             queue.limit = self.device.limit(queue.declaration.index)
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
                 injector.join(queue, partial(self.device.fail, queue.declaration.index))
+        return made
 
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:
