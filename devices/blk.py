@@ -20,7 +20,15 @@ from typing import Any, Literal
 
 from devices.lanes import PLAIN, Build, Lane
 from devices.runtime import files
-from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
+from devices.runtime.device import (
+    Device,
+    Host,
+    Jail,
+    Offer,
+    QueueDeclaration,
+    Runtime,
+    virtqueue,
+)
 from devices.runtime.limits import Limit
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
@@ -43,6 +51,7 @@ class Feature(IntEnum):
     RO = 5
     BLK_SIZE = 6
     FLUSH = 9
+    MQ = 12
     DISCARD = 13
     WRITE_ZEROES = 14
 
@@ -77,6 +86,9 @@ _CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
 _LIMITS = ("size_max", "seg_max")
 
 _QUEUE_SIZE = 128
+# Arbitrary: twice the CPUs of the largest machine of ours, and a driver has no use for more than
+# one a CPU. Each costs a doorbell, a thread and, at isolation=bounce, an arena.
+_MAX_QUEUES = 16
 # All of a queue but the header and the status.
 _SEG_MAX = _QUEUE_SIZE - 2
 # Arbitrary. With _SEG_MAX it bounds what one request moves, and so how long a reset can wait for
@@ -118,12 +130,17 @@ class Config:
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
     and writes go around it; unsafe, there, and a flush does nothing."""
 
+    queues: int = 1
+    """Request queues, 1 to 16: a driver with several CPUs puts each CPU's requests into one of its
+    own. All but the first have threads of their own here, unless iops or bw is given."""
     iops: int = 0
     """The most requests in a second; 0: as many as it can."""
     bw: int = 0
     """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.queues <= _MAX_QUEUES:
+            raise ValueError(f"queues: {self.queues} is not 1 to {_MAX_QUEUES}")
         if self.iops < 0:
             raise ValueError(f"iops: {self.iops} requests in a second")
         if self.bw and self.bw < _MIN_BW:
@@ -174,6 +191,12 @@ class Blk(Device[Config]):
             raise
         return {"image": image}
 
+    @classmethod
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """All alike (5.2.2)."""
+        (requestq,) = cls.queues
+        return requestq.times(config.queues)
+
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         self._image = fds["image"]
@@ -189,7 +212,8 @@ class Blk(Device[Config]):
         if config.cache == "none":
             self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE))
         self._operations: dict[int, Operation] = {}
-        self._disk: Any = None  # the lane's struct blk_disk
+        self._disks: list[Any] = []  # the struct blk_disk of each lane
+        self._limit = Limit(config.iops, config.bw) if config.iops or config.bw else None
 
     @property
     def features(self) -> int:
@@ -199,6 +223,8 @@ class Blk(Device[Config]):
             offered.append(Feature.RO)
         else:
             offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+        if self.config.queues > 1:
+            offered.append(Feature.MQ)
         return sum(bit(feature) for feature in offered)
 
     def config_space(self) -> bytes:
@@ -210,7 +236,7 @@ class Blk(Device[Config]):
             _SEG_MAX,
             self.config.block_size,
             0,  # writeback: not offered
-            1,  # num_queues
+            self.config.queues,
             _MAX_DISCARD_SECTORS,
             _MAX_RANGES,
             alignment,
@@ -236,19 +262,20 @@ class Blk(Device[Config]):
         # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
         is_cached = features & bit(Feature.FLUSH) or self.config.cache == "unsafe"
         self._write_flags = 0 if is_cached else os.RWF_DSYNC
-        if self._disk is not None:
-            self._disk.write_flags = self._write_flags
+        for disk in self._disks:
+            disk.write_flags = self._write_flags
 
     def lane(self, index: int, build: Build) -> Lane:
         """Reads and writes in C."""
-        self._disk = build.ffi.new("struct blk_disk *")
-        self._disk.image = self._image
-        self._disk.readonly = self.config.readonly
-        self._disk.alignment = 1 if self._bounce is None else self.config.block_size
-        self._disk.sectors = self._sectors
-        self._disk.most = _SEG_MAX * self._size_max
+        disk = build.ffi.new("struct blk_disk *")
+        disk.image = self._image
+        disk.readonly = self.config.readonly
+        disk.alignment = 1 if self._bounce is None else self.config.block_size
+        disk.sectors = self._sectors
+        disk.most = _SEG_MAX * self._size_max
+        self._disks.append(disk)
         counted = ("reads", "writes")
-        return Lane(build, build.lib.blk_carry_out, self._disk, self.counters, counted)
+        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted)
 
     @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
@@ -267,10 +294,8 @@ class Blk(Device[Config]):
         return data.size + 1
 
     def limit(self, index: int) -> Limit | None:
-        """As the options say."""
-        if not self.config.iops and not self.config.bw:
-            return None
-        return Limit(self.config.iops, self.config.bw)
+        """As the options say, of all queues together."""
+        return self._limit
 
     def fail(self, index: int, chain: Chain) -> int:
         """An I/O error, whatever was asked for."""

@@ -220,7 +220,7 @@ class _Server:
         served = self._served
         self._child = child
         self._connections += 1
-        sizes = (LARGEST_QUEUE,) * len(served.device.queues)
+        sizes = (LARGEST_QUEUE,) * len(served.device.virtqueues(served.config))
         self._journal = journal.create(f"vibevmm-{served.name}", sizes)
         spec = DeviceSpec(
             name=served.name,

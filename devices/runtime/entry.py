@@ -23,7 +23,7 @@ import zmq
 
 from devices import kinds
 from devices.runtime import vhost_user
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import AnyDevice, QueueDeclaration
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
 from devices.runtime.session import Session
@@ -130,13 +130,13 @@ class Member:
         handed: Mapping[str, int],
         config: object = None,
     ) -> None:
-        _check_names(spec, kind, handed)
         self.spec = spec
         self.kind = kind
         self.handed = handed
         self._config: Any = config
         if config is None:
             self._config = codec.from_plain(kind.config_type, codec.unpack(spec.config))
+        _check_names(spec, kind.virtqueues(self._config), handed)
 
     @property
     def is_traced(self) -> bool:
@@ -233,7 +233,10 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
     worker = member.work(loop)
     if seal is not None:
         seal.audit(
-            _held((*member.handed.values(), parent.fileno(), loop.fileno()), seal), channels=0
+            _held(
+                (*member.handed.values(), *worker.descriptors, parent.fileno(), loop.fileno()), seal
+            ),
+            channels=0,
         )
         seal.close(
             member.kind.jail.syscalls,
@@ -270,10 +273,12 @@ def _call_ourselves(name: str) -> None:
         comm.write(name.encode())
 
 
-def _check_names(spec: DeviceSpec, kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
+def _check_names(
+    spec: DeviceSpec, queues: Iterable[QueueDeclaration], handed: Mapping[str, int]
+) -> None:
     wanted = ["journal", "front-end"]
     if spec.endpoint:
-        kicks = (f"kick{queue.index}" for queue in kind.queues)
+        kicks = (f"kick{queue.index}" for queue in queues)
         wanted = ["memory", "journal", "call", *kicks]
     missing = [name for name in wanted if name not in handed]
     if missing:

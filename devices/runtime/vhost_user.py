@@ -476,9 +476,11 @@ class BackEnd:
             bell = _bell(message, may_be_socket=name == "call")
         if name == "kick":
             self._stop(ring)
+        elif name == "call":
+            # Interrupts go there from now on, whatever the queue is doing; then the one before
+            # may be closed.
+            self._worker.queue(ring.index).call = -1 if bell is None else bell
         ring.set_bell(name, bell)
-        # Interrupts go there from now on, whatever the queue is doing.
-        self._worker.queue(ring.index).call = ring.bells.get("call", -1)
         self._update()
 
     def _update(self) -> None:

@@ -282,6 +282,37 @@ def test_flush_makes_durable_unless_the_cache_is_unsafe(
     assert len(synced) == syncs
 
 
+# Several queues.
+
+
+def test_a_disk_of_several_queues_says_so(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), queues=3))
+
+    assert host.hello is not None
+    assert host.hello.queue_sizes == (128,) * 3
+    assert host.hello.features & 1 << Feature.MQ
+    assert struct.unpack_from("<H", host.hello.config, NUM_QUEUES) == (3,)
+
+
+def test_each_of_its_queues_reads_and_writes_the_same_disk(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), queues=2))
+    host.start(*WRITING, Feature.MQ)
+    data = [os.urandom(SECTOR) for _ in range(2)]
+
+    for index in range(2):
+        used = host.send([header(Request.OUT, index), data[index]], [1], index)
+        assert used.data == bytes([Status.OK])
+    for index in range(2):
+        used = host.send([header(Request.IN, 1 - index)], [SECTOR, 1], index)
+        assert used.data == data[1 - index] + bytes([Status.OK])
+        assert host.send([header(Request.FLUSH)], [1], index).data == bytes([Status.OK])
+
+    counters = host.counters()
+    assert (counters["reads"], counters["writes"], counters["flushes"]) == (2, 2, 2)
+    assert counters["requestq1.chains"] == counters["requestq2.chains"] == 3
+    assert host.quit() == 0
+
+
 # Limits.
 
 
@@ -671,6 +702,9 @@ def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path
         ({"block_size": 513}, "block_size: 513 is not 512"),
         ({"serial": "x" * 21}, "up to 20 characters"),
         ({"serial": "é"}, "up to 20 characters"),
+        ({"queues": 0}, "queues: 0 is not 1 to 16"),
+        ({"queues": -1}, "queues: -1 is not 1 to 16"),
+        ({"queues": 17}, "queues: 17 is not 1 to 16"),
     ],
 )
 def test_options_that_make_no_disk_are_refused(options: dict[str, object], complaint: str) -> None:

@@ -38,7 +38,7 @@ class BackEnd(FrontEnd):
         config = device.config_type() if config is None else config
         self.host = host or FakeHost()
         given = device.open(config, self.host)
-        sizes = (LARGEST_QUEUE,) * len(device.queues)
+        sizes = (LARGEST_QUEUE,) * len(device.virtqueues(config))
         spec = DeviceSpec(
             name="device0",
             kind=kind,
