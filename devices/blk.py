@@ -51,6 +51,7 @@ class Feature(IntEnum):
     RO = 5
     BLK_SIZE = 6
     FLUSH = 9
+    CONFIG_WCE = 11
     MQ = 12
     DISCARD = 13
     WRITE_ZEROES = 14
@@ -82,8 +83,9 @@ _UNMAP = 1
 
 # struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
 # geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
-_CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_CONFIG = struct.Struct("<QII4xI8x?xHIIIIIB3x")
 _LIMITS = ("size_max", "seg_max")
+_WRITEBACK_AT = 32
 
 _QUEUE_SIZE = 128
 # Arbitrary: twice the CPUs of the largest machine of ours, and a driver has no use for more than
@@ -128,7 +130,7 @@ class Config:
     """The serial number that the guest sees: up to 20 characters of ASCII."""
     cache: Literal["writeback", "none", "unsafe"] = "writeback"
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
-    and writes go around it; unsafe, there, and a flush does nothing."""
+    and writes go around it; unsafe, there, and no flush is offered."""
 
     queues: int = 1
     """Request queues, 1 to 16: a driver with several CPUs puts each CPU's requests into one of its
@@ -207,6 +209,9 @@ class Blk(Device[Config]):
         for most in filter(None, (runtime.largest_chain, config.bw)):
             pages = (most - _HEADER.size - 1) // _SEG_MAX // _PAGE
             self._size_max = min(self._size_max, pages * _PAGE)
+        self._features: int | None = None  # as agreed; None: not yet
+        self._wish: bool | None = None  # what the driver has written into `writeback`
+        self._writeback = True  # the field
         self._write_flags = 0
         self._bounce: memoryview | None = None
         if config.cache == "none":
@@ -217,12 +222,18 @@ class Blk(Device[Config]):
 
     @property
     def features(self) -> int:
-        """Those of writing only where it is possible."""
-        offered = [Feature.SIZE_MAX, Feature.SEG_MAX, Feature.BLK_SIZE, Feature.FLUSH]
+        """Those of writing only where it is possible. One that does not commit what is to be
+        flushed must not offer to (5.2.6.2)."""
+        offered = [Feature.SIZE_MAX, Feature.SEG_MAX, Feature.BLK_SIZE]
+        is_durable = self.config.cache != "unsafe"
+        if is_durable:
+            offered.append(Feature.FLUSH)
         if self.config.readonly:
             offered.append(Feature.RO)
         else:
             offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+            if is_durable:
+                offered.append(Feature.CONFIG_WCE)
         if self.config.queues > 1:
             offered.append(Feature.MQ)
         return sum(bit(feature) for feature in offered)
@@ -235,7 +246,7 @@ class Blk(Device[Config]):
             self._size_max,
             _SEG_MAX,
             self.config.block_size,
-            0,  # writeback: not offered
+            self._writeback,
             self.config.queues,
             _MAX_DISCARD_SECTORS,
             _MAX_RANGES,
@@ -246,7 +257,7 @@ class Blk(Device[Config]):
         )
 
     def start(self, features: int) -> None:
-        """Accept the requests that were negotiated."""
+        """Accept the requests that were negotiated, and what was written before."""
         self._operations = {
             Request.IN: self._read,
             Request.OUT: self._write,
@@ -259,11 +270,53 @@ class Blk(Device[Config]):
         ):
             if features & bit(feature):
                 self._operations[request] = operation
-        # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
-        is_cached = features & bit(Feature.FLUSH) or self.config.cache == "unsafe"
-        self._write_flags = 0 if is_cached else os.RWF_DSYNC
+        self._features = features
+        self._renew_cache()
+
+    def stop(self) -> None:
+        """What is agreed next may be something else."""
+        self._features = None
+
+    def reset(self) -> None:
+        """See Device."""
+        self._wish = None
+        self._renew_cache()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Of all fields only ``writeback`` is the driver's (5.2.4)."""
+        if offset <= _WRITEBACK_AT < offset + len(data):
+            self._wish = bool(data[_WRITEBACK_AT - offset])
+            self._set_cache()
+
+    def _renew_cache(self) -> None:
+        before = self._writeback
+        self._set_cache()
+        if self._writeback != before:
+            self.config_changed()
+
+    def _set_cache(self) -> None:
+        # Whether a write may be complete before it is durable (5.2.5.2, 5.2.6.2): not for a driver
+        # that cannot flush, nor for one that wants none to be.
+        agreed = self._features
+        is_cached = agreed is None or bool(agreed & bit(Feature.FLUSH))
+        has_field = agreed is None or bool(agreed & bit(Feature.CONFIG_WCE))
+        if has_field and self._wish is not None:
+            is_cached = self._wish
+        self._writeback = is_cached or not has_field
+        is_relied_on = self.config.cache != "unsafe"
+        self._write_flags = os.RWF_DSYNC if is_relied_on and not is_cached else 0
         for disk in self._disks:
             disk.write_flags = self._write_flags
+        if agreed is not None and self._wish is False and self._write_flags:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        # With what was written before: it will not be flushed any more.
+        try:
+            self._make_durable()
+        except OSError as error:
+            self.counters["io_errors"] += 1
+            _logger.error("what was written so far is not durable: %s", error.strerror)
 
     def lane(self, index: int, build: Build) -> Lane:
         """Reads and writes in C."""
@@ -377,8 +430,7 @@ class Blk(Device[Config]):
 
     def _flush(self, sector: int, request: Reader, data: Writer) -> None:
         self.counters["flushes"] += 1
-        if self.config.cache != "unsafe":
-            self._make_durable()
+        self._make_durable()
 
     def _make_durable(self) -> None:
         os.fdatasync(self._image)

@@ -188,13 +188,17 @@ class Device(Generic[C]):
         return b""
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """The driver wrote ``data``, anywhere and of any length; ignored unless overridden."""
+        """The driver wrote ``data``, anywhere and of any length; ignored unless overridden. To a
+        successor it is written once more, before :meth:`start`."""
 
     def start(self, features: int) -> None:
         """The driver is ready and agreed to ``features``; chains follow."""
 
     def stop(self) -> None:
         """The driver took the device back: no chains any more, none kept, nothing watched."""
+
+    def reset(self) -> None:
+        """The driver has reset the device: what it wrote into the configuration counts no more."""
 
     def save(self) -> bytes:
         """What a successor has to know that is neither in its descriptors nor in the journal; it

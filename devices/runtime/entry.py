@@ -30,8 +30,10 @@ from devices.runtime.session import Session
 from devices.runtime.worker import Worker
 from protocol import codec, fds, jail, log
 from protocol.channel import Channel
+from protocol.config_space import Written
 from protocol.errors import HostError, VibeError
 from protocol.journal import Journal
+from protocol.mapping import map_file
 from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE, Sealed
 from protocol.specs import DeviceSpec, Part
@@ -231,6 +233,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
     connection = Connection(socket.socket(fileno=member.handed["front-end"]), FROM_FRONT_END)
     loop = Loop()
     worker = member.work(loop)
+    written = Written(map_file(member.handed["written"], Written.SIZE))
     if seal is not None:
         seal.audit(
             _held(
@@ -247,7 +250,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
         _logger.info("sealed, with %s", ", ".join(member.handed))
     sizes = member.spec.journal
     back_end = vhost_user.BackEnd(
-        connection, worker, loop, member.handed["journal"], sizes, parent.sendall
+        connection, worker, loop, member.handed["journal"], sizes, parent.sendall, written
     )
     loop.run()
     back_end.close()
@@ -276,7 +279,7 @@ def _call_ourselves(name: str) -> None:
 def _check_names(
     spec: DeviceSpec, queues: Iterable[QueueDeclaration], handed: Mapping[str, int]
 ) -> None:
-    wanted = ["journal", "front-end"]
+    wanted = ["journal", "front-end", "written"]
     if spec.endpoint:
         kicks = (f"kick{queue.index}" for queue in queues)
         wanted = ["memory", "journal", "call", *kicks]

@@ -107,6 +107,7 @@ class Session:
 
     def _stop(self, request: messages.Stop) -> messages.Done:
         self._worker.stop()
+        self._worker.device.reset()
         self._life.advance(Event.STOP)
         return messages.Done()
 

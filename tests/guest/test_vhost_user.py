@@ -34,6 +34,8 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for module in /modules/*; do insmod "$module"; done
 echo "guest: queues $(ls /sys/block/vda/mq | xargs)"
+echo "write through" >/sys/block/vda/cache_type
+echo "guest: cache $(cat /sys/block/vda/cache_type)"
 mount -t ext4 /dev/vda /mnt && cd /mnt
 for number in $(seq 40); do
     dd if=/dev/urandom of="data$number" bs=64k count=2 conv=fsync 2>/dev/null ||
@@ -118,6 +120,7 @@ def test_a_guest_of_qemu_loses_nothing_when_the_disks_process_is_killed_and_run_
             with Served(path, *words):
                 assert linux.wait(DEADLINE) == 0, linux.said
     assert "guest: queues 0 1\n" in linux.said
+    assert "guest: cache write through\n" in linux.said
     assert "guest: sums hold for 40 files" in linux.said
     assert "guest: unmounted" in linux.said
     assert "cannot write" not in linux.said

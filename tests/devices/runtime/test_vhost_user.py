@@ -39,6 +39,9 @@ from tests.support.odd_devices import Config
 
 Serve = Callable[..., BackEnd]
 
+# Of struct virtio_blk_config.
+WRITEBACK = 32
+
 KEEPER = "tests.support.odd_devices:Keeper"
 
 
@@ -110,6 +113,24 @@ def test_every_queue_of_a_disk_is_served_by_itself(serve: Serve, image: Path) ->
     peer.set_ring(2)
     assert read_sector(peer, 6, 2) == content[6 * 512 : 7 * 512]
     assert read_sector(peer, 7, 1) == content[7 * 512 : 8 * 512]
+
+
+def test_what_is_written_into_the_configuration_outlives_resets_and_processes(
+    serve: Serve,
+) -> None:
+    # QEMU keeps a copy that no reset changes, and does not say what it holds once more.
+    first = serve("blk")
+    first.negotiate()
+    assert first.config(60)[WRITEBACK] == 1
+
+    first.tell(Request.SET_CONFIG, ConfigSpace(WRITEBACK, 0, b"\0").pack())
+    assert first.config(60)[WRITEBACK] == 0
+    first.tell(Request.RESET_DEVICE)
+    assert first.config(60)[WRITEBACK] == 0
+
+    second = serve("blk", host=first.host, written=os.dup(first.written))
+    second.negotiate()
+    assert second.config(60)[WRITEBACK] == 0
 
 
 def test_both_features_of_rings_work_whatever_the_device(serve: Serve) -> None:
