@@ -23,9 +23,6 @@ from protocol.errors import BadInput, HostError
 from protocol.vhost_user import FROM_BACK_END, Connection
 from protocol.virtio import DeviceId, bit
 
-_MOST_QUEUES = 16
-"""Of requests (arbitrary: twice as many as a machine has CPUs)."""
-
 _TAG_SIZE = 36
 
 
@@ -46,8 +43,8 @@ class Config:
     journal of what is in flight itself (INFLIGHT_SHMFD), but for net, which may lose packets."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.num_queues <= _MOST_QUEUES:
-            raise ValueError(f"num-queues: {self.num_queues} is not 1 to {_MOST_QUEUES}")
+        if not 0 < self.num_queues <= disk.MAX_QUEUES:
+            raise ValueError(f"num-queues: {self.num_queues} is not 1 to {disk.MAX_QUEUES}")
         if self.num_queues > 1 and self.type not in ("blk", "fs"):
             raise ValueError(f"num-queues: {self.type} has its own number of queues")
         if self.type != "fs" and self.tag:
@@ -59,7 +56,7 @@ class Config:
 class VhostUser(External[Config]):
     """What every type has in common; :meth:`fitting` says which it is."""
 
-    device_id = DeviceId.NULL
+    device_id = DeviceId.NULL  # none yet
     kept: ClassVar[int] = 0
     """Of the features of its type, those that it may have."""
 
@@ -70,7 +67,7 @@ class VhostUser(External[Config]):
         try:
             connection = Connection(socket.socket(fileno=os.dup(opened["back-end"])), FROM_BACK_END)
             with contextlib.closing(connection):
-                BackEnd(connection).negotiate(cls.fitting(config))
+                BackEnd(connection).negotiate(cls.fitting(config), config)
         except HostError as error:
             fds.close_all(opened.values())
             raise BadInput("socket", f"{config.socket}: {error}") from error
@@ -94,17 +91,13 @@ class VhostUser(External[Config]):
 
     @classmethod
     def fitting(cls, config: Config) -> type[VhostUser]:
-        """The class of that type, with so many queues."""
-        kind = _TYPES[config.type]
-        made: type[VhostUser] = type(kind.__name__, (kind,), {"__module__": kind.__module__})
-        made.queues = kind.declare(config.num_queues)
-        made.journals = config.direct
-        return made
+        """The class of that type."""
+        return _TYPES[config.type]
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """Its queues, ``requests`` of them for requests."""
-        raise NotImplementedError
+    def journals(cls, config: Config) -> bool:
+        """Where it is said to."""
+        return config.direct
 
     @property
     def features(self) -> int:
@@ -121,26 +114,26 @@ class Blk(VhostUser):
     kept = sum(bit(feature) for feature in disk.Feature)
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """See VhostUser."""
-        size = disk.QUEUE_SIZE
-        return tuple(QueueDeclaration(i, size, f"requestq{i}", verdict=1) for i in range(requests))
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """See Device."""
+        first = QueueDeclaration(0, disk.QUEUE_SIZE, "requestq", verdict=1)
+        return first.times(config.num_queues)
 
     @classmethod
-    def check(cls, back_end: BackEnd) -> None:
+    def check(cls, back_end: BackEnd, config: Config) -> None:
         """A disk has a size; queues that its configuration knows nothing of are none."""
         found = disk.Space.unpack(back_end.config)
         if not found.capacity:
             raise HostError("its disk has no sector")
         has_many = back_end.features & bit(disk.Feature.MQ)
-        if len(cls.queues) > (found.num_queues if has_many else 1):
+        if config.num_queues > (found.num_queues if has_many else 1):
             raise HostError(f"its disk has {found.num_queues} queues")
 
     @property
     def features(self) -> int:
         """A driver keeps to SIZE_MAX, whatever the back-end knows of it. MQ, of more than one."""
         own = super().features | bit(disk.Feature.SIZE_MAX)
-        return own if len(self.queues) > 1 else own & ~bit(disk.Feature.MQ)
+        return own if self.config.num_queues > 1 else own & ~bit(disk.Feature.MQ)
 
     def config_space(self) -> bytes:
         """The back-end's, with the lower of its limits and ours."""
@@ -149,7 +142,9 @@ class Blk(VhostUser):
         if self.back_end.features & bit(disk.Feature.SIZE_MAX) and found.size_max:
             most = min(most, found.size_max)
         return found._replace(
-            size_max=most, seg_max=min(found.seg_max, disk.SEG_MAX), num_queues=len(self.queues)
+            size_max=most,
+            seg_max=min(found.seg_max, disk.SEG_MAX),
+            num_queues=self.config.num_queues,
         ).pack()
 
     @classmethod
@@ -165,10 +160,10 @@ class Fs(VhostUser):
     label = "fs"
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """See VhostUser."""
-        names = ("hiprio", *(f"requestq{i}" for i in range(requests)))
-        return tuple(QueueDeclaration(i, 128, name, owes=False) for i, name in enumerate(names))
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """See Device."""
+        requests = QueueDeclaration(1, 128, "requestq", owes=False)
+        return (QueueDeclaration(0, 128, "hiprio", owes=False), *requests.times(config.num_queues))
 
     def config_space(self) -> bytes:
         """struct virtio_fs_config up to num_request_queues (5.11.4), which no back-end knows."""
@@ -186,8 +181,8 @@ class Net(VhostUser):
     kept = bit(0) | bit(1) | sum(bit(number) for number in range(7, 16))
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """See VhostUser."""
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """See Device."""
         return tuple(
             QueueDeclaration(i, 256, name, owes=False)
             for i, name in enumerate(("receiveq", "transmitq"))
@@ -201,8 +196,8 @@ class Rng(VhostUser):
     label = "rng"
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """See VhostUser."""
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """See Device."""
         return (QueueDeclaration(0, 64, "requestq"),)
 
 
@@ -213,8 +208,8 @@ class Console(VhostUser):
     label = "console"
 
     @classmethod
-    def declare(cls, requests: int) -> tuple[QueueDeclaration, ...]:
-        """See VhostUser."""
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """See Device."""
         return tuple(
             QueueDeclaration(i, 64, name, owes=False)
             for i, name in enumerate(("receiveq", "transmitq"))

@@ -6,6 +6,7 @@ one that somebody else wrote, in a process of its own (launcher.scout).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,23 +32,25 @@ class Place:
     settings: dict[str, str]
     mediated: bool = False
 
-    def why_not(
-        self, device_id: int, queues: tuple[int, ...], *, journals: bool = True
-    ) -> str | None:
-        """Why a device of type ``device_id`` with ``queues`` (their sizes), which ``journals`` or
-        does not, is none that could take this place; None if it could."""
+    def why_not(self, device_id: int, *, journals: bool = True) -> str | None:
+        """Why a device of type ``device_id``, which ``journals`` or does not, is none that could
+        take this place; None if it is."""
         if device_id != self.device_id:
             return f"a device of type {device_id}, not {self.device_id}"
-        if len(self.queues) != len(queues):
-            return f"it has {len(queues)} queues, and {self.name} has {len(self.queues)}"
-        for index, (size, other) in enumerate(zip(self.queues, queues, strict=True)):
-            if other > size:
-                return f"queue {index} has {other} entries, and there is room for {size}"
         if not journals and not self.mediated:
             return (
                 f"it keeps no journal, and no mediator stands before {self.name} that could: "
                 "start it with isolation=bounce"
             )
+        return None
+
+    def why_too_small(self, queues: Sequence[QueueDeclaration]) -> str | None:
+        """Why one with ``queues`` could not take it; None if it could."""
+        if len(self.queues) != len(queues):
+            return f"it has {len(queues)} queues, and {self.name} has {len(self.queues)}"
+        for queue, size in zip(queues, self.queues, strict=True):
+            if queue.size > size:
+                return f"queue {queue.index} has {queue.size} entries, and there is room for {size}"
         return None
 
 
@@ -91,20 +94,20 @@ def look(request: Request, option: str, place: Place | None = None) -> Model:
         common = device_options.Common()
         config = device_options.changed(request, named.config_type, place.settings)
     found = named.fitting(config)
+    journals, queues = found.journals(config), found.virtqueues(config)
     if found.connects:
         _check_common(request, common)
-    sizes = tuple(queue.size for queue in found.queues)
     if place is not None:
-        why = place.why_not(int(found.device_id), sizes, journals=found.journals)
+        why = place.why_not(int(found.device_id), journals=journals) or place.why_too_small(queues)
         if why is not None:
             raise BadInput(option, f"{request.kind}: {why}")
     return Model(
         f"{named.__module__}:{named.__qualname__}",
         found.label or kinds.label(request.kind, found),
         int(found.device_id),
-        found.queues,
+        queues,
         found.connects,
-        found.journals,
+        journals,
         _judge(found),
         codec.pack(codec.to_plain(config)),
         device_options.settings(config),

@@ -40,6 +40,12 @@ struct lane_counters {
     uint64_t bytes_written;
 };
 
+/* Of looking out for work before sleeping: lane.c says when it pays. */
+struct lane_outlook {
+    uint32_t doubt;
+    uint32_t skip;
+};
+
 /* All zero, then the first part is filled in. */
 struct lane {
     struct ring *ring; /* NULL: at rest */
@@ -53,6 +59,7 @@ struct lane {
     int64_t bytes;    /* bytes may get below 0: who has any may have a whole chain */
 
     struct lane_counters counters;
+    struct lane_outlook outlook;
     uint32_t next; /* of the chains popped, the first that was not begun */
     uint32_t count;
     struct ring_chain chains[LANE_BATCH];

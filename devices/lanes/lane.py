@@ -23,11 +23,13 @@ class Ring(ring.Ring):
 
 
 class Build(NamedTuple):
-    """One build of the lanes, and the class of queues that it serves."""
+    """One build of the lanes, and the classes of queues that it serves: on the loop's thread, and
+    each on a thread of its own."""
 
     ffi: Any
     lib: Any
     queue: type[LaneQueue]
+    threaded: type[LaneQueue]
 
 
 class End(IntEnum):
@@ -54,10 +56,16 @@ class Lane:
         self.build = build
         self._device = device
         self._counters, self._counted = counters, counted
+        self._known: Counter[str] = Counter()
         self._ring: ring.Ring | None = None
         self._lane = build.ffi.new("struct lane *")
         self._lane.carry_out = carry_out
         self._lane.device = device
+
+    @property
+    def native(self) -> Any:
+        """The ``struct lane``, for C of the same build."""
+        return self._lane
 
     def attach(self, attached: ring.Ring, turn_seconds: float) -> None:
         """Serve ``attached``, which is of this build, in turns of so long."""
@@ -93,12 +101,12 @@ class Lane:
 
     def serve(self) -> End:
         """Serve one turn. RingBroken if the driver has broken the ring."""
-        return self._end(self.build.lib.lane_serve(self._lane))
+        return self.end(self.build.lib.lane_serve(self._lane))
 
     def attend(self, others: int, milliseconds: int) -> End:
         """Serve whenever there is a kick, and sleep in between, until ``others`` is readable or the
         time is up; or until a turn ends in another way than IDLE. RingBroken."""
-        return self._end(self.build.lib.lane_attend(self._lane, others, milliseconds))
+        return self.end(self.build.lib.lane_attend(self._lane, others, milliseconds))
 
     def declined(self) -> Chain:
         """The chain that the lane has just declined."""
@@ -119,16 +127,18 @@ class Lane:
         """What it has counted since the last time, by the names of QueueStats; what it counts for
         the device goes there."""
         for name in self._counted:
-            self._counters[name] += getattr(self._device, name)
-            setattr(self._device, name, 0)
+            self._counters[name] += self._since(name, self._device)
         counters = self._lane.counters
-        found = Counter({name: getattr(counters, name) for name in dir(counters)})
-        for name in found:
-            setattr(counters, name, 0)
-        return found
+        return Counter({name: self._since(name, counters) for name in dir(counters)})
+
+    def _since(self, name: str, counters: Any) -> int:
+        # Read only: a thread may be counting.
+        before, self._known[name] = self._known[name], getattr(counters, name)
+        return self._known[name] - before
 
     @staticmethod
-    def _end(result: int) -> End:
+    def end(result: int) -> End:
+        """What a function of lane.h has returned. RingBroken if the driver has broken the ring."""
         if result < 0:
             raise RingBroken(RingError(-result))
         return End(result)

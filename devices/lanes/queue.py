@@ -72,14 +72,14 @@ class LaneQueue(Queue):
             self._go_on(self.lane.serve)
 
     def _go_on(self, serve: Callable[[], End]) -> None:
-        self.lane.doorbells = self.kick, self.call
+        self._prepare()
         limit = self.limit
         if limit is not None:
             requests, size = self.lane.left = limit.left()
         try:
             end = serve()
         except RingBroken as error:
-            self._broken(f"{self.declaration.name}: {error}")
+            self._is_broken(error)
             return
         if limit is not None:
             left = self.lane.left
@@ -90,6 +90,15 @@ class LaneQueue(Queue):
             self._loop.later(self._serve, seconds)
             return
         if end is End.DECLINED:
-            self._take(self.lane.declined())
-            self._publish()
+            self._take_declined()
         self._loop.soon(self._serve)
+
+    def _prepare(self) -> None:
+        self.lane.doorbells = self.kick, self.call
+
+    def _is_broken(self, error: RingBroken) -> None:
+        self._broken(f"{self.declaration.name}: {error}")
+
+    def _take_declined(self) -> None:
+        self._take(self.lane.declined())
+        self._publish()

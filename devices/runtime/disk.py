@@ -20,6 +20,7 @@ class Feature(IntEnum):
     RO = 5
     BLK_SIZE = 6
     FLUSH = 9
+    CONFIG_WCE = 11
     MQ = 12
     DISCARD = 13
     WRITE_ZEROES = 14
@@ -33,7 +34,7 @@ class Space(NamedTuple):
     size_max: int
     seg_max: int
     blk_size: int
-    writeback: int
+    writeback: bool
     num_queues: int
     max_discard_sectors: int
     max_discard_seg: int
@@ -52,9 +53,11 @@ class Space(NamedTuple):
         return cls(*_SPACE.unpack_from(data))
 
 
-_SPACE = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_SPACE = struct.Struct("<QII4xI8x?xHIIIIIB3x")
 SPACE_SIZE = _SPACE.size
 """Bytes of it."""
+WRITEBACK_AT = 32
+"""Where ``writeback`` is, which a driver may write."""
 
 # Which of it a driver that has read them relies on: at all, and with a feature.
 _LIMITS: Mapping[str, Feature | None] = {
@@ -68,6 +71,9 @@ _LIMITS: Mapping[str, Feature | None] = {
 
 QUEUE_SIZE = 128
 """Of each queue of a disk, at most."""
+MAX_QUEUES = 16
+"""Of a disk. Arbitrary: twice the CPUs of the largest machine of ours, and a driver has no use for
+more than one a CPU. Each costs a doorbell, a thread and, at isolation=bounce, an arena."""
 SEG_MAX = QUEUE_SIZE - 2
 """All of a queue but the header and the status."""
 

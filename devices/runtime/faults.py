@@ -53,7 +53,8 @@ class Injector:
     @property
     def lanes(self) -> Build:
         """What lanes have to be made of."""
-        return Build(lanes.ffi, lanes.lib, FaultyLaneQueue)
+        # All on one thread: a fault is armed by Python, which is asked at each point.
+        return Build(lanes.ffi, lanes.lib, FaultyLaneQueue, FaultyLaneQueue)
 
     def join(self, queue: Queue, fail: Handler) -> None:
         """``queue`` is one of them; ``fail`` answers its chains with an error."""

@@ -79,7 +79,6 @@ class External(Device[C]):
     """A device that is a back-end's, behind ``back_end``, once that has said what it is."""
 
     connects = True
-    journals = False
     # Descriptors go to the back-end, to nobody else: this process has no other socket but the
     # channel, which takes none.
     jail = Jail(frozenset({"sendmsg", "recvmsg"}))
@@ -92,8 +91,8 @@ class External(Device[C]):
     back_end: BackEnd
 
     @classmethod
-    def check(cls, back_end: BackEnd) -> None:
-        """HostError if ``back_end``, which has said what it is, is of no use."""
+    def check(cls, back_end: BackEnd, config: C) -> None:
+        """HostError if ``back_end``, which has said what it is, is of no use for ``config``."""
 
     @property
     def features(self) -> int:
@@ -122,28 +121,28 @@ class BackEnd:
         self.config = b""
         self._protocol = 0
 
-    def negotiate(self, kind: type[External[Any]]) -> None:
-        """Learn what it is, and see that it can be a ``kind``."""
+    def negotiate(self, kind: type[External[Any]], config: Any) -> None:
+        """Learn what it is, and see that it can be a ``kind`` with ``config``."""
         offered = self.number(Request.GET_FEATURES)
         if not offered & bit(F_PROTOCOL_FEATURES):
             raise HostError("it has no protocol features")
-        lacking = [feature for feature in _needed(kind) if not offered & bit(feature)]
+        journals, queues = kind.journals(config), len(kind.virtqueues(config))
+        lacking = [feature for feature in _needed(journals=journals) if not offered & bit(feature)]
         if lacking:
             raise HostError(f"it lacks {', '.join(feature.name for feature in lacking)}")
         self.features = offered
         self._protocol = self.number(Request.GET_PROTOCOL_FEATURES) & _UNDERSTOOD
-        for feature in _needed_of_protocol(kind):
+        for feature in _needed_of_protocol(kind, journals=journals):
             if not self.has(feature):
                 raise HostError(f"it lacks the protocol feature {feature.name}")
         self.tell(Request.SET_PROTOCOL_FEATURES, U64(self._protocol).pack())
-        queues = len(kind.queues)
         if self.has(ProtocolFeature.MQ):
             found = self.number(Request.GET_QUEUE_NUM)
             if found < queues:
                 raise HostError(f"it has {found} queues, and {queues} are wanted")
         if kind.config_size:
             self.ask_config(kind.config_size)
-        kind.check(self)
+        kind.check(self, config)
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether that was negotiated."""
@@ -203,7 +202,8 @@ class FrontEnd(Worker):
         stream = socket.socket(fileno=self._fds["back-end"])
         self._back_end = self.device.back_end = BackEnd(Connection(stream, FROM_BACK_END))
         self._served: dict[int, QueueSetup] = {}
-        self._back_end.negotiate(type(self.device))
+        self._declared = self.device.virtqueues(self.device.config)
+        self._back_end.negotiate(type(self.device), self.device.config)
         self._back_end.tell(Request.SET_OWNER, b"")
         if self._back_end.has(ProtocolFeature.BACKEND_REQ):
             self._back_end.tell(Request.SET_BACKEND_REQ_FD, b"", [self._fds["requests-theirs"]])
@@ -257,7 +257,7 @@ class FrontEnd(Worker):
         """See Worker."""
         if (setup := self._served.get(index)) is None:
             return
-        if type(self.device).queues[index].owes:
+        if self._declared[index].owes:
             self._drain(setup)
         self._back_end.ask(Request.GET_VRING_BASE, VringState(index, 0).pack())
         del self._served[index]
@@ -271,7 +271,7 @@ class FrontEnd(Worker):
             pause.poll(_LOOK)
 
     def _base(self, setup: QueueSetup) -> int:
-        if setup.index >= len(type(self.device).queues):
+        if setup.index >= len(self._declared):
             raise ProtocolError(f"there is no queue {setup.index}")
         try:
             return self._index(setup.used)
@@ -295,12 +295,11 @@ class FrontEnd(Worker):
     def _share_journal(self, setups: Sequence[QueueSetup]) -> None:
         # Ours, from its second page on, is laid out as an in-flight region is (docs/journal.md).
         assert self.journal is not None
-        kind = type(self.device)
-        if not kind.journals:
+        if not self.device.journals(self.device.config):
             # Whoever served before may have left something there, which is no longer so.
             self.journal.clear()
         elif self._back_end.has(ProtocolFeature.INFLIGHT_SHMFD):
-            sizes = [queue.size for queue in kind.queues]
+            sizes = [queue.size for queue in self._declared]
             size = journal.size_of(sizes) - PAGE_SIZE
             region = Inflight(size, PAGE_SIZE, len(sizes), max(sizes)).pack()
             self._back_end.tell(Request.SET_INFLIGHT_FD, region, [self._fds["journal"]])
@@ -342,15 +341,15 @@ def _useless(request: Request, error: ProtocolError) -> HostError:
     return HostError(why if why.startswith(request.name) else f"{request.name}: {why}")
 
 
-def _needed(kind: type[External[Any]]) -> list[Feature]:
+def _needed(*, journals: bool) -> list[Feature]:
     # Of a ring that is the driver's own, the transport offers all that ours can do.
-    if not kind.journals:
+    if not journals:
         return [Feature.VERSION_1]
     return [feature for feature in Feature if RING_FEATURES & bit(feature)]
 
 
-def _needed_of_protocol(kind: type[External[Any]]) -> list[ProtocolFeature]:
+def _needed_of_protocol(kind: type[External[Any]], *, journals: bool) -> list[ProtocolFeature]:
     needed = [ProtocolFeature.CONFIG] if kind.config_size else []
-    if kind.journals and not kind.may_lose:
+    if journals and not kind.may_lose:
         needed.append(ProtocolFeature.INFLIGHT_SHMFD)
     return needed

@@ -76,7 +76,7 @@ class Worker:
             lanes = None
         elif lanes is not None and injector is not None:
             lanes = injector.lanes
-        for declaration in kind.queues:
+        for declaration in kind.virtqueues(self.device.config):
             arguments = (
                 declaration,
                 (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
@@ -86,12 +86,16 @@ class Worker:
                 partial(self.device.published, declaration.index),
             )
             lane = None if lanes is None else self.device.lane(declaration.index, lanes)
-            if lane is not None:
-                made.append(lane.build.queue(lane, *arguments))
-            else:
+            limit = self.device.limit(declaration.index)
+            if lane is None:
                 made.append((plain if trace is None else traced)(*arguments))
+            elif made and limit is None:
+                made.append(lane.build.threaded(lane, *arguments))
+            else:
+                # The first is the loop's own; and what is limited is in no hurry.
+                made.append(lane.build.queue(lane, *arguments))
+            made[-1].limit = limit
         for queue in made:
-            queue.limit = self.device.limit(queue.declaration.index)
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
@@ -101,8 +105,13 @@ class Worker:
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:
             return partial(self.device.fail, declaration.index)
-        handler: Handler = getattr(self.device, declaration.name)
+        handler: Handler = getattr(self.device, declaration.handler or declaration.name)
         return handler
+
+    @property
+    def queue_sizes(self) -> tuple[int, ...]:
+        """The most entries of each queue."""
+        return tuple(queue.size for queue in type(self.device).virtqueues(self.device.config))
 
     @property
     def features(self) -> int:
@@ -157,6 +166,11 @@ class Worker:
         if index >= len(self.queues):
             raise ProtocolError(f"there is no queue {index}")
         return self.queues[index]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that it has made for itself."""
+        return [fd for queue in self.queues for fd in queue.descriptors]
 
     @property
     def is_running(self) -> bool:
