@@ -388,18 +388,23 @@ class Supervisor:
             successor.number = successor.ward.last_number
             successor.ward.successor = successor
         self._expect(coming)
-        for successor in coming:
-            if successor.device.model.connects and not successor.device.fds:
-                try:
-                    self._machine.reconnect(successor.device)
-                except VibeError as error:
-                    self._fail(successor.ward, str(error))
-                    return
+        if hand is None and not all(map(self._is_connected, coming)):
+            return
         if hand is None:
             is_free = coming[0].device.is_free
             self._spares.take(lambda child: self._arrived(coming, child), free=is_free)
         else:
             self._arrived(coming, hand)
+
+    def _is_connected(self, successor: _Successor) -> bool:
+        # Anew, where it has to be; else it has failed.
+        if successor.device.model.connects and not successor.device.fds:
+            try:
+                self._machine.reconnect(successor.device)
+            except VibeError as error:
+                self._fail(successor.ward, str(error))
+                return False
+        return True
 
     def _arrived(self, coming: tuple[_Successor, ...], child: Child) -> None:
         if not all(successor.is_expected for successor in coming):

@@ -230,7 +230,8 @@ def test_a_loaded_disk_of_ours_is_swapped_for_one_of_others_and_back(
         disk = tmp_path / "disk.img"
         for _ in range(2):
             with storage_daemon(path, disk) as daemon:
-                theirs = vm.swap("blk0", "vhost-user", type="blk", socket=str(path))
+                vm.swap("blk0", "vhost-user", type="blk", socket=str(path))
+                theirs = vm.restart("blk0")
                 daemon.kill()
                 with storage_daemon(path, disk):
                     recovered_from(vm, theirs.generation)

@@ -819,6 +819,14 @@ def test_a_connection_is_not_gone_on_with_by_another_process(external: World) ->
     assert external.supervisor.device("rng0").fds == {}
 
 
+def test_one_by_hand_in_its_place_is_connected_to_nobody(external: World) -> None:
+    external.machine.nobody_listens = True
+
+    hand = external.volunteer(2)
+
+    assert hand.told == [Notice(True)]
+
+
 def test_a_restart_hangs_up_first_for_it_may_be_served_alone(external: World) -> None:
     external.supervisor.restart("rng0", external.answers.append)
     assert external.child.is_killed
