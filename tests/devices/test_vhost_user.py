@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from devices.runtime import disk
 from devices.runtime.device import Offer
+from devices.runtime.front_end import BackEnd
 from devices.vhost_user import Config, VhostUser
 from protocol import fds
-from protocol.errors import BadInput
-from protocol.vhost_user import U64, ConfigSpace, Message, Request
+from protocol.errors import BadInput, HostError
+from protocol.vhost_user import (
+    FROM_BACK_END,
+    U64,
+    ConfigSpace,
+    Connection,
+    Message,
+    Request,
+    pack,
+)
 from protocol.virtio import DeviceId, bit
 from tests.support.daemons import DISK, OFFERED, PROTOCOL, Puppet
 from tests.support.device_host import FakeHost
@@ -141,6 +153,47 @@ def test_it_lies_or_lacks_something(
     path = tmp_path / "socket"
     with Puppet(path, {request_: answer}):
         assert refused(Config("blk", str(path))).startswith(words)
+
+
+_ASKED = (
+    Request.GET_FEATURES,
+    Request.GET_PROTOCOL_FEATURES,
+    Request.SET_PROTOCOL_FEATURES,
+    Request.GET_QUEUE_NUM,
+    Request.GET_CONFIG,
+)
+_RIGHT = (
+    U64(OFFERED).pack(),
+    U64(PROTOCOL).pack(),
+    U64(0).pack(),
+    U64(1).pack(),
+    ConfigSpace(0, 0, DISK).pack(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    which=st.integers(0, len(_ASKED) - 1),
+    reply=st.one_of(
+        st.binary(max_size=400).map(lambda data: (data, False)),
+        st.binary(max_size=300).map(lambda data: (data, True)),
+    ),
+)
+def test_whatever_it_says_is_an_error_or_a_disk(which: int, reply: tuple[bytes, bool]) -> None:
+    # One of its answers is anything, with a header or without; then it hangs up.
+    ours, theirs = socket.socketpair()
+    data, has_header = reply
+    with theirs, contextlib.closing(Connection(ours, FROM_BACK_END)) as connection:
+        for place, (request, right) in enumerate(zip(_ASKED, _RIGHT, strict=True)):
+            said = data if place == which else right
+            packed = pack(request, said, is_reply=True)
+            theirs.sendall(data if place == which and not has_header else packed)
+        theirs.shutdown(socket.SHUT_WR)
+        config = Config("blk", "socket")
+        with contextlib.suppress(HostError):
+            back_end = BackEnd(connection)
+            back_end.negotiate(VhostUser.fitting(config), config)
+            assert disk.Space.unpack(back_end.config).capacity
 
 
 def test_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
