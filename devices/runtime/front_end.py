@@ -203,6 +203,7 @@ class FrontEnd(Worker):
         self._back_end = self.device.back_end = BackEnd(Connection(stream, FROM_BACK_END))
         self._served: dict[int, QueueSetup] = {}
         self._declared = self.device.virtqueues(self.device.config)
+        self._journals = self.device.journals(self.device.config)
         self._back_end.negotiate(type(self.device), self.device.config)
         self._back_end.tell(Request.SET_OWNER, b"")
         if self._back_end.has(ProtocolFeature.BACKEND_REQ):
@@ -244,8 +245,10 @@ class FrontEnd(Worker):
             doorbell.ring(self._fds[f"kick{setup.index}"])
 
     def quiesce(self) -> bytes:
-        """See Worker. What is in flight is finished, where nothing new comes meanwhile."""
-        self.stop()
+        """See Worker. What is in flight is finished, or stands in the back-end's journal: on the
+        guest's own rings there is always something new."""
+        for setup in tuple(self._served.values()):
+            self._stop(setup, drain=not self._journals)
         return b""
 
     def stop(self) -> None:
@@ -255,12 +258,14 @@ class FrontEnd(Worker):
 
     def stop_queue(self, index: int) -> None:
         """See Worker."""
-        if (setup := self._served.get(index)) is None:
-            return
-        if self._declared[index].owes:
+        if (setup := self._served.get(index)) is not None:
+            self._stop(setup, drain=True)
+
+    def _stop(self, setup: QueueSetup, *, drain: bool) -> None:
+        if drain and self._declared[setup.index].owes:
             self._drain(setup)
-        self._back_end.ask(Request.GET_VRING_BASE, VringState(index, 0).pack())
-        del self._served[index]
+        self._back_end.ask(Request.GET_VRING_BASE, VringState(setup.index, 0).pack())
+        del self._served[setup.index]
 
     def _drain(self, setup: QueueSetup) -> None:
         # Some forget what they have begun when they are asked for their base.
@@ -295,7 +300,7 @@ class FrontEnd(Worker):
     def _share_journal(self, setups: Sequence[QueueSetup]) -> None:
         # Ours, from its second page on, is laid out as an in-flight region is (docs/journal.md).
         assert self.journal is not None
-        if not self.device.journals(self.device.config):
+        if not self._journals:
             # Whoever served before may have left something there, which is no longer so.
             self.journal.clear()
         elif self._back_end.has(ProtocolFeature.INFLIGHT_SHMFD):

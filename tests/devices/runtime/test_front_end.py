@@ -14,8 +14,17 @@ from devices.runtime import disk
 from devices.vhost_user import Config
 from protocol import messages
 from protocol.vhost_user import U64, BackendRequest, ConfigSpace, Request, pack
-from protocol.virtio import Feature, bit
-from tests.support.daemons import DISK, STORAGE_DAEMON, Daemon, Puppet, lacks, storage_daemon
+from protocol.virtio import RING_FEATURES, Feature, bit
+from tests.support.daemons import (
+    DISK,
+    OFFERED,
+    PROTOCOL,
+    STORAGE_DAEMON,
+    Daemon,
+    Puppet,
+    lacks,
+    storage_daemon,
+)
 from tests.support.device_host import DeviceHost
 from tests.support.peers import Served
 
@@ -180,6 +189,26 @@ def test_one_that_finishes_nothing_is_left(tmp_path: Path) -> None:
         host.publish()
         assert ends(host, messages.Stop()).endswith("begun in queue 0")
         assert Request.GET_VRING_BASE not in puppet.asked
+
+
+def test_one_that_keeps_a_journal_leaves_there_what_it_has_when_another_follows(
+    tmp_path: Path,
+) -> None:
+    answers = {
+        Request.GET_FEATURES: lambda _: U64(OFFERED | RING_FEATURES).pack(),
+        Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(12)).pack(),
+    }
+    with (
+        Puppet(tmp_path / "socket", answers) as puppet,
+        front_end(tmp_path, direct=True) as host,
+    ):
+        host.start()
+        (file,) = puppet.given[Request.SET_INFLIGHT_FD]
+        assert os.path.sameopenfile(file, host._journal_fd)
+        host.drivers[0].add(*read(0))
+        host.publish()
+        host.request(messages.Quiesce(), messages.Quiesced)
+        assert puppet.asked[-1] is Request.GET_VRING_BASE
 
 
 def test_a_new_configuration_is_told(tmp_path: Path) -> None:
