@@ -111,6 +111,7 @@ class Blk(VhostUser):
     device_id = DeviceId.BLOCK
     label = "blk"
     config_size = disk.SPACE_SIZE
+    writable = range(disk.WRITEBACK_AT, disk.WRITEBACK_AT + 1)
     kept = sum(bit(feature) for feature in disk.Feature)
 
     @classmethod
@@ -183,10 +184,7 @@ class Net(VhostUser):
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
         """See Device."""
-        return tuple(
-            QueueDeclaration(i, 256, name, owes=False)
-            for i, name in enumerate(("receiveq", "transmitq"))
-        )
+        return _pair(256)
 
 
 class Rng(VhostUser):
@@ -210,13 +208,16 @@ class Console(VhostUser):
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
         """See Device."""
-        return tuple(
-            QueueDeclaration(i, 64, name, owes=False)
-            for i, name in enumerate(("receiveq", "transmitq"))
-        )
+        return _pair(64)
 
 
 _TYPES: dict[str, type[VhostUser]] = {kind.label: kind for kind in (Blk, Console, Fs, Net, Rng)}
+
+
+def _pair(size: int) -> tuple[QueueDeclaration, ...]:
+    # Neither owes anything: what comes in comes when it comes, and what goes out may have to wait.
+    names = enumerate(("receiveq", "transmitq"))
+    return tuple(QueueDeclaration(index, size, name, owes=False) for index, name in names)
 
 
 def _why(path: str, error: OSError | ValueError) -> str:

@@ -85,6 +85,8 @@ class External(Device[C]):
 
     config_size: ClassVar[int] = 0
     """Bytes of the configuration space that the back-end has; 0: it is not asked for it."""
+    writable: ClassVar[range] = range(0)
+    """What of that a driver may write. Some back-ends hang up on who writes anything else."""
     may_lose: ClassVar[bool] = False
     """What is in flight when it dies may get lost."""
 
@@ -104,8 +106,8 @@ class External(Device[C]):
         return self.back_end.config
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Hand it on, as far as there is one."""
-        if offset + len(data) <= self.config_size:
+        """Hand it on, if it is :attr:`writable`."""
+        if data and offset in self.writable and offset + len(data) - 1 in self.writable:
             self.back_end.tell(Request.SET_CONFIG, ConfigSpace(offset, 0, data).pack())
             self.back_end.ask_config(self.config_size)
 

@@ -222,6 +222,16 @@ def test_a_new_configuration_is_told(tmp_path: Path) -> None:
         assert disk.Space.unpack(changed.config).capacity == 4096
 
 
+def test_a_driver_writes_what_it_may_and_nothing_else(tmp_path: Path) -> None:
+    # Of some back-ends anything else would be the end, and of their successors.
+    with Puppet(tmp_path / "socket") as puppet, front_end(tmp_path) as host:
+        for offset, data in ((0, bytes(8)), (31, b"\0\0"), (32, b""), (32, b"\0\0"), (60, b"x")):
+            host.request(messages.WriteConfig(offset, data), messages.ConfigChanged)
+        assert Request.SET_CONFIG not in puppet.asked
+        host.request(messages.WriteConfig(disk.WRITEBACK_AT, b"\0"), messages.ConfigChanged)
+        assert Request.SET_CONFIG in puppet.asked
+
+
 def test_the_lower_limit_counts_and_features_of_no_disk_of_ours_are_left_out(
     tmp_path: Path,
 ) -> None:
