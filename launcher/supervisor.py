@@ -51,6 +51,9 @@ _BY_HAND_DEADLINE = 600.0
 # Seconds that one which is not wanted has to end by itself (arbitrary: to print a line).
 _GRACE = 2.0
 
+# Seconds between two looks for somebody to connect to, who does not listen (arbitrary).
+_LOOK = 0.1
+
 # Seconds that a process has to go, whose place was taken (arbitrary: it does nothing else).
 _QUIT_DEADLINE = 1.0
 
@@ -181,6 +184,9 @@ class _Household:
     wards: list[_Ward] = field(default_factory=list)
     dead: Child | None = None
     wanted: tuple[_Ward, Done] | None = None
+    # Whom it is to be connected to does not listen, and somebody has been told; is looked for.
+    is_missed: bool = False
+    is_looked_for: bool = False
     back_off: BackOff = field(default_factory=BackOff)
 
     @property
@@ -309,7 +315,7 @@ class Supervisor:
             self._restart(household, failing=failing)
 
     def _restart(self, household: _Household, *, failing: bool) -> None:
-        if household.is_empty and not self._is_ended:
+        if household.is_empty and not self._is_ended and self._is_connected(household):
             wanted, household.wanted = household.wanted, None
             self._begin(
                 _Successor(
@@ -321,6 +327,35 @@ class Supervisor:
                 )
                 for ward in household.wards
             )
+
+    def _is_connected(self, household: _Household) -> bool:
+        # Of what has to be connected anew. Else it is looked for, and told of once: a look costs
+        # nothing, and no process.
+        try:
+            for device in [ward.device for ward in household.wards]:
+                if device.model.connects and not device.fds:
+                    self._machine.reconnect(device)
+        except VibeError as error:
+            self._is_missing(household, str(error))
+            return False
+        household.is_missed = False
+        return True
+
+    def _is_missing(self, household: _Household, why: str) -> None:
+        first = household.wards[0]
+        if household.wanted is not None:
+            (ward, done), household.wanted = household.wanted, None
+            done(self._error(ward.device.name, why))
+        if not household.is_missed:
+            household.is_missed = True
+            self._emit("failed", first.device.name, first.last_number, detail=why)
+        if first.device.on_death is OnDeath.RESTART and not household.is_looked_for:
+            household.is_looked_for = True
+            self._machine.after(_LOOK, lambda: self._look_for(household))
+
+    def _look_for(self, household: _Household) -> None:
+        household.is_looked_for = False
+        self._restart(household, failing=False)
 
     # ── what somebody wants ───────────────────────────────────────────────────────────
 
@@ -388,23 +423,11 @@ class Supervisor:
             successor.number = successor.ward.last_number
             successor.ward.successor = successor
         self._expect(coming)
-        if hand is None and not all(map(self._is_connected, coming)):
-            return
         if hand is None:
             is_free = coming[0].device.is_free
             self._spares.take(lambda child: self._arrived(coming, child), free=is_free)
         else:
             self._arrived(coming, hand)
-
-    def _is_connected(self, successor: _Successor) -> bool:
-        # Anew, where it has to be; else it has failed.
-        if successor.device.model.connects and not successor.device.fds:
-            try:
-                self._machine.reconnect(successor.device)
-            except VibeError as error:
-                self._fail(successor.ward, str(error))
-                return False
-        return True
 
     def _arrived(self, coming: tuple[_Successor, ...], child: Child) -> None:
         if not all(successor.is_expected for successor in coming):

@@ -800,16 +800,46 @@ def test_what_comes_back_and_is_something_else_is_tried_again(external: World) -
     assert external.spares.given[0].is_killed
 
 
-def test_while_nobody_listens_no_process_is_taken_and_it_is_tried_again(external: World) -> None:
+def test_somebody_who_does_not_listen_is_looked_for_and_told_of_once(external: World) -> None:
     external.machine.nobody_listens = True
     external.die(external.child)
+    for _ in range(3):
+        (look,) = [callback for seconds, callback in external.machine.timers if seconds == 0.1]
+        external.machine.timers.clear()
+        look()
     assert external.spares.given == []
-    assert "rng0 2 failed" in external.machine.events
+    assert [event for event in external.machine.events if "failed" in event] == ["rng0 1 failed"]
 
     external.machine.nobody_listens = False
-    external.machine.timers[-1][1]()
-    external.serve(3)
-    assert "rng0 3 recovered" in external.machine.events
+    external.machine.timers.pop()[1]()
+    external.serve(2)
+    assert "rng0 2 recovered" in external.machine.events
+    # The next time it is news again.
+    external.machine.nobody_listens = True
+    external.die(external.spares.given[-1])
+    external.machine.timers[-1][1]()  # it died young
+    assert external.machine.events[-1] == "rng0 2 failed"
+
+
+def test_who_wants_a_restart_is_told_that_nobody_listens(external: World) -> None:
+    external.machine.nobody_listens = True
+    external.supervisor.restart("rng0", external.answers.append)
+    external.die(external.child)
+
+    (answer,) = external.answers
+    assert str(answer) == "m/rng0: --device: socket: nobody listens there"
+
+
+@pytest.mark.parametrize("on_death", [OnDeath.PAUSE_VM, OnDeath.STOP_VM])
+def test_under_another_policy_nobody_is_looked_for(external: World, on_death: OnDeath) -> None:
+    ward = external.supervisor._wards["rng0"]
+    ward.device = replace(ward.device, on_death=on_death)
+    external.machine.nobody_listens = True
+    external.die(external.child)
+    external.supervisor.restart("rng0", external.answers.append)
+
+    assert external.machine.timers == []
+    assert len(external.answers) == 1
 
 
 def test_a_connection_is_not_gone_on_with_by_another_process(external: World) -> None:
