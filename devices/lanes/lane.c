@@ -77,6 +77,11 @@ static void publish(struct lane *lane)
     (void)rung;
 }
 
+static bool is_over(const struct lane *lane, uint64_t end)
+{
+    return lane_ends(lane) || now_ns() >= end;
+}
+
 /* The chains that were popped, one after the other; LANE_IDLE when all are done. */
 static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
 {
@@ -97,7 +102,7 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
         lane->counters.chains++;
         lane->counters.bytes_read += chain->readable_size;
         lane->counters.bytes_written += written;
-        if (now_ns() >= end)
+        if (is_over(lane, end))
             return LANE_TURN;
     }
     return LANE_IDLE;
@@ -129,7 +134,7 @@ int lane_serve(struct lane *lane)
         publish(lane);
         if (why != LANE_IDLE)
             return why;
-    } while (now_ns() < end);
+    } while (!is_over(lane, end));
     return LANE_TURN;
 }
 
