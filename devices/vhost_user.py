@@ -57,7 +57,7 @@ class VhostUser(External[Config]):
     """What every type has in common; :meth:`fitting` says which it is."""
 
     device_id = DeviceId.NULL  # none yet
-    kept: ClassVar[int] = 0
+    allowed: ClassVar[int] = 0
     """Of the features of its type, those that it may have."""
 
     @classmethod
@@ -101,8 +101,8 @@ class VhostUser(External[Config]):
 
     @property
     def features(self) -> int:
-        """Those of its type that are kept."""
-        return super().features & self.kept
+        """Those of its type that are allowed."""
+        return super().features & self.allowed
 
 
 class Blk(VhostUser):
@@ -112,7 +112,7 @@ class Blk(VhostUser):
     label = "blk"
     config_size = disk.SPACE_SIZE
     writable = range(disk.WRITEBACK_AT, disk.WRITEBACK_AT + 1)
-    kept = sum(bit(feature) for feature in disk.Feature)
+    allowed = sum(bit(feature) for feature in disk.Feature)
 
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
@@ -179,7 +179,7 @@ class Net(VhostUser):
     label = "net"
     may_lose = True
     # CSUM, GUEST_CSUM, GUEST_TSO4 to HOST_UFO, MRG_RXBUF (5.1.3).
-    kept = bit(0) | bit(1) | sum(bit(number) for number in range(7, 16))
+    allowed = bit(0) | bit(1) | sum(bit(number) for number in range(7, 16))
 
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
