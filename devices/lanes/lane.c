@@ -8,14 +8,14 @@
 #include <unistd.h>
 
 /* The clock that costs least. It moves every few milliseconds, and so do turns. */
-static uint64_t now_ns(void)
+uint64_t lane_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
     return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static void publish(struct lane *lane)
+void lane_publish(struct lane *lane)
 {
     int wanted = ring_push(lane->ring, lane->done, lane->done_count);
     if (wanted < 0)
@@ -29,6 +29,15 @@ static void publish(struct lane *lane)
      * gone; and where there is no call, the driver looks for itself. */
     ssize_t rung = write(lane->call, &(uint64_t){1}, sizeof(uint64_t));
     (void)rung;
+}
+
+/* It was not begun. */
+static void give_back(struct lane *lane, const struct ring_chain *chain)
+{
+    lane->next--;
+    lane->requests++;
+    lane->bytes += (int64_t)chain->readable_size + chain->writable_size;
+    lane->awaited = POLLOUT;
 }
 
 /* The chains that were popped, one after the other; LANE_IDLE when all are done. */
@@ -47,11 +56,15 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
             written = lane->carry_out(lane->device, chain, lane->segments + chain->first);
         if (written == LANE_DECLINE)
             return LANE_DECLINED;
+        if (written == LANE_LATER) {
+            give_back(lane, chain);
+            return LANE_WAITS;
+        }
         lane->done[lane->done_count++] = (struct ring_completion){chain->head, written};
         lane->counters.chains++;
         lane->counters.bytes_read += chain->readable_size;
         lane->counters.bytes_written += written;
-        if (now_ns() >= end)
+        if (lane_now() >= end)
             return LANE_TURN;
     }
     return LANE_IDLE;
@@ -59,7 +72,10 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
 
 int lane_serve(struct lane *lane)
 {
-    uint64_t end = now_ns() + lane->turn_ns;
+    if (lane->serve)
+        return lane->serve(lane);
+    uint64_t end = lane_now() + lane->turn_ns;
+    lane->awaited = 0;
     ring_disable_kicks(lane->ring);
     do {
         if (lane->next == lane->count) {
@@ -78,28 +94,41 @@ int lane_serve(struct lane *lane)
             lane->counters.batches++;
         }
         enum lane_end why = carry_out_all(lane, end);
-        publish(lane);
+        lane_publish(lane);
         if (why != LANE_IDLE)
             return why;
-    } while (now_ns() < end);
+    } while (lane_now() < end);
     return LANE_TURN;
 }
 
-int lane_attend(struct lane *lane, int others, int milliseconds)
+int lane_attend(struct lane *const *lanes, uint32_t count, int others, int milliseconds,
+                uint32_t *which)
 {
+    struct pollfd ready[1 + 2 * LANE_TOGETHER] = {{.fd = others, .events = POLLIN}};
     for (;;) {
-        struct pollfd ready[] = {{.fd = lane->kick, .events = POLLIN},
-                                 {.fd = others, .events = POLLIN}};
-        if (poll(ready, 2, milliseconds) <= 0)
-            return LANE_IDLE;
-        uint64_t kicks;
-        if (ready[0].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0) {
-            lane->counters.kicks++;
-            int end = lane_serve(lane);
-            if (end != LANE_IDLE)
-                return end;
+        for (uint32_t i = 0; i < count; i++) {
+            const struct lane *lane = lanes[i];
+            /* Below 0 poll looks at nothing. */
+            int source = lane->ring && lane->awaited ? lane->source : -1;
+            ready[1 + 2 * i] = (struct pollfd){lane->ring ? lane->kick : -1, POLLIN, 0};
+            ready[2 + 2 * i] = (struct pollfd){source, lane->awaited, 0};
         }
-        if (ready[1].revents)
+        if (poll(ready, 1 + 2 * count, milliseconds) <= 0)
+            return LANE_IDLE;
+        for (uint32_t i = 0; i < count; i++) {
+            struct lane *lane = lanes[i];
+            uint64_t kicks;
+            bool kicked = ready[1 + 2 * i].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0;
+            lane->counters.kicks += kicked;
+            if (!kicked && !ready[2 + 2 * i].revents)
+                continue;
+            int end = lane_serve(lane);
+            if (end != LANE_IDLE && end != LANE_WAITS) {
+                *which = i;
+                return end;
+            }
+        }
+        if (ready[0].revents)
             return LANE_IDLE;
     }
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from devices.lanes._lanes import ffi, lib
 from devices.runtime.limits import ENDLESS
@@ -37,11 +37,13 @@ class End(IntEnum):
     TURN = lib.LANE_TURN
     DECLINED = lib.LANE_DECLINED
     SPENT = lib.LANE_SPENT
+    WAITS = lib.LANE_WAITS
 
 
 class Lane:
-    """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``. Of that the
-    fields ``counted`` are counters, whose values go to ``counters``."""
+    """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``; or ``turn``,
+    which is not chain by chain. Of ``device`` the fields ``counted`` are counters, whose values go
+    to ``counters``. ``source`` is a descriptor that it waits for besides its kick; -1: for none."""
 
     def __init__(
         self,
@@ -50,13 +52,18 @@ class Lane:
         device: Any,
         counters: Counter[str],
         counted: Sequence[str],
+        *,
+        turn: Any = None,
+        source: int = -1,
     ) -> None:
         self.build = build
         self._device = device
         self._counters, self._counted = counters, counted
         self._ring: ring.Ring | None = None
+        self._source = source
         self._lane = build.ffi.new("struct lane *")
-        self._lane.carry_out = carry_out
+        self._lane.carry_out = carry_out or build.ffi.NULL
+        self._lane.serve = turn or build.ffi.NULL
         self._lane.device = device
 
     def attach(self, attached: ring.Ring, turn_seconds: float) -> None:
@@ -64,6 +71,7 @@ class Lane:
         self._ring = attached
         lane = self._lane
         lane.ring = attached.native
+        lane.source, lane.awaited = self._source, 0
         lane.turn_ns = int(turn_seconds * 1e9)
         self.left = ENDLESS, ENDLESS
 
@@ -91,14 +99,14 @@ class Lane:
     def left(self, left: tuple[int, int]) -> None:
         self._lane.requests, self._lane.bytes = left
 
-    def serve(self) -> End:
-        """Serve one turn. RingBroken if the driver has broken the ring."""
-        return self._end(self.build.lib.lane_serve(self._lane))
+    def serve(self) -> End | RingBroken:
+        """Serve one turn: how it ended, or how the driver has broken the ring."""
+        return _end(self.build.lib.lane_serve(self._lane))
 
-    def attend(self, others: int, milliseconds: int) -> End:
-        """Serve whenever there is a kick, and sleep in between, until ``others`` is readable or the
-        time is up; or until a turn ends in another way than IDLE. RingBroken."""
-        return self._end(self.build.lib.lane_attend(self._lane, others, milliseconds))
+    @property
+    def native(self) -> Any:
+        """The struct itself, for C of the same build."""
+        return self._lane
 
     def declined(self) -> Chain:
         """The chain that the lane has just declined."""
@@ -127,8 +135,27 @@ class Lane:
             setattr(counters, name, 0)
         return found
 
-    @staticmethod
-    def _end(result: int) -> End:
-        if result < 0:
-            raise RingBroken(RingError(-result))
-        return End(result)
+
+class Watch:
+    """Some ``lanes`` of one build that are attended to together: MOST at most."""
+
+    MOST: Final[int] = lib.LANE_TOGETHER
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._build = lanes[0].build
+        self._lanes = self._build.ffi.new("struct lane *[]", [lane.native for lane in lanes])
+        self._count = len(lanes)
+        self._which = self._build.ffi.new("uint32_t *")
+
+    def attend(self, others: int, milliseconds: int) -> tuple[int, End | RingBroken]:
+        """Serve whenever there is something for one of them, and sleep in between, until ``others``
+        is readable or the time is up; or until a turn ends in another way than IDLE and WAITS:
+        whose that was, by its index, and how."""
+        result = self._build.lib.lane_attend(
+            self._lanes, self._count, others, milliseconds, self._which
+        )
+        return self._which[0], _end(result)
+
+
+def _end(result: int) -> End | RingBroken:
+    return End(result) if result >= 0 else RingBroken(RingError(-result))

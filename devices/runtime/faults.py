@@ -200,10 +200,13 @@ class FaultyLaneQueue(FaultyQueue, LaneQueue):
 
     ring_type = lanes.Ring
     set_hook = staticmethod(lanes.set_hook)
+    # The engine has one hook, which has to know whose chains it is passed.
+    shares_sleep = False
 
-    def _attend(self, others: int, milliseconds: int) -> None:
+    def prepare(self) -> None:
+        """See LaneQueue."""
         self.injector.attend(self)
-        super()._attend(others, milliseconds)
+        super().prepare()
 
 
 def _flip(views: list[memoryview], at: int, bit: int) -> None:
