@@ -20,7 +20,15 @@ from typing import Any, Literal
 
 from devices.lanes import PLAIN, Build, Lane
 from devices.runtime import files
-from devices.runtime.device import Device, Host, Jail, Offer, Runtime, virtqueue
+from devices.runtime.device import (
+    Device,
+    Host,
+    Jail,
+    Offer,
+    QueueDeclaration,
+    Runtime,
+    virtqueue,
+)
 from devices.runtime.limits import Limit
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
@@ -43,6 +51,8 @@ class Feature(IntEnum):
     RO = 5
     BLK_SIZE = 6
     FLUSH = 9
+    CONFIG_WCE = 11
+    MQ = 12
     DISCARD = 13
     WRITE_ZEROES = 14
 
@@ -73,10 +83,14 @@ _UNMAP = 1
 
 # struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
 # geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
-_CONFIG = struct.Struct("<QII4xI8xBxHIIIIIB3x")
+_CONFIG = struct.Struct("<QII4xI8x?xHIIIIIB3x")
 _LIMITS = ("size_max", "seg_max")
+_WRITEBACK_AT = 32
 
 _QUEUE_SIZE = 128
+# Arbitrary: twice the CPUs of the largest machine of ours, and a driver has no use for more than
+# one a CPU. Each costs a doorbell, a thread and, at isolation=bounce, an arena.
+_MAX_QUEUES = 16
 # All of a queue but the header and the status.
 _SEG_MAX = _QUEUE_SIZE - 2
 # Arbitrary. With _SEG_MAX it bounds what one request moves, and so how long a reset can wait for
@@ -116,14 +130,19 @@ class Config:
     """The serial number that the guest sees: up to 20 characters of ASCII."""
     cache: Literal["writeback", "none", "unsafe"] = "writeback"
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
-    and writes go around it; unsafe, there, and a flush does nothing."""
+    and writes go around it; unsafe, there, and no flush is offered."""
 
+    queues: int = 1
+    """Request queues, 1 to 16: a driver with several CPUs puts each CPU's requests into one of its
+    own. All but the first have threads of their own here, unless iops or bw is given."""
     iops: int = 0
     """The most requests in a second; 0: as many as it can."""
     bw: int = 0
     """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.queues <= _MAX_QUEUES:
+            raise ValueError(f"queues: {self.queues} is not 1 to {_MAX_QUEUES}")
         if self.iops < 0:
             raise ValueError(f"iops: {self.iops} requests in a second")
         if self.bw and self.bw < _MIN_BW:
@@ -174,6 +193,12 @@ class Blk(Device[Config]):
             raise
         return {"image": image}
 
+    @classmethod
+    def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
+        """All alike (5.2.2)."""
+        (requestq,) = cls.queues
+        return requestq.times(config.queues)
+
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         self._image = fds["image"]
@@ -184,21 +209,33 @@ class Blk(Device[Config]):
         for most in filter(None, (runtime.largest_chain, config.bw)):
             pages = (most - _HEADER.size - 1) // _SEG_MAX // _PAGE
             self._size_max = min(self._size_max, pages * _PAGE)
+        self._features: int | None = None  # as agreed; None: not yet
+        self._wish: bool | None = None  # what the driver has written into `writeback`
+        self._writeback = True  # the field
         self._write_flags = 0
         self._bounce: memoryview | None = None
         if config.cache == "none":
             self._bounce = memoryview(mmap.mmap(-1, _BOUNCE_SIZE))
         self._operations: dict[int, Operation] = {}
-        self._disk: Any = None  # the lane's struct blk_disk
+        self._disks: list[Any] = []  # the struct blk_disk of each lane
+        self._limit = Limit(config.iops, config.bw) if config.iops or config.bw else None
 
     @property
     def features(self) -> int:
-        """Those of writing only where it is possible."""
-        offered = [Feature.SIZE_MAX, Feature.SEG_MAX, Feature.BLK_SIZE, Feature.FLUSH]
+        """Those of writing only where it is possible. One that does not commit what is to be
+        flushed must not offer to (5.2.6.2)."""
+        offered = [Feature.SIZE_MAX, Feature.SEG_MAX, Feature.BLK_SIZE]
+        is_durable = self.config.cache != "unsafe"
+        if is_durable:
+            offered.append(Feature.FLUSH)
         if self.config.readonly:
             offered.append(Feature.RO)
         else:
             offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+            if is_durable:
+                offered.append(Feature.CONFIG_WCE)
+        if self.config.queues > 1:
+            offered.append(Feature.MQ)
         return sum(bit(feature) for feature in offered)
 
     def config_space(self) -> bytes:
@@ -209,8 +246,8 @@ class Blk(Device[Config]):
             self._size_max,
             _SEG_MAX,
             self.config.block_size,
-            0,  # writeback: not offered
-            1,  # num_queues
+            self._writeback,
+            self.config.queues,
             _MAX_DISCARD_SECTORS,
             _MAX_RANGES,
             alignment,
@@ -220,7 +257,7 @@ class Blk(Device[Config]):
         )
 
     def start(self, features: int) -> None:
-        """Accept the requests that were negotiated."""
+        """Accept the requests that were negotiated, and what was written before."""
         self._operations = {
             Request.IN: self._read,
             Request.OUT: self._write,
@@ -233,22 +270,65 @@ class Blk(Device[Config]):
         ):
             if features & bit(feature):
                 self._operations[request] = operation
-        # A driver that cannot flush counts on a disk without a cache (5.2.6.2).
-        is_cached = features & bit(Feature.FLUSH) or self.config.cache == "unsafe"
-        self._write_flags = 0 if is_cached else os.RWF_DSYNC
-        if self._disk is not None:
-            self._disk.write_flags = self._write_flags
+        self._features = features
+        self._renew_cache()
+
+    def stop(self) -> None:
+        """What is agreed next may be something else."""
+        self._features = None
+
+    def reset(self) -> None:
+        """See Device."""
+        self._wish = None
+        self._renew_cache()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Of all fields only ``writeback`` is the driver's (5.2.4)."""
+        if offset <= _WRITEBACK_AT < offset + len(data):
+            self._wish = bool(data[_WRITEBACK_AT - offset])
+            self._set_cache()
+
+    def _renew_cache(self) -> None:
+        before = self._writeback
+        self._set_cache()
+        if self._writeback != before:
+            self.config_changed()
+
+    def _set_cache(self) -> None:
+        # Whether a write may be complete before it is durable (5.2.5.2, 5.2.6.2): not for a driver
+        # that cannot flush, nor for one that wants none to be.
+        agreed = self._features
+        is_cached = agreed is None or bool(agreed & bit(Feature.FLUSH))
+        has_field = agreed is None or bool(agreed & bit(Feature.CONFIG_WCE))
+        if has_field and self._wish is not None:
+            is_cached = self._wish
+        self._writeback = is_cached or not has_field
+        is_relied_on = self.config.cache != "unsafe"
+        self._write_flags = os.RWF_DSYNC if is_relied_on and not is_cached else 0
+        for disk in self._disks:
+            disk.write_flags = self._write_flags
+        if agreed is not None and self._wish is False and self._write_flags:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        # With what was written before: it will not be flushed any more.
+        try:
+            self._make_durable()
+        except OSError as error:
+            self.counters["io_errors"] += 1
+            _logger.error("what was written so far is not durable: %s", error.strerror)
 
     def lane(self, index: int, build: Build) -> Lane:
         """Reads and writes in C."""
-        self._disk = build.ffi.new("struct blk_disk *")
-        self._disk.image = self._image
-        self._disk.readonly = self.config.readonly
-        self._disk.alignment = 1 if self._bounce is None else self.config.block_size
-        self._disk.sectors = self._sectors
-        self._disk.most = _SEG_MAX * self._size_max
+        disk = build.ffi.new("struct blk_disk *")
+        disk.image = self._image
+        disk.readonly = self.config.readonly
+        disk.alignment = 1 if self._bounce is None else self.config.block_size
+        disk.sectors = self._sectors
+        disk.most = _SEG_MAX * self._size_max
+        self._disks.append(disk)
         counted = ("reads", "writes")
-        return Lane(build, build.lib.blk_carry_out, self._disk, self.counters, counted)
+        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted)
 
     @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
@@ -267,10 +347,8 @@ class Blk(Device[Config]):
         return data.size + 1
 
     def limit(self, index: int) -> Limit | None:
-        """As the options say."""
-        if not self.config.iops and not self.config.bw:
-            return None
-        return Limit(self.config.iops, self.config.bw)
+        """As the options say, of all queues together."""
+        return self._limit
 
     def fail(self, index: int, chain: Chain) -> int:
         """An I/O error, whatever was asked for."""
@@ -352,8 +430,7 @@ class Blk(Device[Config]):
 
     def _flush(self, sector: int, request: Reader, data: Writer) -> None:
         self.counters["flushes"] += 1
-        if self.config.cache != "unsafe":
-            self._make_durable()
+        self._make_durable()
 
     def _make_durable(self) -> None:
         os.fdatasync(self._image)

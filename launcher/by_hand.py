@@ -25,6 +25,7 @@ from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
 from launcher import client, device_options, verbs, vhost_user
 from launcher.logs import harmless
+from launcher.model import Place
 from launcher.wishes import AskingHost
 from protocol import codec, fds, log
 from protocol import control as wire
@@ -52,13 +53,15 @@ def run(implementation: str | None, given: Mapping[str, str]) -> int:
         )
     kind, device = kinds.whole(implementation), kinds.find(implementation, _COMMAND)
     name, part = client.find_part("--attach", given["--attach"], "device")
-    sizes = tuple(queue.size for queue in device.queues)
     with client.Client(name) as machine:
-        enlisted = machine.ask(wire.Enlist(part, int(device.device_id), sizes))
+        enlisted = machine.ask(wire.Enlist(part, int(device.device_id)))
     asked = device_options.parse_settings(_COMMAND, given[verbs.SETTINGS])
     config = device_options.changed(
         device_options.Request(_COMMAND, kind, asked), device.config_type, enlisted.settings
     )
+    place = Place(part, int(device.device_id), enlisted.queues, enlisted.settings)
+    if why := place.why_too_small(device.virtqueues(config)):
+        raise BadInput(_COMMAND, why)
     is_sealed = "--jail" in given
     if not is_sealed:
         _say(f"{name}/{part} runs with your rights and no seal: --jail for one")

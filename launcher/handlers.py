@@ -253,10 +253,10 @@ class Verbs:
         supervisor = self._supervisor_of(request.device)
         device = supervisor.device(request.device)
         why = supervisor.why_bound(device.name)
-        if why := why or device.place.why_not(request.device_id, request.queues):
+        if why := why or device.place.why_not(request.device_id):
             raise BadInput("device run", why)
         path = self._machine.open_door()
-        reply(wire.Enlisted(path, device.model.settings))
+        reply(wire.Enlisted(path, device.queues, device.model.settings))
 
     def _attach(self, request: wire.Attach, reply: Reply) -> None:
         relay = self._machine.relays.get(request.stream)

@@ -6,6 +6,7 @@ one that somebody else wrote, in a process of its own (launcher.scout).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +30,19 @@ class Place:
     queues: tuple[int, ...]
     settings: dict[str, str]
 
-    def why_not(self, device_id: int, queues: tuple[int, ...]) -> str | None:
-        """Why a device of type ``device_id`` with ``queues`` (their sizes) is none that could take
-        this place; None if it could."""
+    def why_not(self, device_id: int) -> str | None:
+        """Why a device of type ``device_id`` is none that could take this place; None if it is."""
         if device_id != self.device_id:
             return f"a device of type {device_id}, not {self.device_id}"
+        return None
+
+    def why_too_small(self, queues: Sequence[QueueDeclaration]) -> str | None:
+        """Why one with ``queues`` could not take it; None if it could."""
         if len(self.queues) != len(queues):
             return f"it has {len(queues)} queues, and {self.name} has {len(self.queues)}"
-        for index, (size, other) in enumerate(zip(self.queues, queues, strict=True)):
-            if other > size:
-                return f"queue {index} has {other} entries, and there is room for {size}"
+        for queue, size in zip(queues, self.queues, strict=True):
+            if queue.size > size:
+                return f"queue {queue.index} has {queue.size} entries, and there is room for {size}"
         return None
 
 
@@ -73,19 +77,21 @@ def look(request: Request, option: str, place: Place | None = None) -> Model:
     """What ``request`` asks for, in the ``place`` of another maybe. BadInput if it is no device (of
     ``option``), none that could take the place, or its options are wrong."""
     found = kinds.find(request.kind, option, is_bare=place is not None)
-    sizes = tuple(queue.size for queue in found.queues)
     if place is None:
         common, config = device_options.configure(request, found.config_type)
     else:
-        if why := place.why_not(int(found.device_id), sizes):
+        if why := place.why_not(int(found.device_id)):
             raise BadInput(option, f"{request.kind}: {why}")
         common = device_options.Common()
         config = device_options.changed(request, found.config_type, place.settings)
+    queues = found.virtqueues(config)
+    if place is not None and (why := place.why_too_small(queues)):
+        raise BadInput(option, f"{request.kind}: {why}")
     return Model(
         f"{found.__module__}:{found.__qualname__}",
         kinds.label(request.kind, found),
         int(found.device_id),
-        found.queues,
+        queues,
         _judge(found),
         codec.pack(codec.to_plain(config)),
         device_options.settings(config),

@@ -48,6 +48,8 @@ _RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare", "hand"})
 # with --allow-inject. A successor has some of its own, too. Clients of the control interface come
 # on top, 64 at most (protocol.service.MOST_CLIENTS).
 _DESCRIPTORS, _DEVICE_DESCRIPTORS = 44 + 64, 20
+# Of each queue beyond those of a console: its kick, and a successor's.
+_USUAL_QUEUES, _QUEUE_DESCRIPTORS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
     check_descriptors(len(options.devices))
     with ExitStack() as resources:
         planned = _place(options.devices, options.isolation, check)
+        more = sum(max(0, len(device.queues) - _USUAL_QUEUES) for device in planned)
+        check_descriptors(len(planned), more)
         check_log_names(options, planned)
         if options.binary is not None:
             kernel = _open(resources, "--binary", options.binary)
@@ -228,10 +232,12 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
         )
 
 
-def check_descriptors(devices: int) -> None:
-    """HostError if this process may not open as many files as a machine with ``devices`` takes."""
+def check_descriptors(devices: int, queues: int = 0) -> None:
+    """HostError if this process may not open as many files as a machine with ``devices`` takes, of
+    which some have so many ``queues`` more than usual."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/proc/self/fd")) + _DESCRIPTORS + devices * _DEVICE_DESCRIPTORS
+    needed += queues * _QUEUE_DESCRIPTORS
     if 0 <= limit < needed:
         raise HostError(
             f"this machine needs {needed} open files, and {limit} are allowed: "

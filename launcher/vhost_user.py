@@ -41,8 +41,10 @@ from launcher.run import MESSAGES, ZYGOTE_MODULE
 from launcher.signals import ALL, Interrupted, Signals
 from launcher.spawn import Child, keep_descriptors
 from protocol import codec, fds, jail, journal
+from protocol.config_space import Written
 from protocol.errors import BadInput
 from protocol.log import Level
+from protocol.memory import create_memfd
 from protocol.specs import JAIL, DeviceSpec, Isolation, OnViolation
 
 OPTION = "--vhost-user"
@@ -153,6 +155,9 @@ class _Server:
         self._connections = 0
         self._front_end: socket.socket | None = None
         self._journal = -1
+        # What front-ends write into the configuration, to all that serve here.
+        self._written = create_memfd(f"vibevmm-{served.name}-written", Written.SIZE)
+        resources.callback(os.close, self._written)
         self._child: Child | None = None
         self._is_ending = False
         self._uplinks: Uplinks | None = None
@@ -231,7 +236,7 @@ class _Server:
         served = self._served
         self._child = child
         self._connections += 1
-        sizes = (LARGEST_QUEUE,) * len(served.device.queues)
+        sizes = (LARGEST_QUEUE,) * len(served.device.virtqueues(served.config))
         self._journal = journal.create(f"vibevmm-{served.name}", sizes)
         spec = DeviceSpec(
             name=served.name,
@@ -249,6 +254,7 @@ class _Server:
         handed = {
             "front-end": self._front_end.fileno(),
             "journal": self._journal,
+            "written": self._written,
             **served.opened,
         }
         with contextlib.suppress(OSError):  # it is dead, which is heard

@@ -23,7 +23,7 @@ from protocol.errors import ProtocolError
 from protocol.messages import MachineStats
 from protocol.specs import Level, Part
 
-CONTROL_VERSION = 2
+CONTROL_VERSION = 3
 """Of this file: raised whenever a message changes its meaning or fields."""
 
 EventKind = Literal[
@@ -132,12 +132,11 @@ class SetLink:
 
 @dataclass(frozen=True, slots=True)
 class Enlist:
-    """This process could be ``device``: it has one of type ``device_id`` with ``queues`` of these
-    sizes. Reply: Enlisted, or Failed if it could not."""
+    """This process could be ``device``: it has one of type ``device_id``. Reply: Enlisted, or
+    Failed if it could not."""
 
     device: str
     device_id: int
-    queues: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +248,11 @@ class Armed:
 @dataclass(frozen=True, slots=True)
 class Enlisted:
     """Reply to Enlist: a Unix socket at ``path``, of packets, takes a process that wants to be the
-    device (specs.Volunteer). ``settings`` are the options that the device has now."""
+    device (specs.Volunteer). There is room for ``queues`` of these sizes; ``settings`` are the
+    options that the device has now."""
 
     path: str
+    queues: tuple[int, ...]
     settings: dict[str, str]
 
 

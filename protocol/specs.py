@@ -68,7 +68,8 @@ class DeviceSpec:
     Board, if faults may be injected.
 
     One with an empty ``endpoint`` is no machine's: with it come ``front-end``, a connection over
-    which vhost-user is spoken, ``journal``, and what the kind opened.
+    which vhost-user is spoken, ``journal``, ``written`` (protocol.config_space), and what the kind
+    opened.
     """
 
     name: str

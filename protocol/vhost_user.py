@@ -26,6 +26,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from protocol import fds
+from protocol.config_space import MAX_CONFIG
 from protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -113,9 +114,6 @@ MAX_REGIONS = 8
 
 MAX_DESCRIPTORS = MAX_REGIONS
 """Of one message."""
-
-MAX_CONFIG = 256
-"""Bytes of a configuration space that are reached (VHOST_USER_MAX_CONFIG_SIZE)."""
 
 VRING_INDEX, VRING_NOFD = 0xFF, 0x100
 """Of the payload of SET_VRING_KICK, CALL and ERR: which ring; no descriptor comes with it."""

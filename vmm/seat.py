@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from protocol.config_space import Written
 from protocol.errors import DeviceGone
 from protocol.journal import Journal
 from protocol.messages import QueueSetup, Quit
@@ -27,10 +28,6 @@ from protocol.specs import DeviceSlot
 from vmm.remote import RemoteDevice
 
 log = logging.getLogger(__name__)
-
-# Writes to the configuration that are kept for a successor while the seat is empty (arbitrary:
-# drivers hardly write there at all).
-_MAX_WRITES = 64
 
 
 class Wires(Protocol):
@@ -69,7 +66,7 @@ class Seat:
         self._lock = threading.RLock()
         self._features = 0
         self._queues: tuple[QueueSetup, ...] | None = None
-        self._unwritten: list[tuple[int, bytes]] = []
+        self._written = Written(bytearray(Written.SIZE))
 
     # ── transport.mmio.Backend ────────────────────────────────────────────────────────
 
@@ -86,7 +83,7 @@ class Seat:
         """Return when nobody touches guest memory; what was in flight is forgotten."""
         with self._lock:
             self._queues = None
-            self._unwritten.clear()
+            self._written.clear()
             if self.remote is not None:
                 self._or_gone(self.remote.stop)
             self._journal.clear()
@@ -94,7 +91,10 @@ class Seat:
     def forget(self) -> None:
         """The driver has reset what it had not started: what it wrote before counts no more."""
         with self._lock:
-            self._unwritten.clear()
+            was_told = any(self._written)
+            self._written.clear()
+            if was_told and self.remote is not None:
+                self._or_gone(self.remote.stop)
 
     def stop_queue(self, index: int) -> None:
         """The same for one queue."""
@@ -110,14 +110,13 @@ class Seat:
     def write_config(self, offset: int, data: bytes) -> bytes:
         """Change the configuration, now or when there is a process; what it is now."""
         with self._lock:
+            # First: should it be the last that this process hears, its successor is told.
+            self._written.note(offset, data)
             if self.remote is not None:
                 try:
                     self.config = self.remote.write_config(offset, data)
-                    return self.config
                 except DeviceGone as error:
                     log.warning("%s", error)
-            if len(self._unwritten) < _MAX_WRITES:
-                self._unwritten.append((offset, data))
             return self.config
 
     def _or_gone(self, action: Callable[[], None]) -> None:
@@ -231,9 +230,8 @@ class Seat:
             return None
         self.asked = self.served = time.monotonic_ns()
         try:
-            for offset, data in self._unwritten:
+            for offset, data in self._written:
                 self._config_changed(remote, remote.write_config(offset, data))
-            self._unwritten.clear()
             if (queues := self._queues) is not None:
                 self.asked = time.monotonic_ns()
                 reason = remote.start(self._features, queues, state)

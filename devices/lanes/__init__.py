@@ -9,8 +9,9 @@ from __future__ import annotations
 from devices.lanes._lanes import ffi, lib
 from devices.lanes.lane import Build, Lane
 from devices.lanes.queue import LaneQueue
+from devices.lanes.thread import ThreadedQueue
 
 __all__ = ["PLAIN", "Build", "Lane", "LaneQueue"]
 
-PLAIN = Build(ffi, lib, LaneQueue)
+PLAIN = Build(ffi, lib, LaneQueue, ThreadedQueue)
 """The lanes without fault points; :mod:`devices.lanes.faults` are those with them."""

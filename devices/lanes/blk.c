@@ -68,8 +68,9 @@ static bool read_all(struct blk_disk *disk, const struct data *data, uint64_t se
 
 static bool write_all(struct blk_disk *disk, const struct data *data, uint64_t sector)
 {
-    return pwritev2(disk->image, data->pieces, data->count, sector * SECTOR,
-                    disk->write_flags) == (ssize_t)data->size;
+    int flags = __atomic_load_n(&disk->write_flags, __ATOMIC_RELAXED);
+    return pwritev2(disk->image, data->pieces, data->count, sector * SECTOR, flags) ==
+           (ssize_t)data->size;
 }
 
 int64_t blk_carry_out(void *device, const struct ring_chain *chain, const struct iovec *segments)

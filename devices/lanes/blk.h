@@ -10,7 +10,7 @@
 struct blk_disk {
     int image;
     bool readonly;
-    int write_flags;    /* of pwritev2(2) */
+    int write_flags;    /* of pwritev2(2); may change at any time */
     uint32_t alignment; /* of buffers and their sizes, a power of two; 1: any will do */
     uint64_t sectors;   /* of 512 bytes */
     uint64_t most;      /* bytes of one request */

@@ -11,8 +11,8 @@ _HERE = Path(__file__).parent
 # By path: importing protocol.ring needs its extension, which may not be built yet.
 _engine = runpy.run_path(str(_HERE.parents[1] / "protocol" / "ring" / "build.py"))
 
-_PARTS = ("lane", "blk", "net")
-_INCLUDE = '#include "blk.h"\n#include "net.h"'
+_PARTS = ("lane", "thread", "blk", "net")
+_INCLUDE = "\n".join(f'#include "{part}.h"' for part in _PARTS)
 
 
 def _marked(header: str) -> str:

@@ -7,12 +7,58 @@
 #include <time.h>
 #include <unistd.h>
 
+static uint64_t time_of(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* The clock that costs least. It moves every few milliseconds, and so do turns. */
 uint64_t lane_now(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    return time_of(CLOCK_MONOTONIC_COARSE);
+}
+
+/* Nanoseconds to look out for work before sleeping; a gap between two looks that says that somebody
+ * else wants this CPU; and the most times that looking out is left. */
+enum { OUTLOOK_NS = 50000, GAP_NS = 20000, MOST_DOUBT = 1023, LOOKS = 16 };
+
+static void pause_a_little(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Whether work comes while we look out for it, instead of sleeping: then nobody has to wake anybody.
+ * Each time in vain doubles how often we sleep at once before the next; a time that paid halves it.
+ * Who shares this CPU with us cannot give us work while we look, and is given way for longest. */
+static bool look_out(struct lane *lane)
+{
+    struct lane_outlook *outlook = &lane->outlook;
+    if (outlook->skip) {
+        outlook->skip--;
+        return false;
+    }
+    uint64_t start = time_of(CLOCK_MONOTONIC), before = start, gap = 0;
+    while (before - start < OUTLOOK_NS && gap < GAP_NS) {
+        for (int i = 0; i < LOOKS; i++) {
+            if (ring_is_waiting(lane->ring)) {
+                outlook->doubt /= 2;
+                return true;
+            }
+            pause_a_little();
+        }
+        uint64_t now = time_of(CLOCK_MONOTONIC);
+        gap = now - before;
+        before = now;
+    }
+    outlook->doubt = gap < GAP_NS ? outlook->doubt * 2 + 1 : MOST_DOUBT;
+    if (outlook->doubt > MOST_DOUBT)
+        outlook->doubt = MOST_DOUBT;
+    outlook->skip = outlook->doubt;
+    return false;
 }
 
 void lane_publish(struct lane *lane)
@@ -86,6 +132,8 @@ int lane_serve(struct lane *lane)
             lane->next = 0;
             lane->count = popped;
             if (popped == 0) {
+                if (look_out(lane))
+                    continue;
                 if (!ring_enable_kicks(lane->ring))
                     return LANE_IDLE;
                 ring_disable_kicks(lane->ring);
@@ -101,34 +149,25 @@ int lane_serve(struct lane *lane)
     return LANE_TURN;
 }
 
-int lane_attend(struct lane *const *lanes, uint32_t count, int others, int milliseconds,
-                uint32_t *which)
+int lane_attend(struct lane *lane, int others, int milliseconds)
 {
-    struct pollfd ready[1 + 2 * LANE_TOGETHER] = {{.fd = others, .events = POLLIN}};
     for (;;) {
-        for (uint32_t i = 0; i < count; i++) {
-            const struct lane *lane = lanes[i];
-            /* Below 0 poll looks at nothing. */
-            int source = lane->ring && lane->awaited ? lane->source : -1;
-            ready[1 + 2 * i] = (struct pollfd){lane->ring ? lane->kick : -1, POLLIN, 0};
-            ready[2 + 2 * i] = (struct pollfd){source, lane->awaited, 0};
-        }
-        if (poll(ready, 1 + 2 * count, milliseconds) <= 0)
+        /* Below 0 poll looks at nothing. */
+        struct pollfd ready[] = {{.fd = lane->kick, .events = POLLIN},
+                                 {.fd = others, .events = POLLIN},
+                                 {.fd = lane->awaited ? lane->source : -1,
+                                  .events = lane->awaited}};
+        if (poll(ready, 3, milliseconds) <= 0)
             return LANE_IDLE;
-        for (uint32_t i = 0; i < count; i++) {
-            struct lane *lane = lanes[i];
-            uint64_t kicks;
-            bool kicked = ready[1 + 2 * i].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0;
-            lane->counters.kicks += kicked;
-            if (!kicked && !ready[2 + 2 * i].revents)
-                continue;
+        uint64_t kicks;
+        bool kicked = ready[0].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0;
+        lane->counters.kicks += kicked;
+        if (kicked || ready[2].revents) {
             int end = lane_serve(lane);
-            if (end != LANE_IDLE && end != LANE_WAITS) {
-                *which = i;
+            if (end != LANE_IDLE && end != LANE_WAITS)
                 return end;
-            }
         }
-        if (ready[0].revents)
+        if (ready[1].revents)
             return LANE_IDLE;
     }
 }

@@ -20,9 +20,6 @@
  * the size that Linux makes. */
 #define LANE_WINDOW 128
 
-/* Lanes that one thread may attend to (arbitrary). */
-#define LANE_TOGETHER 64
-
 /* Why a lane returns; or minus an enum ring_error. */
 enum lane_end {
     LANE_IDLE,     /* nothing waits, and the driver was asked for a kick */
@@ -56,6 +53,12 @@ struct lane_counters {
     uint64_t bytes_written;
 };
 
+/* Of looking out for work before sleeping: lane.c says when it pays. */
+struct lane_outlook {
+    uint32_t doubt;
+    uint32_t skip;
+};
+
 /* All zero, then the first part is filled in. */
 struct lane {
     struct ring *ring; /* NULL: at rest */
@@ -72,6 +75,7 @@ struct lane {
     int64_t bytes;    /* bytes may get below 0: who has any may have a whole chain */
 
     struct lane_counters counters;
+    struct lane_outlook outlook;
     uint32_t next; /* of the chains popped, the first that was not begun */
     uint32_t count;
     struct ring_chain chains[LANE_WINDOW];
@@ -90,12 +94,10 @@ void lane_publish(struct lane *lane);
 /* CLOCK_MONOTONIC_COARSE, in nanoseconds. */
 uint64_t lane_now(void);
 
-/* Serve what kicks and sources of lanes announce, sleeping in between, until others (something that
- * can be polled) is readable, milliseconds have passed without either (-1: never), a signal comes,
- * or a turn of lanes[*which] ends otherwise than LANE_IDLE or LANE_WAITS, which is then returned.
- * Lanes at rest are passed over. */
-int lane_attend(struct lane *const *lanes, uint32_t count, int others, int milliseconds,
-                uint32_t *which);
+/* Serve what the kick announces, and what the lane awaits of its source, sleeping in between, until
+ * others (something that can be polled) is readable, milliseconds have passed without any (-1: never),
+ * a signal comes, or a turn ends otherwise than LANE_IDLE or LANE_WAITS, which is then returned. */
+int lane_attend(struct lane *lane, int others, int milliseconds);
 
 /* cdef end */
 

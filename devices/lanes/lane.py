@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devices.lanes._lanes import ffi, lib
 from devices.runtime.limits import ENDLESS
@@ -23,11 +23,13 @@ class Ring(ring.Ring):
 
 
 class Build(NamedTuple):
-    """One build of the lanes, and the class of queues that it serves."""
+    """One build of the lanes, and the classes of queues that it serves: on the loop's thread, and
+    each on a thread of its own."""
 
     ffi: Any
     lib: Any
     queue: type[LaneQueue]
+    threaded: type[LaneQueue]
 
 
 class End(IntEnum):
@@ -57,21 +59,32 @@ class Lane:
         source: int = -1,
     ) -> None:
         self.build = build
+        self.source = source
         self._device = device
         self._counters, self._counted = counters, counted
+        self._known: Counter[str] = Counter()
         self._ring: ring.Ring | None = None
-        self._source = source
         self._lane = build.ffi.new("struct lane *")
         self._lane.carry_out = carry_out or build.ffi.NULL
         self._lane.serve = turn or build.ffi.NULL
         self._lane.device = device
+
+    @property
+    def turns(self) -> bool:
+        """Whether its source is something to be read, and not only where it sends to."""
+        return bool(self._lane.serve)
+
+    @property
+    def native(self) -> Any:
+        """The ``struct lane``, for C of the same build."""
+        return self._lane
 
     def attach(self, attached: ring.Ring, turn_seconds: float) -> None:
         """Serve ``attached``, which is of this build, in turns of so long."""
         self._ring = attached
         lane = self._lane
         lane.ring = attached.native
-        lane.source, lane.awaited = self._source, 0
+        lane.source, lane.awaited = self.source, 0
         lane.turn_ns = int(turn_seconds * 1e9)
         self.left = ENDLESS, ENDLESS
 
@@ -99,14 +112,15 @@ class Lane:
     def left(self, left: tuple[int, int]) -> None:
         self._lane.requests, self._lane.bytes = left
 
-    def serve(self) -> End | RingBroken:
-        """Serve one turn: how it ended, or how the driver has broken the ring."""
-        return _end(self.build.lib.lane_serve(self._lane))
+    def serve(self) -> End:
+        """Serve one turn. RingBroken if the driver has broken the ring."""
+        return self.end(self.build.lib.lane_serve(self._lane))
 
-    @property
-    def native(self) -> Any:
-        """The struct itself, for C of the same build."""
-        return self._lane
+    def attend(self, others: int, milliseconds: int) -> End:
+        """Serve whenever there is a kick, or something of the source, and sleep in between, until
+        ``others`` is readable or the time is up; or until a turn ends in another way than IDLE and
+        WAITS. RingBroken."""
+        return self.end(self.build.lib.lane_attend(self._lane, others, milliseconds))
 
     def declined(self) -> Chain:
         """The chain that the lane has just declined."""
@@ -127,35 +141,18 @@ class Lane:
         """What it has counted since the last time, by the names of QueueStats; what it counts for
         the device goes there."""
         for name in self._counted:
-            self._counters[name] += getattr(self._device, name)
-            setattr(self._device, name, 0)
+            self._counters[name] += self._since(name, self._device)
         counters = self._lane.counters
-        found = Counter({name: getattr(counters, name) for name in dir(counters)})
-        for name in found:
-            setattr(counters, name, 0)
-        return found
+        return Counter({name: self._since(name, counters) for name in dir(counters)})
 
+    def _since(self, name: str, counters: Any) -> int:
+        # Read only: a thread may be counting.
+        before, self._known[name] = self._known[name], getattr(counters, name)
+        return self._known[name] - before
 
-class Watch:
-    """Some ``lanes`` of one build that are attended to together: MOST at most."""
-
-    MOST: Final[int] = lib.LANE_TOGETHER
-
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self._build = lanes[0].build
-        self._lanes = self._build.ffi.new("struct lane *[]", [lane.native for lane in lanes])
-        self._count = len(lanes)
-        self._which = self._build.ffi.new("uint32_t *")
-
-    def attend(self, others: int, milliseconds: int) -> tuple[int, End | RingBroken]:
-        """Serve whenever there is something for one of them, and sleep in between, until ``others``
-        is readable or the time is up; or until a turn ends in another way than IDLE and WAITS:
-        whose that was, by its index, and how."""
-        result = self._build.lib.lane_attend(
-            self._lanes, self._count, others, milliseconds, self._which
-        )
-        return self._which[0], _end(result)
-
-
-def _end(result: int) -> End | RingBroken:
-    return End(result) if result >= 0 else RingBroken(RingError(-result))
+    @staticmethod
+    def end(result: int) -> End:
+        """What a function of lane.h has returned. RingBroken if the driver has broken the ring."""
+        if result < 0:
+            raise RingBroken(RingError(-result))
+        return End(result)

@@ -15,6 +15,12 @@
 
 _Static_assert(sizeof(struct virtio_net_hdr_v1) == NET_HEADER, "virtio 1.2, section 5.1.6");
 
+/* Each way may have a thread of its own, and this is what they share. */
+static void count_dropped(struct net *net)
+{
+    __atomic_fetch_add(&net->dropped, 1, __ATOMIC_RELAXED);
+}
+
 /* To the outside. */
 
 /* The segments without the header, which no socket wants. */
@@ -49,7 +55,7 @@ int64_t net_send(void *device, const struct ring_chain *chain, const struct iove
     } else {
         if (!net->down && errno == EAGAIN)
             return LANE_LATER;
-        net->dropped++;
+        count_dropped(net);
     }
     PASS(LANE_COMPLETE);
     return 0;
@@ -87,7 +93,7 @@ static int take(struct net *net)
     if (net->has_headers && size >= NET_HEADER)
         memcpy(&header, net->packet, sizeof(header));
     if (net->down || size < NET_LEAST || size > NET_MOST || !is_wanted(net, &header)) {
-        net->dropped++;
+        count_dropped(net);
         return RECEIVED;
     }
     memcpy(net->packet, &header, sizeof(header));
@@ -207,7 +213,7 @@ static int deliver(struct lane *lane)
         uint32_t filled = move_up(lane);
         bool is_full = lane->count == LANE_WINDOW || filled > RING_MAX_SEGMENTS;
         if (is_full || (!net->merges && lane->count)) {
-            net->dropped++;
+            count_dropped(net);
             net->waiting = 0;
             return LANE_TURN;
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -85,14 +85,27 @@ class Jail:
 
 @dataclass(frozen=True, slots=True)
 class QueueDeclaration:
-    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, whether
-    it owes progress, and the bytes of verdict at the end of each answer."""
+    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, whether it
+    owes progress, and the bytes of verdict at the end of each answer. Of several with the same
+    handler this is queue ``number``, from 1."""
 
     index: int
     size: int
-    name: str
+    handler: str
     owes: bool = True
     verdict: int = 0
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, as the specification calls it."""
+        return self.handler if self.number is None else f"{self.handler}{self.number}"
+
+    def times(self, count: int) -> tuple[QueueDeclaration, ...]:
+        """So many like this one, the last queue of its device."""
+        if count == 1:
+            return (self,)
+        return tuple(replace(self, index=self.index + n, number=n + 1) for n in range(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +182,12 @@ class Device(Generic[C]):
         """
         return {}
 
+    @classmethod
+    def virtqueues(cls, config: C) -> tuple[QueueDeclaration, ...]:
+        """The queues of one with ``config``: each that is declared, unless a device says otherwise
+        (QueueDeclaration.times)."""
+        return cls.queues
+
     def __init__(self, config: C, fds: Mapping[str, int], runtime: Runtime) -> None:
         self.config = config
         self.fds = fds
@@ -185,13 +204,17 @@ class Device(Generic[C]):
         return b""
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """The driver wrote ``data``, anywhere and of any length; ignored unless overridden."""
+        """The driver wrote ``data``, anywhere and of any length; ignored unless overridden. To a
+        successor it is written once more, before :meth:`start`."""
 
     def start(self, features: int) -> None:
         """The driver is ready and agreed to ``features``; chains follow."""
 
     def stop(self) -> None:
         """The driver took the device back: no chains any more, none kept, nothing watched."""
+
+    def reset(self) -> None:
+        """The driver has reset the device: what it wrote into the configuration counts no more."""
 
     def save(self) -> bytes:
         """What a successor has to know that is neither in its descriptors nor in the journal; it
@@ -204,12 +227,13 @@ class Device(Generic[C]):
         raise ValueError("this device takes no state over")
 
     def lane(self, index: int, build: Build) -> Lane | None:
-        """A lane of ``build`` for queue ``index``; None: Python serves it. Asked once, where there
-        are ``lanes``."""
+        """A lane of ``build`` for queue ``index``; None: Python serves it. Asked once a queue,
+        where there are ``lanes``; all but the first may be served by threads of their own."""
         return None
 
     def limit(self, index: int) -> Limit | None:
-        """What queue ``index`` may do in a second; None: what it can. Asked once."""
+        """What queue ``index`` may do in a second, alone or with others that have the same; None:
+        what it can. Asked once a queue."""
         return None
 
     def fail(self, index: int, chain: Chain) -> int | None:

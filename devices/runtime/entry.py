@@ -23,15 +23,17 @@ import zmq
 
 from devices import kinds
 from devices.runtime import vhost_user
-from devices.runtime.device import AnyDevice
+from devices.runtime.device import AnyDevice, QueueDeclaration
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
 from devices.runtime.session import Session
 from devices.runtime.worker import Worker
 from protocol import codec, fds, jail, log
 from protocol.channel import Channel
+from protocol.config_space import Written
 from protocol.errors import HostError, VibeError
 from protocol.journal import Journal
+from protocol.mapping import map_file
 from protocol.memory import GuestMemory
 from protocol.messages import TO_DEVICE, Sealed
 from protocol.specs import DeviceSpec, Part
@@ -130,13 +132,13 @@ class Member:
         handed: Mapping[str, int],
         config: object = None,
     ) -> None:
-        _check_names(spec, kind, handed)
         self.spec = spec
         self.kind = kind
         self.handed = handed
         self._config: Any = config
         if config is None:
             self._config = codec.from_plain(kind.config_type, codec.unpack(spec.config))
+        _check_names(spec, kind.virtqueues(self._config), handed)
 
     @property
     def is_traced(self) -> bool:
@@ -232,9 +234,13 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
     connection = Connection(socket.socket(fileno=member.handed["front-end"]), FROM_FRONT_END)
     loop = Loop()
     worker = member.work(loop)
+    written = Written(map_file(member.handed["written"], Written.SIZE))
     if seal is not None:
         seal.audit(
-            _held((*member.handed.values(), parent.fileno(), loop.fileno()), seal), channels=0
+            _held(
+                (*member.handed.values(), *worker.descriptors, parent.fileno(), loop.fileno()), seal
+            ),
+            channels=0,
         )
         seal.close(
             member.kind.jail.syscalls,
@@ -246,7 +252,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
         _logger.info("sealed, with %s", ", ".join(member.handed))
     sizes = member.spec.journal
     back_end = vhost_user.BackEnd(
-        connection, worker, loop, member.handed["journal"], sizes, parent.sendall
+        connection, worker, loop, member.handed["journal"], sizes, parent.sendall, written
     )
     loop.run()
     back_end.close()
@@ -272,10 +278,12 @@ def _call_ourselves(name: str) -> None:
         comm.write(name.encode())
 
 
-def _check_names(spec: DeviceSpec, kind: type[AnyDevice], handed: Mapping[str, int]) -> None:
-    wanted = ["journal", "front-end"]
+def _check_names(
+    spec: DeviceSpec, queues: Iterable[QueueDeclaration], handed: Mapping[str, int]
+) -> None:
+    wanted = ["journal", "front-end", "written"]
     if spec.endpoint:
-        kicks = (f"kick{queue.index}" for queue in kind.queues)
+        kicks = (f"kick{queue.index}" for queue in queues)
         wanted = ["memory", "journal", "call", *kicks]
     missing = [name for name in wanted if name not in handed]
     if missing:

@@ -53,7 +53,8 @@ class Injector:
     @property
     def lanes(self) -> Build:
         """What lanes have to be made of."""
-        return Build(lanes.ffi, lanes.lib, FaultyLaneQueue)
+        # All on one thread: a fault is armed by Python, which is asked at each point.
+        return Build(lanes.ffi, lanes.lib, FaultyLaneQueue, FaultyLaneQueue)
 
     def join(self, queue: Queue, fail: Handler) -> None:
         """``queue`` is one of them; ``fail`` answers its chains with an error."""
@@ -200,13 +201,10 @@ class FaultyLaneQueue(FaultyQueue, LaneQueue):
 
     ring_type = lanes.Ring
     set_hook = staticmethod(lanes.set_hook)
-    # The engine has one hook, which has to know whose chains it is passed.
-    shares_sleep = False
 
-    def prepare(self) -> None:
-        """See LaneQueue."""
+    def _attend(self, others: int, milliseconds: int) -> None:
         self.injector.attend(self)
-        super().prepare()
+        super()._attend(others, milliseconds)
 
 
 def _flip(views: list[memoryview], at: int, bit: int) -> None:

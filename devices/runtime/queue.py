@@ -60,14 +60,14 @@ class Queue:
         """Where the queue's stream stands, behind all chains completed so far."""
         self.limit: Limit | None = None
         """What it may do in a second."""
-        self.kick, self.call = doorbells
-        """The first may change while the queue is stopped, the second at any time; below 0: there
-        is none, and nobody is interrupted."""
         self._handler = handler
         self._loop = loop
         self._broken = broken
         self._published = published
         self._ring: Ring | None = None
+        self.kick, self.call = doorbells
+        """The first may change while the queue is stopped, the second at any time; below 0: there
+        is none, and nobody is interrupted."""
         # Chains that the handler kept, oldest first, and completions not yet published.
         self._kept: dict[int, Chain] = {}
         self._done: list[tuple[int, int]] = []
@@ -123,6 +123,11 @@ class Queue:
     def in_flight(self) -> int:
         """Chains that were popped, and are not completed."""
         return 0 if self._ring is None else self._ring.in_flight
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that it has made for itself."""
+        return ()
 
     def settle(self) -> None:
         """Publish what is done. What is popped, and not done, is the journal's to tell."""

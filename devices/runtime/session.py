@@ -55,7 +55,7 @@ class Session:
             kind,
             int(device.device_id),
             self._worker.features,
-            tuple(queue.size for queue in device.queues),
+            tuple(queue.declaration.size for queue in self._worker.queues),
             self._config_space(),
         )
         self._channel.send(hello)
@@ -107,6 +107,7 @@ class Session:
 
     def _stop(self, request: messages.Stop) -> messages.Done:
         self._worker.stop()
+        self._worker.device.reset()
         self._life.advance(Event.STOP)
         return messages.Done()
 

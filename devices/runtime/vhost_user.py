@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from devices.runtime.loop import Loop
 from devices.runtime.worker import Worker
 from protocol import doorbell, fds, journal, vhost_user
+from protocol.config_space import MAX_CONFIG, Written
 from protocol.errors import HostError, ProtocolError
 from protocol.memory import PAGE_SIZE, GuestMemory, Region
 from protocol.messages import QueueSetup
@@ -168,7 +169,8 @@ class BackEnd:
 
     ``inflight`` is the file of a journal for queues of ``sizes``. It goes out once with what
     ``share`` is given, a message to the front-end, and comes back with the next connection: a
-    process that may receive descriptors had better not be able to send any.
+    process that may receive descriptors had better not be able to send any. ``written`` is what
+    front-ends have written into the configuration, to those before this process too.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class BackEnd:
         inflight: int,
         sizes: Sequence[int],
         share: Callable[[bytes], None],
+        written: Written,
     ) -> None:
         self._connection = connection
         self._worker = worker
@@ -186,6 +189,9 @@ class BackEnd:
         self._inflight = inflight
         self._sizes = sizes
         self._share = share
+        self._written = written
+        for offset, data in written:
+            worker.device.write_config(offset, data)
         self._features = 0
         self._protocol_features = 0
         self._status = 0
@@ -342,8 +348,10 @@ class BackEnd:
         return ConfigSpace(wanted.offset, wanted.flags, space[wanted.offset : end]).pack()
 
     def _set_config(self, message: Message) -> None:
-        written = _config(message)
-        self._worker.device.write_config(written.offset, written.data)
+        # It stays, whatever is reset: QEMU neither resets its own copy, nor says it once more.
+        wish = _config(message)
+        self._written.note(wish.offset, wish.data)
+        self._worker.device.write_config(wish.offset, wish.data)
 
     def _set_backend_req_fd(self, message: Message) -> None:
         fd = message.take()
@@ -476,9 +484,11 @@ class BackEnd:
             bell = _bell(message, may_be_socket=name == "call")
         if name == "kick":
             self._stop(ring)
+        elif name == "call":
+            # Interrupts go there from now on, whatever the queue is doing; then the one before
+            # may be closed.
+            self._worker.queue(ring.index).call = -1 if bell is None else bell
         ring.set_bell(name, bell)
-        # Interrupts go there from now on, whatever the queue is doing.
-        self._worker.queue(ring.index).call = ring.bells.get("call", -1)
         self._update()
 
     def _update(self) -> None:
@@ -551,7 +561,7 @@ def _u64(value: int) -> bytes:
 
 def _config(message: Message) -> ConfigSpace:
     found = ConfigSpace.unpack(message.payload)
-    if found.offset + len(found.data) > vhost_user.MAX_CONFIG:
+    if found.offset + len(found.data) > MAX_CONFIG:
         raise ProtocolError(f"{len(found.data)} bytes at {found.offset} of a configuration space")
     return found
 

@@ -66,7 +66,7 @@ class Worker:
         elif lanes is not None and injector is not None:
             lanes = injector.lanes
         self.queues: list[Queue] = []
-        for declaration in kind.queues:
+        for declaration in kind.virtqueues(config):
             arguments = (
                 declaration,
                 (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
@@ -76,12 +76,16 @@ class Worker:
                 partial(self.device.published, declaration.index),
             )
             lane = None if lanes is None else self.device.lane(declaration.index, lanes)
-            if lane is not None:
-                self.queues.append(lane.build.queue(lane, *arguments))
-            else:
+            limit = self.device.limit(declaration.index)
+            if lane is None:
                 self.queues.append((plain if trace is None else traced)(*arguments))
+            elif self.queues and limit is None:
+                self.queues.append(lane.build.threaded(lane, *arguments))
+            else:
+                # The first is the loop's own; and what is limited is in no hurry.
+                self.queues.append(lane.build.queue(lane, *arguments))
+            self.queues[-1].limit = limit
         for queue in self.queues:
-            queue.limit = self.device.limit(queue.declaration.index)
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
@@ -90,7 +94,7 @@ class Worker:
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:
             return partial(self.device.fail, declaration.index)
-        handler: Handler = getattr(self.device, declaration.name)
+        handler: Handler = getattr(self.device, declaration.handler)
         return handler
 
     @property
@@ -148,6 +152,11 @@ class Worker:
         return self.queues[index]
 
     @property
+    def descriptors(self) -> list[int]:
+        """Those that it has made for itself."""
+        return [fd for queue in self.queues for fd in queue.descriptors]
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started, and not stopped since."""
         return self._running
@@ -192,7 +201,7 @@ class Worker:
         """Every counter of the queues and of the device, by name."""
         for queue in self.queues:
             queue.count()
-        stats = ((queue.declaration.name, queue.stats) for queue in self.queues)
+        stats = ((queue.declaration.handler, queue.stats) for queue in self.queues)
         return flat(stats, self.device.counters)
 
     # The device's Runtime.

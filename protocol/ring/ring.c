@@ -323,6 +323,11 @@ int ring_push_at(struct ring *ring, const struct ring_completion *done, uint32_t
 
 /* Notifications from the driver. */
 
+bool ring_is_waiting(const struct ring *ring)
+{
+    return ring->broken || left_over(ring) || load16(&ring->avail->idx) != cursor(ring);
+}
+
 bool ring_enable_kicks(struct ring *ring)
 {
     if (ring->broken)
@@ -333,7 +338,7 @@ bool ring_enable_kicks(struct ring *ring)
         STORE(kicks_enable, &ring->used->flags, 0);
     /* The same bargain as in ring_push, the other way round: arm, fence, look again. */
     full_fence();
-    return left_over(ring) || load16(&ring->avail->idx) != cursor(ring);
+    return ring_is_waiting(ring);
 }
 
 /* With EVENT_IDX there is nothing to do: flags has to stay 0 ("Available Buffer Notification

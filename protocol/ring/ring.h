@@ -152,6 +152,9 @@ int ring_push_at(struct ring *ring, const struct ring_completion *done, uint32_t
 bool ring_enable_kicks(struct ring *ring);
 void ring_disable_kicks(struct ring *ring);
 
+/* Whether chains wait, or the ring is broken: a look, and the driver is asked for nothing. */
+bool ring_is_waiting(const struct ring *ring);
+
 uint32_t ring_in_flight(const struct ring *ring); /* those to be resubmitted included */
 uint16_t ring_used_idx(const struct ring *ring);  /* used.idx, as we have stored it */
 uint64_t ring_position(const struct ring *ring);  /* as of the last batch */

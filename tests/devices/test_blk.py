@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from devices.blk import Blk, Config, Feature, MappedBlk, Request, Status
+from devices.lanes import PLAIN
 from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
@@ -29,7 +30,7 @@ SECTORS = 2048  # of the image that conftest.py makes
 WRITING = (Feature.FLUSH, Feature.DISCARD, Feature.WRITE_ZEROES)
 
 # struct virtio_blk_config of <linux/virtio_blk.h>: offsets of what we offer.
-CAPACITY, SIZE_MAX, SEG_MAX, BLK_SIZE, NUM_QUEUES, MAY_UNMAP = 0, 8, 12, 20, 34, 56
+CAPACITY, SIZE_MAX, SEG_MAX, BLK_SIZE, WRITEBACK, NUM_QUEUES, MAY_UNMAP = 0, 8, 12, 20, 32, 34, 56
 
 
 def header(kind: int, sector: int = 0) -> bytes:
@@ -261,25 +262,205 @@ def test_zeros_are_written_around_the_page_cache(boot: Boot, memfd: int) -> None
     assert os.pread(memfd, 256 * 1024, 0).count(0) == 296 * SECTOR
 
 
-@pytest.mark.parametrize(
-    ("cache", "feature", "syncs"),
-    [("writeback", Feature.FLUSH, 1), ("none", Feature.FLUSH, 1), ("unsafe", Feature.FLUSH, 0)],
-)
-def test_flush_makes_durable_unless_the_cache_is_unsafe(
-    image: Path, monkeypatch: pytest.MonkeyPatch, cache: Any, feature: Feature, syncs: int
-) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
-    with image.open("r+b") as file:
-        runtime = cast(Runtime, SimpleNamespace(largest_chain=0))
-        disk = Blk(Config("", cache=cache), {"image": file.fileno()}, runtime)
-        disk.start(1 << feature)
-        asked = Asked(header(Request.FLUSH), [], [1])
+# The write cache.
 
-        assert disk.requestq(asked.chain()) == 1
+FLUSH, WCE = 1 << Feature.FLUSH, 1 << Feature.CONFIG_WCE
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A descriptor for each fdatasync."""
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", calls.append)
+    return calls
+
+
+class Cached:
+    """A disk in this process with ``cache``; what it tells of, and the flags of its C lane."""
+
+    def __init__(self, image: int, cache: Any = "writeback") -> None:
+        self.changes = 0
+        runtime = SimpleNamespace(largest_chain=0, config_changed=self._changed)
+        self.disk = Blk(Config("", cache=cache), {"image": image}, cast(Runtime, runtime))
+        self.disk.lane(0, PLAIN)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def writes_through(self) -> bool:
+        """Whether a write is durable before it is complete, whoever serves it."""
+        (lane,) = self.disk._disks
+        assert lane.write_flags == self.disk._write_flags
+        return bool(lane.write_flags & os.RWF_DSYNC)
+
+    @property
+    def writeback(self) -> int:
+        """What the configuration space says."""
+        return self.disk.config_space()[WRITEBACK]
+
+
+@pytest.fixture
+def cached(memfd: int) -> Cached:
+    return Cached(memfd)
+
+
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+def test_a_flush_makes_durable(memfd: int, cache: Any, synced: list[int]) -> None:
+    disk = Cached(memfd, cache).disk
+    disk.start(FLUSH)
+    asked = Asked(header(Request.FLUSH), [], [1])
+
+    assert disk.requestq(asked.chain()) == 1
 
     assert asked.answer() == bytes([Status.OK])
-    assert len(synced) == syncs
+    assert len(synced) == 1
+
+
+def test_an_unsafe_disk_offers_no_flush_and_makes_nothing_durable(
+    memfd: int, synced: list[int]
+) -> None:
+    # 5.2.6.2: not offering FLUSH is what is required of those that do not commit.
+    cached = Cached(memfd, "unsafe")
+    assert not cached.disk.features & (FLUSH | WCE)
+
+    cached.disk.start(0)
+
+    assert not cached.writes_through
+    assert synced == []
+
+
+@pytest.mark.parametrize(
+    ("agreed", "written", "writes_through"),
+    [
+        (FLUSH, None, False),
+        (0, None, True),
+        (FLUSH | WCE, None, False),
+        (WCE, None, True),  # 5.2.5.2: writeback begins as 0
+        (FLUSH | WCE, 0, True),
+        (FLUSH | WCE, 1, False),
+        (FLUSH | WCE, 7, False),
+        (WCE, 1, False),
+        (FLUSH, 0, False),  # it may not write there, and will flush
+        (0, 1, True),
+    ],
+)
+@pytest.mark.parametrize("early", [False, True])
+def test_a_write_is_durable_unless_the_driver_knows_that_it_is_not(
+    cached: Cached, agreed: int, written: int | None, writes_through: bool, early: bool
+) -> None:
+    # Early: to a successor it is written before it is started.
+    if early and written is not None:
+        cached.disk.write_config(WRITEBACK, bytes([written]))
+    cached.disk.start(agreed)
+    if not early and written is not None:
+        cached.disk.write_config(WRITEBACK, bytes([written]))
+
+    assert cached.writes_through == writes_through
+    if agreed & WCE:
+        assert cached.writeback == (not writes_through)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [(0, bytes(32)), (33, b"\0\0"), (WRITEBACK, b""), (1 << 40, b"\0"), (28, bytes(4))],
+)
+def test_nothing_else_of_the_configuration_can_be_written(
+    cached: Cached, offset: int, data: bytes
+) -> None:
+    cached.disk.start(FLUSH | WCE)
+    before = cached.disk.config_space()
+
+    cached.disk.write_config(offset, data)
+
+    assert cached.disk.config_space() == before
+    assert not cached.writes_through
+
+
+def test_a_wide_write_reaches_the_field(cached: Cached) -> None:
+    cached.disk.start(FLUSH | WCE)
+
+    cached.disk.write_config(WRITEBACK - 2, b"\1\1\0\1")
+
+    assert cached.writes_through
+
+
+def test_who_wants_no_cache_any_more_finds_what_was_written_before_durable(
+    cached: Cached, memfd: int, synced: list[int]
+) -> None:
+    cached.disk.start(FLUSH | WCE)
+    assert synced == []
+
+    cached.disk.write_config(WRITEBACK, b"\0")
+    assert synced == [memfd]
+    cached.disk.write_config(WRITEBACK, b"\1")
+    assert synced == [memfd]
+
+    # A successor, whose predecessor may have died before it came to that.
+    cached.disk.stop()
+    cached.disk.write_config(WRITEBACK, b"\0")
+    cached.disk.start(FLUSH | WCE)
+    assert synced == [memfd, memfd]
+
+
+def test_an_image_that_cannot_be_made_durable_costs_the_device_nothing(
+    cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    cached.disk.start(FLUSH | WCE)
+
+    cached.disk.write_config(WRITEBACK, b"\0")
+
+    assert cached.writes_through
+    assert cached.disk.counters["io_errors"] == 1
+
+
+def test_a_reset_undoes_what_was_written_and_is_told_of(cached: Cached) -> None:
+    cached.disk.start(FLUSH | WCE)
+    cached.disk.write_config(WRITEBACK, b"\0")
+    assert cached.changes == 0  # the driver knows what it has written
+    cached.disk.stop()
+
+    cached.disk.reset()
+
+    assert cached.writeback == 1
+    assert cached.changes == 1
+    cached.disk.start(FLUSH | WCE)
+    assert not cached.writes_through
+
+
+# Several queues.
+
+
+def test_a_disk_of_several_queues_says_so(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), queues=3))
+
+    assert host.hello is not None
+    assert host.hello.queue_sizes == (128,) * 3
+    assert host.hello.features & 1 << Feature.MQ
+    assert struct.unpack_from("<H", host.hello.config, NUM_QUEUES) == (3,)
+
+
+def test_each_of_its_queues_reads_and_writes_the_same_disk(boot: Boot, image: Path) -> None:
+    host = boot("blk", Config(str(image), queues=2))
+    host.start(*WRITING, Feature.MQ)
+    data = [os.urandom(SECTOR) for _ in range(2)]
+
+    for index in range(2):
+        used = host.send([header(Request.OUT, index), data[index]], [1], index)
+        assert used.data == bytes([Status.OK])
+    for index in range(2):
+        used = host.send([header(Request.IN, 1 - index)], [SECTOR, 1], index)
+        assert used.data == data[1 - index] + bytes([Status.OK])
+        assert host.send([header(Request.FLUSH)], [1], index).data == bytes([Status.OK])
+
+    counters = host.counters()
+    assert (counters["reads"], counters["writes"], counters["flushes"]) == (2, 2, 2)
+    assert counters["requestq.chains"] == 6
+    assert host.quit() == 0
 
 
 # Limits.
@@ -671,6 +852,9 @@ def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path
         ({"block_size": 513}, "block_size: 513 is not 512"),
         ({"serial": "x" * 21}, "up to 20 characters"),
         ({"serial": "é"}, "up to 20 characters"),
+        ({"queues": 0}, "queues: 0 is not 1 to 16"),
+        ({"queues": -1}, "queues: -1 is not 1 to 16"),
+        ({"queues": 17}, "queues: 17 is not 1 to 16"),
     ],
 )
 def test_options_that_make_no_disk_are_refused(options: dict[str, object], complaint: str) -> None:

@@ -46,11 +46,13 @@ def recovered(victim: Victim, name: str, count: int = 1) -> None:
     victim.wait_for(rf"{name} recovered in ", count)
 
 
+@pytest.mark.parametrize("queues", [1, 2])
 def test_disk_is_killed_again_and_again_and_everything_is_verified(
-    tmp_path: Path, backend: str, isolation: str
+    tmp_path: Path, backend: str, isolation: str, queues: int
 ) -> None:
     options = ("--hypervisor", backend, "--isolation", isolation)
-    with victim(tmp_path, demo(DEMO, count=SECTORS), *options) as machine:
+    image = demo(DEMO, count=SECTORS)
+    with victim(tmp_path, image, *options, queues=queues) as machine:
         for round_ in range(1, 6):
             reading(machine)
             machine.kill("blk0")

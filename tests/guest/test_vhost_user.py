@@ -33,6 +33,9 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for module in /modules/*; do insmod "$module"; done
+echo "guest: queues $(ls /sys/block/vda/mq | xargs)"
+echo "write through" >/sys/block/vda/cache_type
+echo "guest: cache $(cat /sys/block/vda/cache_type)"
 mount -t ext4 /dev/vda /mnt && cd /mnt
 for number in $(seq 40); do
     dd if=/dev/urandom of="data$number" bs=64k count=2 conv=fsync 2>/dev/null ||
@@ -102,11 +105,11 @@ def test_a_guest_of_qemu_loses_nothing_when_the_disks_process_is_killed_and_run_
     tmp_path: Path, disk: Path
 ) -> None:
     path = tmp_path / "blk"
-    words = ("blk", f"path={disk}")
+    words = ("blk", f"path={disk}", "queues=2")
     with Served(path, *words) as first:
         # What is in flight comes back with the connection; QEMU comes back by itself.
-        devices = [("vhost-user-blk", path)]
-        with qemu(BUSY, "microvm,acpi=on", devices, chardev=",reconnect=1") as linux:
+        devices = [("vhost-user-blk-pci,num-queues=2", path)]
+        with qemu(BUSY, "q35", devices, chardev=",reconnect=1", cpus=2) as linux:
             linux.waits_for("guest: wrote 5.")
             os.kill(first.device("blk"), signal.SIGKILL)
             first.waits_for("blk was killed by SIGKILL")
@@ -116,6 +119,8 @@ def test_a_guest_of_qemu_loses_nothing_when_the_disks_process_is_killed_and_run_
             path.unlink()  # who was killed could not
             with Served(path, *words):
                 assert linux.wait(DEADLINE) == 0, linux.said
+    assert "guest: queues 0 1\n" in linux.said
+    assert "guest: cache write through\n" in linux.said
     assert "guest: sums hold for 40 files" in linux.said
     assert "guest: unmounted" in linux.said
     assert "cannot write" not in linux.said

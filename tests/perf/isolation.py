@@ -15,7 +15,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from cffi import FFI
 from devices import blk
 from protocol.fds import close_all
 from protocol.memory import GuestMemory, create_memfd
-from protocol.messages import Done, Start
+from protocol.messages import Done, QueueSetup, Start
 from protocol.specs import LEVELS, Isolation, Level
 from protocol.virtio import Feature, bit
 from tests.support.device_host import DeviceHost
@@ -40,8 +40,9 @@ REQUESTS = {32: 6000, 1: 3000}
 T = TypeVar("T")
 
 QUEUE_SIZE, DATA = 128, 4096
-# Where a guest of 16 MiB has its ring, and its requests: header, status, data.
-_RING, _REQUESTS, _STRIDE = 0x10_0000, 0x20_0000, 0x2000
+# Where a guest of 16 MiB has its rings, and the requests of each: header, status, data.
+_RING, _RING_STRIDE = 0x10_0000, 0x1_0000
+_REQUESTS, _QUEUE_STRIDE, _STRIDE = 0x20_0000, 0x10_0000, 0x2000
 IMAGE_SIZE = 64 << 20
 
 _IN, _OUT = 0, 1
@@ -57,7 +58,7 @@ struct guest {
     uint32_t size, stride, depth, sectors;
     int kick, call;
 };
-uint64_t bench_guest(const struct guest *guest, uint32_t total);
+uint64_t bench_guest(const struct guest *guests, uint32_t count, uint32_t total);
 """
 
 
@@ -98,11 +99,13 @@ def in_turn(each: tuple[T, ...], turn: int) -> tuple[T, ...]:
 
 
 class Disk:
-    """A disk with its guest; ``kick`` and ``call`` are the guest's."""
+    """A disk with its guest, whose are the ``kicks`` of each queue, and ``call``."""
 
-    def __init__(self, host: DeviceHost, kick: int, call: int, pump: Pump | None = None) -> None:
+    def __init__(
+        self, host: DeviceHost, kicks: Sequence[int], call: int, pump: Pump | None = None
+    ) -> None:
         self._host = host
-        self._kick, self._call = kick, call
+        self._kicks, self._call = kicks, call
         self._pump = pump
 
     @property
@@ -111,26 +114,27 @@ class Disk:
         return self._host.process.pid
 
     def run(self, library: Any, depth: int, total: int) -> tuple[float, float]:
-        """Requests per second, and seconds of CPU time a request, the guest's own not counted."""
+        """Requests per second, and seconds of CPU time a request, the guest's own not counted. The
+        ``depth`` is that of all queues together."""
         ffi, lib = library
-        setup = lay_out(_RING, QUEUE_SIZE)
         with ffi.from_buffer(self._host.memory.whole) as ram:
-            guest = ffi.new(
-                "struct guest *",
+            guests = [
                 {
                     "avail": ffi.cast("struct vring_avail *", ram + setup.avail),
                     "used": ffi.cast("struct vring_used *", ram + setup.used),
-                    "requests": ffi.cast("uint8_t *", ram + _REQUESTS),
+                    "requests": ffi.cast("uint8_t *", ram + _REQUESTS + index * _QUEUE_STRIDE),
                     "size": QUEUE_SIZE,
                     "stride": _STRIDE,
-                    "depth": depth,
+                    "depth": max(1, depth // len(self._kicks)),
                     "sectors": IMAGE_SIZE // 512,
-                    "kick": self._kick,
+                    "kick": kick,
                     "call": self._call,
-                },
-            )
+                }
+                for index, kick in enumerate(self._kicks)
+                for setup in (_ring(index),)
+            ]
             before = self._busy()
-            elapsed = lib.bench_guest(guest, total)
+            elapsed = lib.bench_guest(ffi.new("struct guest[]", guests), len(guests), total)
         assert elapsed, self._host.log()
         return total / (elapsed / 1e9), (self._busy() - before) / total
 
@@ -147,24 +151,33 @@ class Disk:
 
 
 @contextmanager
-def disk(level: Level, folder: Path, kind: str = "blk", register: str = "") -> Iterator[Disk]:
-    """A disk of ``kind`` at ``level``, whose image is in ``folder``; ``register`` as DeviceHost
-    has it."""
+def disk(
+    level: Level,
+    folder: Path,
+    kind: str = "blk",
+    register: str = "",
+    *,
+    reads: bool = False,
+    **options: Any,
+) -> Iterator[Disk]:
+    """A disk of ``kind`` at ``level`` with ``options``, whose image is in ``folder``; ``register``
+    as DeviceHost has it. Half of its requests, or all, are ``reads``."""
     folder.mkdir()
     image = folder / "disk.img"
     image.write_bytes(os.urandom(IMAGE_SIZE))
     features = bit(Feature.VERSION_1) | bit(blk.Feature.FLUSH)  # else each write is synchronous
     isolation = Isolation(level)
-    with DeviceHost(
-        kind, folder, blk.Config(str(image)), start=False, level=level, register=register
-    ) as host:
-        setup = _lay_requests(host.memory)
+    config = blk.Config(str(image), **options)
+    with DeviceHost(kind, folder, config, start=False, level=level, register=register) as host:
+        kinds = (_IN,) if reads else (_IN, _OUT)
+        setups = [_lay_requests(host.memory, index, kinds) for index in host.kicks]
         if level != "bounce":
             host.hand_over(isolation=isolation)
             host.greet()
-            host.request(Start(features, (setup,)), Done)
-            yield Disk(host, host.kicks[0], host.call)
+            host.request(Start(features, tuple(setups)), Done)
+            yield Disk(host, list(host.kicks.values()), host.call)
             return
+        (setup,) = setups
         region = memory_map.bounce_region(1)
         bounce = create_memfd("bounce", region.size)
         try:
@@ -203,16 +216,20 @@ def _bounced(host: DeviceHost, shadow: GuestMemory, setup: Any, features: int) -
         pump.connect({"kick0": host.kicks[0], "call": host.call})
         pump.serve({0: mediator})
         try:
-            yield Disk(host, pump.kicks[0], pump.line, pump)
+            yield Disk(host, pump.kicks, pump.line, pump)
         finally:
             pump.close()
 
 
-def _lay_requests(memory: GuestMemory) -> Any:
-    setup = lay_out(_RING, QUEUE_SIZE)
+def _ring(index: int) -> QueueSetup:
+    return lay_out(_RING + index * _RING_STRIDE, QUEUE_SIZE, index)
+
+
+def _lay_requests(memory: GuestMemory, index: int, kinds: Sequence[int]) -> QueueSetup:
+    setup = _ring(index)
     for number in range(QUEUE_SIZE // 3):
-        at, head = _REQUESTS + number * _STRIDE, 3 * number
-        kind = number % 2
+        at, head = _REQUESTS + index * _QUEUE_STRIDE + number * _STRIDE, 3 * number
+        kind = kinds[number % len(kinds)]
         memory.write(at, struct.pack("<IIQ", kind, 0, 0))
         pieces = (
             (at, 16, _NEXT, head + 1),

@@ -2,7 +2,8 @@
 
 The guest is that of ``isolation``: a loop in C in this process that keeps requests of 4 KiB, half
 of them reads, with a real device process in its jail. The image is in a tmpfs. At depth 1 both
-sides are on one CPU: with two, what is measured is how the host halts and wakes an idle one.
+sides are on one CPU: with two, what is measured is how the host halts and wakes an idle one. In the
+end a disk with more and less queues, whose image has to be waited for.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from protocol.errors import BadInput
 from tests.perf.isolation import DATA, IMAGE_SIZE, Disk, compiled, disk, in_turn
 
 # Arbitrary: a turn takes some tenths of a second.
 ROUNDS = 15
 REQUESTS = {32: 40_000, 1: 10_000}
-WITHOUT_VIRTIO, LANE, PYTHON = "no virtio", "lane", "python"
-KINDS = {LANE: "", PYTHON: "tests.support.python_blk:PythonBlk"}
+QUEUES, WAITED_FOR = (1, 2, 4), 1500
+WITHOUT_VIRTIO, LANE, TWO, PYTHON = "no virtio", "lane", "two queues", "python"
+KINDS = {LANE: "", TWO: "", PYTHON: "tests.support.python_blk:PythonBlk"}
 
 _FILE = """
 uint64_t bench_file(int file, uint8_t *buffers, uint32_t count, uint32_t blocks, uint32_t total);
@@ -37,7 +40,13 @@ def measure() -> dict[str, object]:
         library, file = compiled("isolation", folder), compiled("lane", folder, _FILE)
         disks = {
             kind: stack.enter_context(
-                disk("jail", folder / kind, kind if register else "blk", register)
+                disk(
+                    "jail",
+                    folder / kind,
+                    kind if register else "blk",
+                    register,
+                    queues=2 if kind is TWO else 1,
+                )
             )
             for kind, register in KINDS.items()
         }
@@ -55,14 +64,38 @@ def measure() -> dict[str, object]:
         found[f"depth {depth}, requests/s"] = {
             kind: round(statistics.median(each)) for kind, each in here.items()
         }
-        for one, other in ((LANE, PYTHON), (LANE, WITHOUT_VIRTIO)):
+        for one, other in ((LANE, PYTHON), (TWO, LANE), (LANE, WITHOUT_VIRTIO)):
             ratios = [a / b for a, b in zip(here[one], here[other], strict=True)]
             quartiles = [round(value, 2) for value in statistics.quantiles(ratios, n=4)]
             found[f"depth {depth}, {one} / {other} [quartiles]"] = quartiles
         found[f"depth {depth}, CPU of the device a request, µs"] = {
             kind: round(statistics.median(cpu[depth, kind]) * 1e6, 2) for kind in KINDS
         }
-    return found
+    return found | _waiting()
+
+
+def _waiting() -> dict[str, object]:
+    # Reads of a disk that makes whoever asks wait: by how many threads at a time.
+    rates: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, ExitStack() as stack:
+        library = compiled("isolation", Path(name))
+        disks = {}
+        for queues in QUEUES:
+            folder, options = Path(name) / str(queues), {"cache": "none", "queues": queues}
+            made = disk("jail", folder, reads=True, **options)
+            try:
+                disks[queues] = stack.enter_context(made)
+            except BadInput as error:
+                return {"queues of a disk that has to be waited for": str(error)}
+        for turn in range(ROUNDS):
+            for queues in in_turn(QUEUES, turn):
+                rate, _ = disks[queues].run(library, 32, WAITED_FOR)
+                rates.setdefault(queues, []).append(rate)
+    return {
+        "reads of /var/tmp around the page cache, depth 32, requests/s by queues": {
+            str(queues): round(statistics.median(rates[queues])) for queues in QUEUES
+        }
+    }
 
 
 def _one(

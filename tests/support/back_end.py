@@ -10,6 +10,8 @@ from typing import Self
 
 from devices.runtime.vhost_user import LARGEST_QUEUE
 from protocol import codec, fds, journal
+from protocol.config_space import Written
+from protocol.memory import create_memfd
 from protocol.specs import DeviceSpec, Level
 from protocol.vhost_user import Inflight, Request
 from tests.support.device_host import ROOT, FakeHost, find_kind, program
@@ -19,7 +21,8 @@ from tests.support.front_end import DEADLINE, FrontEnd
 class BackEnd(FrontEnd):
     """A front-end of a device of ``kind``, or of a class that is not in the table (``register``),
     with ``config``. One that ``shares`` passes the in-flight region on, and so does not see the
-    device hang up."""
+    device hang up. ``written``, closed by this, is what was written into the configuration
+    before."""
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class BackEnd(FrontEnd):
         shares: bool = False,
         host: FakeHost | None = None,
         level: Level = "jail",
+        written: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         super().__init__(ours)
@@ -38,7 +42,7 @@ class BackEnd(FrontEnd):
         config = device.config_type() if config is None else config
         self.host = host or FakeHost()
         given = device.open(config, self.host)
-        sizes = (LARGEST_QUEUE,) * len(device.queues)
+        sizes = (LARGEST_QUEUE,) * len(device.virtqueues(config))
         spec = DeviceSpec(
             name="device0",
             kind=kind,
@@ -63,7 +67,13 @@ class BackEnd(FrontEnd):
                 pass_fds=[child.fileno()],
                 start_new_session=True,
             )
-        handed = {"front-end": theirs.fileno(), "journal": self.journal, **given}
+        self.written = create_memfd("test-written", Written.SIZE) if written is None else written
+        handed = {
+            "front-end": theirs.fileno(),
+            "journal": self.journal,
+            "written": self.written,
+            **given,
+        }
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
         fds.close_all(given.values())
         self._theirs = theirs
@@ -99,7 +109,7 @@ class BackEnd(FrontEnd):
             self._theirs.close()
             self._log.close()
             self.host.close()
-            fds.close_all([self.journal])
+            fds.close_all([self.journal, self.written])
         super().close()
 
     def __enter__(self) -> Self:

@@ -124,10 +124,11 @@ class DeviceHost:
 
         self._memfd = create_memfd("test", REGIONS[-1].offset + REGIONS[-1].size)
         self.memory = GuestMemory(self._memfd, REGIONS)
-        sizes = tuple(queue.size for queue in self.type.queues)
+        self.queues = self.type.virtqueues(self.config)
+        sizes = tuple(queue.size for queue in self.queues)
         self._journal_fd = journal.create("test-journal", sizes)
         self.journal = journal.Journal(self._journal_fd, sizes)
-        self.kicks = {queue.index: doorbell.create() for queue in self.type.queues}
+        self.kicks = {queue.index: doorbell.create() for queue in self.queues}
         self.call = doorbell.create()
         self._trace = {} if trace is None else {"trace": trace}
         self._faults = {} if faults is None else {"faults": faults}
@@ -167,7 +168,7 @@ class DeviceHost:
             "generation": 1,
             "endpoint": self.endpoint,
             "regions": REGIONS,
-            "journal": tuple(queue.size for queue in self.type.queues),
+            "journal": tuple(queue.size for queue in self.queues),
             "failing": False,
             "log": 4,
         }

@@ -146,7 +146,11 @@ def user_mode_linux(folder: Path, init: str, devices: Sequence[str]) -> Program:
 
 
 def qemu(
-    init: str, machine: str, devices: Sequence[tuple[str, Path]], chardev: str = ""
+    init: str,
+    machine: str,
+    devices: Sequence[tuple[str, Path]],
+    chardev: str = "",
+    cpus: int = 1,
 ) -> Program:
     """Stock Linux under QEMU without KVM, running ``init``; ``devices`` are a device's name and
     its socket. ``chardev`` is what else there is to say of that."""
@@ -161,7 +165,7 @@ def qemu(
     command = [
         *(QEMU, "-M", machine, "-global", "virtio-mmio.force-legacy=false"),
         *("-accel", "tcg", *clock),
-        *("-m", f"{MEMORY >> 20}M", "-machine", "memory-backend=mem"),
+        *("-m", f"{MEMORY >> 20}M", "-smp", str(cpus), "-machine", "memory-backend=mem"),
         *("-object", f"memory-backend-memfd,id=mem,size={MEMORY},share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"),
         *("-kernel", str(kernel.image)),

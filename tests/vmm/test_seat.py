@@ -88,6 +88,49 @@ def test_configuration_is_written_once_there_is_somebody(here: Place) -> None:
     assert here.configs[-1] == b"new"
 
 
+@pytest.mark.parametrize("how", ["dies", "is replaced"])
+def test_every_successor_is_told_what_the_driver_has_written(here: Place, how: str) -> None:
+    first = here.sit(FakeRemote(config=b"old"))
+    here.seat.write_config(1, b"x")
+    here.seat.write_config(0, b"a")
+    here.seat.write_config(1, b"b")
+
+    for _ in range(2):
+        successor = FakeRemote(config=b"old")
+        if how == "dies":
+            lose(here, first)
+            assert attach(here, successor) is None
+        else:
+            assert switch(here, successor) is None
+        assert successor.calls == [("write_config", 0, b"ab"), ("start", [0, 1], b"")]
+        first = successor
+
+
+def test_one_that_goes_on_after_a_swap_that_failed_is_told_again(here: Place) -> None:
+    first, other = here.sit(FakeRemote()), FakeRemote()
+    here.seat.write_config(0, b"a")
+    other.refuses = "no"
+    first.calls.clear()
+
+    assert switch(here, other) == "no"
+
+    assert first.calls == ["quiesce", ("write_config", 0, b"a"), ("start", [0, 1], b"")]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_one_that_was_written_to_and_never_started_is_told_of_the_reset(
+    here: Place, written: bool
+) -> None:
+    first = here.sit(FakeRemote(), running=False)
+    if written:
+        here.seat.write_config(0, b"a")
+    first.calls.clear()
+
+    here.seat.forget()
+
+    assert first.calls == (["stop"] if written else [])
+
+
 @pytest.mark.parametrize("call", ["stop", "forget"])
 def test_what_was_written_before_a_reset_is_nobodys(here: Place, call: str) -> None:
     lose(here, here.sit(FakeRemote(config=b"old"), running=call == "stop"))

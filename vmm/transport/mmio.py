@@ -342,7 +342,10 @@ class MmioTransport:
     def _reset(self) -> None:
         # Only when the device is quiet may this return: a driver writes 0, reads nothing back,
         # and frees its rings. A device that is not quiet in time has been killed by stop().
-        if self._status & Status.DRIVER_OK:
+        with self._page.lock:
+            was_started = self._status & Status.DRIVER_OK
+            self._status = Status(0)  # what the device still says interrupts nobody
+        if was_started:
             self._backend.stop()
         else:
             self._backend.forget()

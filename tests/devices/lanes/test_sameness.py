@@ -94,7 +94,8 @@ def play(
     """Everything that ``kind`` does with ``batches``, each offered when the one before is done; in
     the end avail.idx may ``jump``."""
     left = Left()
-    sizes = tuple(queue.size for queue in kind.queues)
+    config = Config("", readonly=readonly)
+    sizes = tuple(queue.size for queue in kind.virtqueues(config))
     with image() as disk, guest_memory() as memory:
         notes = journal.create("test", sizes)
         bells = {"kick0": doorbell.create(), "call": doorbell.create()}
@@ -102,7 +103,7 @@ def play(
         with Journal(notes, sizes) as kept:
             worker = Worker(
                 kind,
-                Config("", readonly=readonly),
+                config,
                 {"image": disk, **bells},
                 memory,
                 kept,

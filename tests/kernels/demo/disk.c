@@ -1,9 +1,9 @@
 // virtio-blk (virtio 1.2, section 5.2).
 #include "devices.h"
 
-enum { REQUESTQ = 0 };
+enum { MOST_QUEUES = 2 };
 enum { IN = 0, OUT = 1, FLUSH = 4 };
-static const uint64_t read_only = 1ull << 5, flush = 1ull << 9;
+static const uint64_t read_only = 1ull << 5, flush = 1ull << 9, mq = 1ull << 12;
 
 enum { SECTOR = 512, WORDS = SECTOR / 8 };
 
@@ -14,9 +14,11 @@ static struct {
 static uint64_t data[WORDS];
 static uint8_t status;
 
-// One request; the data goes to buffer or from it, as the type says.
+// One request, in each of the queues by turns; the data goes to buffer or from it, as the type says.
 static void request(struct device *device, uint32_t type, uint64_t sector, void *buffer)
 {
+        static unsigned turn;
+        unsigned queue = turn++ % device->queue_count;
         const struct buffer chain[] = {
                 { &header, sizeof header, false },
                 { buffer, SECTOR, type == IN },
@@ -27,10 +29,10 @@ static void request(struct device *device, uint32_t type, uint64_t sector, void 
         header.sector = sector;
         status = 0xFF;
         if (type == FLUSH)
-                submit(device, REQUESTQ, bare, 2);
+                submit(device, queue, bare, 2);
         else
-                submit(device, REQUESTQ, chain, 3);
-        uint32_t written = complete(device, REQUESTQ);
+                submit(device, queue, chain, 3);
+        uint32_t written = complete(device, queue);
         if (status != 0)
                 fail("disk request %u at sector %u ended with status %u", type, (unsigned)sector,
                      status);
@@ -52,7 +54,7 @@ static unsigned capacity(struct device *device)
 
 void try_disk(struct device *device, unsigned number, unsigned sectors, bool interrupts)
 {
-        start(device, read_only | flush | EVENT_IDX, 1, interrupts);
+        start(device, read_only | flush | mq | EVENT_IDX, MOST_QUEUES, interrupts);
         if (sectors > capacity(device))
                 sectors = capacity(device);
         if (device->features & read_only) {
@@ -81,7 +83,7 @@ void try_disk(struct device *device, unsigned number, unsigned sectors, bool int
 
 void stream_from_disk(struct device *device, unsigned requests, bool interrupts)
 {
-        start(device, EVENT_IDX, 1, interrupts);
+        start(device, mq | EVENT_IDX, MOST_QUEUES, interrupts);
         out32(TEST_PORT, requests);
         for (unsigned i = 0; i < requests; i++)
                 request(device, IN, 0, data);
@@ -93,7 +95,7 @@ static unsigned char code[4096] __attribute__((aligned(4096)));
 
 void execute_disk(struct device *device, unsigned reads, bool interrupts)
 {
-        start(device, EVENT_IDX, 1, interrupts);
+        start(device, mq | EVENT_IDX, MOST_QUEUES, interrupts);
         uint32_t (*function)(void) = (uint32_t(*)(void))code;
         for (unsigned i = 0; i < reads; i++) {
                 request(device, IN, i % capacity(device), code);

@@ -43,6 +43,12 @@ static void write_address(volatile uint32_t *low, volatile void *address)
         low[1] = (uintptr_t)address >> 32;
 }
 
+static bool has_queue(struct device *device, unsigned number)
+{
+        device->registers[QUEUE_SEL] = number;
+        return device->registers[QUEUE_NUM_MAX] != 0;
+}
+
 static void set_up_queue(struct device *device, unsigned number)
 {
         volatile uint32_t *registers = device->registers;
@@ -87,8 +93,11 @@ void start(struct device *device, uint64_t wanted, unsigned queues, bool interru
         if (!(registers[STATUS] & FEATURES_OK))
                 fail("slot %u refuses the features it offered", device->slot);
 
-        for (unsigned number = 0; number < queues; number++)
-                set_up_queue(device, number);
+        device->queue_count = 0;
+        while (device->queue_count < queues && has_queue(device, device->queue_count))
+                set_up_queue(device, device->queue_count++);
+        if (device->queue_count == 0)
+                fail("slot %u has no queue", device->slot);
         registers[STATUS] = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 }
 

@@ -69,6 +69,7 @@ struct device {
         unsigned slot, id;
         uint64_t features; // negotiated
         bool interrupts;   // wait by sleeping, not by looking
+        unsigned queue_count;
         struct virtqueue queues[2];
 };
 
@@ -83,7 +84,7 @@ struct buffer {
 bool probe(struct device *device, unsigned slot);
 
 // Resets the device, negotiates those of the wanted features that it offers (with VERSION_1), sets up
-// that many queues, and lets it run.
+// that many queues, or all if it has fewer, and lets it run.
 void start(struct device *device, uint64_t wanted, unsigned queues, bool interrupts);
 
 // Gives a chain to the device, and rings if it wants to hear of it.
