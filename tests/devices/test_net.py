@@ -18,7 +18,7 @@ from protocol import fds
 from protocol.messages import ConfigChanged
 from protocol.virtio import Feature as RingFeature
 from tests.support.device_host import DEADLINE, DeviceHost, FakeHost
-from tests.support.netns import Namespace, needs_root
+from tests.support.netns import Namespace, NamespaceHost, needs_root
 
 Boot = Callable[..., DeviceHost]
 
@@ -337,17 +337,6 @@ def test_one_that_is_to_fail_sends_nothing_and_goes_on_to_receive(
 
 
 # ── a tap ─────────────────────────────────────────────────────────────────────────────────
-
-
-class NamespaceHost(FakeHost):
-    """What a launcher in there offers."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        super().__init__()
-        self._namespace = namespace
-
-    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
-        return self._namespace.call(super().network, kind, where, mtu)
 
 
 @pytest.fixture

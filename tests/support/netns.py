@@ -17,6 +17,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import pytest
 from protocol.jail._jail import lib
 
+from tests.support.device_host import FakeHost
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -79,3 +81,14 @@ class Namespace:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class NamespaceHost(FakeHost):
+    """What a launcher in there offers to a device."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        super().__init__()
+        self._namespace = namespace
+
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        return self._namespace.call(super().network, kind, where, mtu)
