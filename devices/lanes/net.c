@@ -178,12 +178,13 @@ static uint32_t copy(const struct iovec *segments, uint32_t count, const uint8_t
     return copied;
 }
 
-/* Put the packet into the next `taken` buffers; its completions are published together. */
+/* Put the packet into the next `taken` buffers; its completions are published together, and with
+ * those of others while they are few. */
 static void place(struct lane *lane, uint32_t taken)
 {
     struct net *net = lane->device;
     uint32_t copied = 0;
-    if (lane->done_count + taken > LANE_WINDOW)
+    if (lane->done_count && lane->done_count + taken > LANE_BATCH)
         lane_publish(lane);
     ((struct virtio_net_hdr_v1 *)net->packet)->num_buffers = taken;
     for (; taken; taken--) {
