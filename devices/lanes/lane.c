@@ -86,6 +86,11 @@ static void give_back(struct lane *lane, const struct ring_chain *chain)
     lane->awaited = POLLOUT;
 }
 
+bool lane_is_over(const struct lane *lane, uint64_t end)
+{
+    return lane_ends(lane) || lane_now() >= end;
+}
+
 /* The chains that were popped, one after the other; LANE_IDLE when all are done. */
 static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
 {
@@ -110,7 +115,7 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
         lane->counters.chains++;
         lane->counters.bytes_read += chain->readable_size;
         lane->counters.bytes_written += written;
-        if (lane_now() >= end)
+        if (lane_is_over(lane, end))
             return LANE_TURN;
     }
     return LANE_IDLE;
@@ -145,7 +150,7 @@ int lane_serve(struct lane *lane)
         lane_publish(lane);
         if (why != LANE_IDLE)
             return why;
-    } while (lane_now() < end);
+    } while (!lane_is_over(lane, end));
     return LANE_TURN;
 }
 

@@ -70,6 +70,7 @@ struct lane {
     int source;    /* what it waits for besides its kick, while it awaits events of poll(2) there */
     short awaited; /* those */
     uint64_t turn_ns;
+    bool ends;      /* atomic: turns are to end with the chain that is carried out */
     bool declines; /* everything */
     int64_t requests; /* chains, and bytes of them, that may be begun; both are counted down, and */
     int64_t bytes;    /* bytes may get below 0: who has any may have a whole chain */
@@ -91,8 +92,10 @@ int lane_serve(struct lane *lane);
 /* Publish what is done, and interrupt the driver if it wants that. For a lane_turn. */
 void lane_publish(struct lane *lane);
 
-/* CLOCK_MONOTONIC_COARSE, in nanoseconds. */
+/* For a lane_turn, too: nanoseconds of the clock that costs least, and whether a turn is over that was
+ * to end then. */
 uint64_t lane_now(void);
+bool lane_is_over(const struct lane *lane, uint64_t end);
 
 /* Serve what the kick announces, and what the lane awaits of its source, sleeping in between, until
  * others (something that can be polled) is readable, milliseconds have passed without any (-1: never),
@@ -100,6 +103,11 @@ uint64_t lane_now(void);
 int lane_attend(struct lane *lane, int others, int milliseconds);
 
 /* cdef end */
+
+static inline bool lane_ends(const struct lane *lane)
+{
+    return __atomic_load_n(&lane->ends, __ATOMIC_ACQUIRE);
+}
 
 /* Points at which faults can strike, as devices/runtime/faults.py has them for queues that are
  * served in Python; in the order of devices.lanes.faults.POINTS. They come to the engine's hook.

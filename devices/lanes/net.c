@@ -266,7 +266,7 @@ int net_receive(struct lane *lane)
     ring_disable_kicks(lane->ring);
     do {
         why = receive_one(lane);
-    } while (why == LANE_TURN && lane_now() < end);
+    } while (why == LANE_TURN && !lane_is_over(lane, end));
     lane_publish(lane);
     return why;
 }
