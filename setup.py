@@ -29,6 +29,7 @@ setup(
         "vmm/mediation/build.py:ffi",
         "vmm/hypervisor/software/build.py:ffi",
         "devices/runtime/files/build.py:ffi",
+        "devices/runtime/tap/build.py:ffi",
         "devices/lanes/build.py:ffi",
         "devices/lanes/build.py:faults",
         "protocol/jail/build.py:ffi",

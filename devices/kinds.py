@@ -26,6 +26,7 @@ KINDS = {
     "blk": "devices.blk:Blk",
     "blk-mapped": "devices.blk:MappedBlk",
     "console": "devices.console:Console",
+    "net": "devices.net:Net",
     "null": "devices.null:Null",
     "rng": "devices.rng:Rng",
 }

@@ -216,6 +216,10 @@ class VM:
         )
         return cast(wire.Armed, self._connected().ask(request)).faults
 
+    def link(self, device: str, *, up: bool) -> None:
+        """Take the link of network interface ``device`` up, or down."""
+        self._connected().ask(wire.SetLink(device, up))
+
     def attach(self, stream: str = "serial") -> socket.socket:
         """A connection to one of its streams, the caller's to close: what the guest writes is
         received from it, and what is sent is typed."""

@@ -20,6 +20,7 @@ usage: vibevmm run --kernel FILE [OPTION…]     run a virtual machine
        vibevmm kill VM/DEV                     kill the process of a device
        vibevmm swap VM/DEV --impl …            another implementation in its place; also restart
        vibevmm inject VM/DEV FAULT             break it on purpose; inject --list
+       vibevmm link VM/DEV up|down             pull a network interface's cable, or plug it in
        vibevmm device run … --attach VM/DEV    this process in its place
        vibevmm device run … --vhost-user PATH  a device for QEMU and others
        vibevmm experiment [FILE.toml]          what isolation costs and buys, measured

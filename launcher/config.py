@@ -28,7 +28,7 @@ DEFAULT_HANG_AFTER = 10.0
 # Bytes of a --config file (arbitrary; what people write has a few hundred).
 _MAX_CONFIG = 1 << 20
 
-_DEVICE_OPTIONS = ("--disk", "--console", "--device")
+_DEVICE_OPTIONS = ("--disk", "--console", "--net", "--device")
 
 
 @dataclass(frozen=True, slots=True)

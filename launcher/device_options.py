@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}\Z")
 _NUMBER = re.compile(r"-?(?:[0-9]+|0[xX][0-9a-fA-F]+)")
 
 # Options that are short for --device with a kind.
-_KINDS = {"--disk": "blk", "--console": "console"}
+_KINDS = {"--disk": "blk", "--console": "console", "--net": "net"}
 _BOOLS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
@@ -40,7 +40,8 @@ class Request:
 
 
 def parse(option: str, text: str) -> Request:
-    """Take ``KIND[,KEY=VALUE…]`` apart; for --disk and --console the kind is given by the option.
+    """Take ``KIND[,KEY=VALUE…]`` apart; for --disk, --console and --net the kind is given by the
+    option.
 
     A doubled comma is a comma in a value. A key without ``=`` is a switch that is on.
     """

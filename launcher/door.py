@@ -202,6 +202,13 @@ class Wishes:
             raise BadInput("backend", "a machine that runs makes no new stream")
         return self._host.stream(backend, path)
 
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        """The one that the device has; BadInput."""
+        networks = self._streams.networks
+        if networks is None or self._device not in networks.by_device:
+            raise BadInput(kind, "a machine that runs is connected to nothing new")
+        return self._host.network(kind, where, mtu)
+
     def lock(self, fd: int, *, shared: bool) -> bool:
         """Lock it, and remember it."""
         if not self._host.lock(fd, shared=shared):

@@ -96,6 +96,7 @@ class Verbs:
             wire.Restart: self._restart,
             wire.Swap: self._swap,
             wire.Inject: self._inject,
+            wire.SetLink: self._set_link,
             wire.Enlist: self._enlist,
             wire.Attach: self._attach,
         }
@@ -238,6 +239,15 @@ class Verbs:
 
         inject.obey(request, supervisor.device(request.device).model.queues, board)
         reply(inject.armed(board))
+
+    def _set_link(self, request: wire.SetLink, reply: Reply) -> None:
+        self._supervisor_of(request.device)
+        networks = self._machine.plan.streams.networks
+        known = {} if networks is None else networks.by_device
+        if (network := known.get(request.device)) is None:
+            raise BadInput(repr(request.device), f"no network interface; {_known(known)}")
+        network.link.set(wanted=request.up)
+        reply(wire.Done())
 
     def _enlist(self, request: wire.Enlist, reply: Reply) -> None:
         supervisor = self._supervisor_of(request.device)

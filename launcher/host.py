@@ -6,11 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from launcher.locks import Locks
 from launcher.streams import Bridge, LogEnd, listen, open_pty
 from protocol import fds
 from protocol.errors import BadInput
+
+if TYPE_CHECKING:
+    from launcher.networks import Networks
 
 
 @dataclass(slots=True)
@@ -28,6 +32,8 @@ class Streams:
     announcements: list[str] = field(default_factory=list)
     led_to: dict[str, tuple[tuple[str, str], dict[str, int]]] = field(default_factory=dict)
     """Of each device that has one: backend and path, and the descriptors that it was given."""
+    networks: Networks | None = None
+    """What interfaces are connected to, if there are any."""
 
     def ends(self) -> Iterator[LogEnd]:
         """Our ends of all of them."""
@@ -43,6 +49,8 @@ class Streams:
         for _, kept in self.led_to.values():
             fds.close_all(kept.values())
         self.led_to.clear()
+        if self.networks is not None:
+            self.networks.close()
         self.remove_files()
 
     def remove_files(self) -> None:
@@ -51,6 +59,18 @@ class Streams:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         self.cleanup.clear()
+        if self.networks is not None:
+            self.networks.remove_folders()
+
+    def clean_up(self, path: str) -> None:
+        """Remove it when the machine ends; BadInput."""
+        try:
+            found = os.path.abspath(path)
+            found.encode()  # the VMM, which is told of it, is not told bytes
+        except (OSError, UnicodeEncodeError):
+            self.cleanup.append(path)
+            raise BadInput("path", f"{path}: the directory that it is in is not UTF-8") from None
+        self.cleanup.append(found)
 
 
 class Host:
@@ -85,7 +105,7 @@ class Host:
         else:
             listener = listen(path)
             try:
-                self._clean_up(path)
+                self._streams.clean_up(path)
             except BadInput:
                 listener.close()
                 raise
@@ -93,15 +113,13 @@ class Host:
         self._streams.bridges.append(bridge)
         return bridge.end
 
-    def _clean_up(self, path: str) -> None:
-        # Removes it when the machine ends.
-        try:
-            found = os.path.abspath(path)
-            found.encode()  # the VMM, which is told of it, is not told bytes
-        except (OSError, UnicodeEncodeError):
-            self._streams.cleanup.append(path)
-            raise BadInput("path", f"{path}: the directory that it is in is not UTF-8") from None
-        self._streams.cleanup.append(found)
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        """Its descriptors; see devices.runtime.device.Host."""
+        if self._streams.networks is None:
+            from launcher.networks import Networks  # a machine without has no need of it
+
+            self._streams.networks = Networks(self._streams.clean_up)
+        return self._streams.networks.descriptors(self._name, kind, where, mtu)
 
     def lock(self, fd: int, *, shared: bool) -> bool:
         """Lock ``fd``; see devices.runtime.device.Host."""

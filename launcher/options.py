@@ -98,6 +98,15 @@ RUN_OPTIONS = (
         repeated=True,
     ),
     Option(
+        "--net",
+        "WHAT[,KEY=VALUE…]",
+        "a network interface: short for --device net,…; tap=NAME, user (no root; passt), or "
+        "join=FOLDER, an Ethernet of machines",
+        _DEVICES,
+        repeated=True,
+        completes="user tap= join=",
+    ),
+    Option(
         "--device",
         "KIND[,KEY=VALUE…]",
         "a device in a process of its own; id=NAME names it; a comma in a value is doubled",

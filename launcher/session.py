@@ -65,6 +65,7 @@ from protocol.specs import FAREWELL, Part, Volunteer
 
 if TYPE_CHECKING:
     from launcher.conversation import Conversation
+    from launcher.networks import Uplinks
     from launcher.scout import Scouts
 
 # Seconds. The VMM itself gives devices 60 to be ready, and its vCPU threads 15 and each device 5
@@ -136,6 +137,7 @@ class Session:
         self._wiring = Wiring(plan, directory.name, directory.path)
         resources.callback(self._wiring.close)
         self._relays: dict[str, Relay] = {}
+        self._uplinks: Uplinks | None = None
         self._terminal = self._connect_terminal()
         self._outcome: Outcome | None = None
         self._conversation: Conversation | None = None
@@ -216,6 +218,12 @@ class Session:
             free = [name for name, devices in processes.items() if devices[0].is_free]
             self._nursery.ask(list(processes), free)
             self._listen_to_zygote()
+        if self._plan.streams.networks is not None:
+            from launcher.networks import Uplinks
+
+            networks = self._plan.streams.networks.by_device
+            self._uplinks = Uplinks(networks, self._loop, self._welcome)
+            self._uplinks.begin()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
             timed_out = outcome.timed_out(self._plan.options.timeout)
@@ -440,6 +448,8 @@ class Session:
     def _stopped(self, answer: object) -> None:
         if isinstance(answer, MachineStats):
             self._last_stats = answer
+        if self._uplinks is not None:
+            self._uplinks.end()
         # It waits for that, and ends; until then it is who tidies up if we are killed.
         self._terminal.put_back()
         self._directory.remove()
@@ -472,6 +482,13 @@ class Session:
             self.stop_for(child)
             return
         self._family.let_go(child)
+        if self._uplinks is not None and self._uplinks.died(child):
+            how = child.how_it_ended()
+            self.emit(
+                "died", child.name, generation=1, pid=child.pid, took=None, steps={}, detail=how
+            )
+            child.close()
+            return
         assert self._nursery is not None
         assert self._spares is not None
         if child.name == ZYGOTE:

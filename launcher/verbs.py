@@ -29,6 +29,7 @@ _IMPL = Option(
     "--impl", "MODULE[:CLASS]", "a kind of device, or a module with a class of your own", _OPTIONS
 )
 _FAULT = "FAULT"
+_UP_OR_DOWN = "up|down"
 _INJECT_OPTIONS = (
     Option("--at", "POINT", "where it strikes; default: the first of its points", _OPTIONS),
     Option("--after", "N", "let that point be passed N times first", _OPTIONS),
@@ -403,6 +404,19 @@ def _armed_as_text(fault: Mapping[str, Any]) -> str:
     return f"{words}, seed {fault['seed']}: passed {fault['passes']}, struck {fault['strikes']}"
 
 
+def _link(target: str | None, given: Arguments) -> int:
+    from launcher import client
+    from protocol import control as wire
+
+    name, device = client.find_part("link", target, "device")
+    state = given.get(_UP_OR_DOWN)
+    if state not in ("up", "down"):
+        raise BadInput("link", f"up or down? {VERBS['link'].usage}")
+    with client.Client(name) as machine:
+        machine.ask(wire.SetLink(device, state == "up"))
+    return _say(given, f"{name}/{device}: the link is {state}", vm=name, device=device, link=state)
+
+
 # ── consoles and events ───────────────────────────────────────────────────────────────────
 
 
@@ -526,6 +540,15 @@ VERBS = {
             _INJECT_OPTIONS,
             _inject,
             word=_FAULT,
+        ),
+        Verb(
+            "link",
+            "VM/DEV",
+            "Takes the link of a network interface down, or up again. The guest notices; while it\n"
+            "is down packets are dropped, both ways.",
+            (_JSON,),
+            _link,
+            word=_UP_OR_DOWN,
         ),
         Verb(
             "attach",

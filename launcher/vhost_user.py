@@ -34,6 +34,7 @@ from launcher.host import Host, Streams
 from launcher.locks import Locks
 from launcher.logs import Logs, harmless
 from launcher.loop import Loop
+from launcher.networks import Networks, Uplinks
 from launcher.nursery import ZYGOTE, Nursery
 from launcher.output import Output
 from launcher.run import MESSAGES, ZYGOTE_MODULE
@@ -101,6 +102,8 @@ def run(command: str, implementation: str, path: str, given: str) -> int:
         try:
             coming.check()
             server = _Server(served, listener, loop, resources)
+            if leading.networks is not None:
+                server.connect(leading.networks)
             coming.on_signal = server.on_signal
             for text in leading.announcements:
                 _say(text)
@@ -157,6 +160,7 @@ class _Server:
         resources.callback(os.close, self._written)
         self._child: Child | None = None
         self._is_ending = False
+        self._uplinks: Uplinks | None = None
         output = Output(MESSAGES, loop)
         resources.callback(output.close, _FAREWELL)
         logs = Logs(output)
@@ -176,6 +180,15 @@ class _Server:
         resources.callback(self._let_go)
         loop.on_readable(listener.fileno(), self._accept)
 
+    def connect(self, networks: Networks) -> None:
+        """Have there be uplinks for what its interface is connected to."""
+        self._uplinks = Uplinks(networks.by_device, self._loop, self._welcome)
+        self._uplinks.begin()
+
+    def _welcome(self, child: Child) -> None:
+        self._family.adopt(child)
+        self._family.listen(child)
+
     def on_signal(self, number: signal.Signals) -> None:
         """One that asks for the end: of the device, first; the second time it is meant."""
         if number in (signal.SIGUSR1, signal.SIGCONT):
@@ -193,8 +206,7 @@ class _Server:
 
     def _hear_zygote(self) -> None:
         zygote = self._nursery.zygote
-        self._family.adopt(zygote)
-        self._family.listen(zygote)
+        self._welcome(zygote)
         self._loop.on_readable(zygote.handover.fileno(), self._answered)
 
     def _accept(self) -> None:
@@ -216,8 +228,7 @@ class _Server:
             self._loop.on_readable(self._nursery.zygote.handover.fileno(), None)
             return
         for child in self._nursery.answer():
-            self._family.adopt(child)
-            self._family.listen(child)
+            self._welcome(child)
             self._begin(child)
 
     def _begin(self, child: Child) -> None:
@@ -278,6 +289,11 @@ class _Server:
             child.kill()
 
     def _died(self, child: Child) -> None:
+        if self._uplinks is not None and self._uplinks.died(child):
+            self._note(f"{child.name} {child.how_it_ended()}")
+            self._family.let_go(child)
+            child.close()
+            return
         if child.name == ZYGOTE:
             self._note(f"{child.name} {child.how_it_ended()}")
             self._family.let_go(child)

@@ -25,6 +25,13 @@ class AskingHost:
             raise BadInput(answer.where, answer.why)
         return found
 
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        """See devices.runtime.device.Host."""
+        answer, found = self._ask(Wish("network", backend=kind, path=where, mtu=mtu), {})
+        if not answer.granted:
+            raise BadInput(answer.where, answer.why)
+        return found
+
     def lock(self, fd: int, *, shared: bool) -> bool:
         """See devices.runtime.device.Host."""
         return self._ask(Wish("lock", shared=shared), {"file": fd})[0].granted
@@ -46,6 +53,8 @@ def answer(channel: socket.socket, host: Host, handover: Handover) -> None:
         wish = codec.from_plain(Wish, codec.unpack(handover.payload))
         if wish.what == "stream":
             found = host.stream(wish.backend, wish.path)
+        elif wish.what == "network":
+            found = host.network(wish.backend, wish.path, wish.mtu)
         elif set(handover.fds) == {"file"}:
             granted = Granted(host.lock(handover.fds["file"], shared=wish.shared))
         else:

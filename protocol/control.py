@@ -123,6 +123,14 @@ class Inject:
 
 
 @dataclass(frozen=True, slots=True)
+class SetLink:
+    """The link of ``device``, a network interface, is up, or down. Reply: Done."""
+
+    device: str
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Enlist:
     """This process could be ``device``: it has one of type ``device_id``. Reply: Enlisted, or
     Failed if it could not."""
@@ -304,6 +312,7 @@ TO_LAUNCHER = (
     Restart,
     Swap,
     Inject,
+    SetLink,
     Enlist,
     Attach,
     Follow,

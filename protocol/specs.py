@@ -133,6 +133,33 @@ class Successor:
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """Port ``host_port`` of the host, at ``address``, leads to ``guest_port`` of the guest."""
+
+    protocol: Literal["tcp", "udp"]
+    address: str
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkSpec:
+    """The process at the far end of a network interface (launcher.uplink): the host's network, by
+    passt, whose ``program`` this is, with ``forwards``; or an Ethernet of machines. A guest that
+    asks is told to send packets of up to ``mtu`` bytes, unless it is 0. It answers, with nothing,
+    once it works.
+
+    With it comes ``packets``, a socket; for an Ethernet, its ``folder``, and ``member``, the socket
+    in there that is this one's.
+    """
+
+    kind: Literal["user", "join"]
+    mtu: int
+    program: str = ""
+    forwards: tuple[Forward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BootSpec:
     """What to run, on a machine of which ``architecture``. ``entry`` and ``load`` are set for a raw
     binary only.
@@ -234,18 +261,20 @@ class Volunteer:
 class Wish:
     """To the launcher, from such a process, once it has its DeviceSpec: what ``Device.open`` asks
     of its host. A ``lock`` of the descriptor ``file`` that comes with this, which may be
-    ``shared``, or a ``stream`` to ``backend`` at ``path``."""
+    ``shared``, a ``stream`` to ``backend`` at ``path``, or a ``network`` of that kind, with packets
+    of up to ``mtu`` bytes."""
 
-    what: Literal["lock", "stream"]
+    what: Literal["lock", "stream", "network"]
     shared: bool = False
     backend: str = ""
     path: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
     """The answer to Wish: whether it could be, or the key at fault (``where``) and ``why``. With
-    it come the descriptors of a stream."""
+    it come the descriptors of a stream, or a network."""
 
     granted: bool
     where: str = ""

@@ -11,7 +11,8 @@ _HERE = Path(__file__).parent
 # By path: importing protocol.ring needs its extension, which may not be built yet.
 _engine = runpy.run_path(str(_HERE.parents[1] / "protocol" / "ring" / "build.py"))
 
-_PARTS = ("lane", "thread", "blk")
+_PARTS = ("lane", "thread", "blk", "net")
+_INCLUDE = "\n".join(f'#include "{part}.h"' for part in _PARTS)
 
 
 def _marked(header: str) -> str:
@@ -40,12 +41,12 @@ def _extension(name: str, include: str, sources: list[str], *options: str) -> FF
     return made
 
 
-ffi = _extension("devices.lanes._lanes", '#include "thread.h"\n#include "blk.h"', [])
+ffi = _extension("devices.lanes._lanes", _INCLUDE, [])
 ffi.cdef(declarations())
 
 faults = _extension(
     "devices.lanes._lanes_faults",
-    '#include "thread.h"\n#include "blk.h"',
+    _INCLUDE,
     _engine["FAULT_SOURCES"],
     _engine["FAULT_OPTION"],
 )

@@ -15,7 +15,7 @@ static uint64_t time_of(clockid_t clock)
 }
 
 /* The clock that costs least. It moves every few milliseconds, and so do turns. */
-static uint64_t now_ns(void)
+uint64_t lane_now(void)
 {
     return time_of(CLOCK_MONOTONIC_COARSE);
 }
@@ -61,7 +61,7 @@ static bool look_out(struct lane *lane)
     return false;
 }
 
-static void publish(struct lane *lane)
+void lane_publish(struct lane *lane)
 {
     int wanted = ring_push(lane->ring, lane->done, lane->done_count);
     if (wanted < 0)
@@ -77,9 +77,18 @@ static void publish(struct lane *lane)
     (void)rung;
 }
 
-static bool is_over(const struct lane *lane, uint64_t end)
+/* It was not begun. */
+static void give_back(struct lane *lane, const struct ring_chain *chain)
 {
-    return lane_ends(lane) || now_ns() >= end;
+    lane->next--;
+    lane->requests++;
+    lane->bytes += (int64_t)chain->readable_size + chain->writable_size;
+    lane->awaited = POLLOUT;
+}
+
+bool lane_is_over(const struct lane *lane, uint64_t end)
+{
+    return lane_ends(lane) || lane_now() >= end;
 }
 
 /* The chains that were popped, one after the other; LANE_IDLE when all are done. */
@@ -98,11 +107,15 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
             written = lane->carry_out(lane->device, chain, lane->segments + chain->first);
         if (written == LANE_DECLINE)
             return LANE_DECLINED;
+        if (written == LANE_LATER) {
+            give_back(lane, chain);
+            return LANE_WAITS;
+        }
         lane->done[lane->done_count++] = (struct ring_completion){chain->head, written};
         lane->counters.chains++;
         lane->counters.bytes_read += chain->readable_size;
         lane->counters.bytes_written += written;
-        if (is_over(lane, end))
+        if (lane_is_over(lane, end))
             return LANE_TURN;
     }
     return LANE_IDLE;
@@ -110,7 +123,10 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
 
 int lane_serve(struct lane *lane)
 {
-    uint64_t end = now_ns() + lane->turn_ns;
+    if (lane->serve)
+        return lane->serve(lane);
+    uint64_t end = lane_now() + lane->turn_ns;
+    lane->awaited = 0;
     ring_disable_kicks(lane->ring);
     do {
         if (lane->next == lane->count) {
@@ -131,25 +147,29 @@ int lane_serve(struct lane *lane)
             lane->counters.batches++;
         }
         enum lane_end why = carry_out_all(lane, end);
-        publish(lane);
+        lane_publish(lane);
         if (why != LANE_IDLE)
             return why;
-    } while (!is_over(lane, end));
+    } while (!lane_is_over(lane, end));
     return LANE_TURN;
 }
 
 int lane_attend(struct lane *lane, int others, int milliseconds)
 {
     for (;;) {
+        /* Below 0 poll looks at nothing. */
         struct pollfd ready[] = {{.fd = lane->kick, .events = POLLIN},
-                                 {.fd = others, .events = POLLIN}};
-        if (poll(ready, 2, milliseconds) <= 0)
+                                 {.fd = others, .events = POLLIN},
+                                 {.fd = lane->awaited ? lane->source : -1,
+                                  .events = lane->awaited}};
+        if (poll(ready, 3, milliseconds) <= 0)
             return LANE_IDLE;
         uint64_t kicks;
-        if (ready[0].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0) {
-            lane->counters.kicks++;
+        bool kicked = ready[0].revents && read(lane->kick, &kicks, sizeof(kicks)) > 0;
+        lane->counters.kicks += kicked;
+        if (kicked || ready[2].revents) {
             int end = lane_serve(lane);
-            if (end != LANE_IDLE)
+            if (end != LANE_IDLE && end != LANE_WAITS)
                 return end;
         }
         if (ready[1].revents)

@@ -16,23 +16,36 @@
 /* Chains popped and completed together, as devices/runtime/queue.py does. */
 #define LANE_BATCH 32
 
+/* Chains that may be popped, and not begun or not published: a packet of 64 KiB wants 44 buffers of
+ * the size that Linux makes. */
+#define LANE_WINDOW 128
+
 /* Why a lane returns; or minus an enum ring_error. */
 enum lane_end {
     LANE_IDLE,     /* nothing waits, and the driver was asked for a kick */
     LANE_TURN,     /* the turn is over, more may wait */
     LANE_DECLINED, /* chains[next - 1] is not for C, and it is the next to be handled */
     LANE_SPENT,    /* requests or bytes are used up, more may wait */
+    LANE_WAITS,    /* more waits, for what the lane awaits of its source */
 };
 
-/* What carry_out returns for a chain that it has not carried out. */
+/* What carry_out returns for a chain that it has not carried out: it is for Python; or it is to be
+ * begun again when the lane's source can be written to. */
 #define LANE_DECLINE -1
+#define LANE_LATER -2
 
-/* Bytes written to the chain, its status included, or LANE_DECLINE. */
+struct lane;
+
+/* Bytes written to the chain, its status included, or LANE_DECLINE or LANE_LATER. */
 typedef int64_t (*lane_carry_out)(void *device, const struct ring_chain *chain,
                                   const struct iovec *segments);
 
+/* Another way to serve a turn than chain by chain; as lane_serve. */
+typedef int (*lane_turn)(struct lane *lane);
+
 struct lane_counters {
     uint64_t chains; /* those declined are not among them */
+    uint64_t errors; /* of them, what the driver got wrong */
     uint64_t batches;
     uint64_t kicks;
     uint64_t interrupts;
@@ -52,7 +65,10 @@ struct lane {
     int kick;          /* eventfds that do not block; the call may be a socket, or -1 */
     int call;
     lane_carry_out carry_out;
+    lane_turn serve; /* or NULL */
     void *device;
+    int source;    /* what it waits for besides its kick, while it awaits events of poll(2) there */
+    short awaited; /* those */
     uint64_t turn_ns;
     bool ends;      /* atomic: turns are to end with the chain that is carried out */
     bool declines; /* everything */
@@ -63,19 +79,27 @@ struct lane {
     struct lane_outlook outlook;
     uint32_t next; /* of the chains popped, the first that was not begun */
     uint32_t count;
-    struct ring_chain chains[LANE_BATCH];
+    struct ring_chain chains[LANE_WINDOW];
     struct iovec segments[2 * RING_MAX_SEGMENTS];
     uint32_t done_count;
-    struct ring_completion done[LANE_BATCH];
+    struct ring_completion done[LANE_WINDOW];
 };
 
 /* Serve one turn: an enum lane_end, or minus an enum ring_error. All that was carried out is
  * published, whatever the end. */
 int lane_serve(struct lane *lane);
 
-/* Serve what the kick announces, sleeping in between, until others (something that can be polled)
- * is readable, milliseconds have passed without either (-1: never), a signal comes, or a turn
- * ends otherwise than LANE_IDLE, which is then returned. */
+/* Publish what is done, and interrupt the driver if it wants that. For a lane_turn. */
+void lane_publish(struct lane *lane);
+
+/* For a lane_turn, too: nanoseconds of the clock that costs least, and whether a turn is over that was
+ * to end then. */
+uint64_t lane_now(void);
+bool lane_is_over(const struct lane *lane, uint64_t end);
+
+/* Serve what the kick announces, and what the lane awaits of its source, sleeping in between, until
+ * others (something that can be polled) is readable, milliseconds have passed without any (-1: never),
+ * a signal comes, or a turn ends otherwise than LANE_IDLE or LANE_WAITS, which is then returned. */
 int lane_attend(struct lane *lane, int others, int milliseconds);
 
 /* cdef end */

@@ -39,11 +39,13 @@ class End(IntEnum):
     TURN = lib.LANE_TURN
     DECLINED = lib.LANE_DECLINED
     SPENT = lib.LANE_SPENT
+    WAITS = lib.LANE_WAITS
 
 
 class Lane:
-    """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``. Of that the
-    fields ``counted`` are counters, whose values go to ``counters``."""
+    """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``; or ``turn``,
+    which is not chain by chain. Of ``device`` the fields ``counted`` are counters, whose values go
+    to ``counters``. ``source`` is a descriptor that it waits for besides its kick; -1: for none."""
 
     def __init__(
         self,
@@ -52,15 +54,25 @@ class Lane:
         device: Any,
         counters: Counter[str],
         counted: Sequence[str],
+        *,
+        turn: Any = None,
+        source: int = -1,
     ) -> None:
         self.build = build
+        self.source = source
         self._device = device
         self._counters, self._counted = counters, counted
         self._known: Counter[str] = Counter()
         self._ring: ring.Ring | None = None
         self._lane = build.ffi.new("struct lane *")
-        self._lane.carry_out = carry_out
+        self._lane.carry_out = carry_out or build.ffi.NULL
+        self._lane.serve = turn or build.ffi.NULL
         self._lane.device = device
+
+    @property
+    def turns(self) -> bool:
+        """Whether its source is something to be read, and not only where it sends to."""
+        return bool(self._lane.serve)
 
     @property
     def native(self) -> Any:
@@ -72,6 +84,7 @@ class Lane:
         self._ring = attached
         lane = self._lane
         lane.ring = attached.native
+        lane.source, lane.awaited = self.source, 0
         lane.turn_ns = int(turn_seconds * 1e9)
         self.left = ENDLESS, ENDLESS
 
@@ -104,8 +117,9 @@ class Lane:
         return self.end(self.build.lib.lane_serve(self._lane))
 
     def attend(self, others: int, milliseconds: int) -> End:
-        """Serve whenever there is a kick, and sleep in between, until ``others`` is readable or the
-        time is up; or until a turn ends in another way than IDLE. RingBroken."""
+        """Serve whenever there is a kick, or something of the source, and sleep in between, until
+        ``others`` is readable or the time is up; or until a turn ends in another way than IDLE and
+        WAITS. RingBroken."""
         return self.end(self.build.lib.lane_attend(self._lane, others, milliseconds))
 
     def declined(self) -> Chain:

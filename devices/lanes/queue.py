@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from protocol.journal import QueueJournal
 from protocol.memory import GuestMemory
 from protocol.messages import QueueSetup
 from protocol.ring import RingBroken
+
+# Seconds until it is tried again what a lane waits for, where nobody sleeps there (arbitrary).
+_WAIT = 0.001
 
 
 class LaneQueue(Queue):
@@ -45,11 +49,16 @@ class LaneQueue(Queue):
             self._loop.sleeper = self._attend
         else:
             super()._listen()
+            if self.lane.turns:  # what comes from there is none of the driver's
+                events = select.EPOLLIN | select.EPOLLET
+                self._loop.add(self.lane.source, self._serve, events)
 
     def stop(self) -> None:
         """See Queue."""
         if self._loop.sleeper == self._attend:
             self._loop.sleeper = None
+        elif self.lane.turns:
+            self._loop.remove(self.lane.source)
         self.lane.detach()
         super().stop()
 
@@ -85,6 +94,9 @@ class LaneQueue(Queue):
             left = self.lane.left
             limit.take(requests - left[0], size - left[1])
         if end is End.IDLE:
+            return
+        if end is End.WAITS:
+            self._loop.later(self._serve, _WAIT)
             return
         if end is End.SPENT and limit is not None and (seconds := limit.wait()):
             self._loop.later(self._serve, seconds)

@@ -34,9 +34,9 @@ static void ring(int bell)
 static int attend(struct lane_thread *t)
 {
     int end = LANE_TURN;
-    while ((end == LANE_TURN || end == LANE_IDLE) && !lane_ends(t->lane))
+    while ((end == LANE_TURN || end == LANE_IDLE || end == LANE_WAITS) && !lane_ends(t->lane))
         end = end == LANE_TURN ? lane_serve(t->lane) : lane_attend(t->lane, t->wake, -1);
-    return end == LANE_TURN ? LANE_IDLE : end;
+    return end == LANE_TURN || end == LANE_WAITS ? LANE_IDLE : end;
 }
 
 static void *run(void *context)

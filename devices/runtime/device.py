@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -33,6 +33,16 @@ class Host(Protocol):
         ``terminal``, a new ``pty``, or who connects to the ``socket`` that it makes at ``path``.
         Its descriptors are ``stream``, the file, and ``wake``; the caller's to close. BadInput."""
 
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        """What a network interface is connected to: ``packets``, a descriptor that does not block
+        and of which each read and each write is a packet; its ``link`` (protocol.link), and
+        ``wake``, by which that is told of. All the caller's to close, and the same for each who
+        asks. BadInput.
+
+        ``kind`` is ``tap``, called ``where``, with virtio's header before each packet; ``user``,
+        the host's network, with the ports in ``where`` forwarded; or ``join``, the folder of an
+        Ethernet. What is made for it takes packets of ``mtu`` bytes, unless that is 0."""
+
     def lock(self, fd: int, *, shared: bool) -> bool:
         """Lock the file ``fd`` (flock(2)) until the machine ends, or this device is replaced by
         one that does not; False if somebody else has it. The lock is the launcher's: a successor
@@ -54,6 +64,8 @@ class Runtime(Protocol):
 
     def oldest(self, index: int) -> Chain | None: ...
 
+    def kept(self, index: int) -> Iterator[Chain]: ...
+
     def position(self, index: int) -> int: ...
 
     def advance(self, index: int, count: int) -> None: ...
@@ -63,9 +75,12 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """What a device may do beyond the common set: system calls, by the kernel's names."""
+    """What a device may do beyond the common set: system calls, by the kernel's names, and ioctl(2)
+    with these request numbers. One of those must not make the kernel send signals, nor give out
+    descriptors."""
 
     syscalls: frozenset[str] = frozenset()
+    ioctls: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +312,10 @@ class Device(Generic[C]):
     def oldest(self, index: int) -> Chain | None:
         """The chain that queue ``index`` has kept the longest."""
         return self._runtime.oldest(index)
+
+    def kept(self, index: int) -> Iterator[Chain]:
+        """All that it has kept, oldest first; while none of them is completed."""
+        return self._runtime.kept(index)
 
     def position(self, index: int) -> int:
         """Where the stream of queue ``index`` stands behind the chains completed so far. It

@@ -214,6 +214,7 @@ def serve(
             frozenset().union(*(member.kind.jail.syscalls for member in members)),
             members[0].spec.on_violation,
             files_grow=any(member.is_traced for member in members),
+            ioctls=frozenset().union(*(member.kind.jail.ioctls for member in members)),
         )
         parts = seal.parts
     serving = set(sessions)
@@ -248,6 +249,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
             member.spec.on_violation,
             files_grow=False,
             receives=vhost_user.descriptors(len(worker.queues)),
+            ioctls=member.kind.jail.ioctls,
         )
         _logger.info("sealed, with %s", ", ".join(member.handed))
     sizes = member.spec.journal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 
 from devices.runtime.device import QueueDeclaration
@@ -145,7 +145,11 @@ class Queue:
 
     def oldest(self) -> Chain | None:
         """The chain that the handler has kept the longest."""
-        return next(iter(self._kept.values()), None)
+        return next(self.kept(), None)
+
+    def kept(self) -> Iterator[Chain]:
+        """The chains that the handler has kept, oldest first; while none is completed."""
+        return iter(self._kept.values())
 
     def complete(self, chain: Chain, written: int) -> None:
         """Give back a kept chain, published before the loop sleeps; a chain from before the last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +243,10 @@ class Worker:
     def oldest(self, index: int) -> Chain | None:
         """See :meth:`Device.oldest`."""
         return self.queues[index].oldest()
+
+    def kept(self, index: int) -> Iterator[Chain]:
+        """See :meth:`Device.kept`."""
+        return self.queues[index].kept()
 
     def position(self, index: int) -> int:
         """See :meth:`Device.position`."""

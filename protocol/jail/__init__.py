@@ -217,12 +217,20 @@ def unblock_trap(threads: Collection[int]) -> None:
 
 
 def forbid_all_but(
-    calls: Collection[int], on_violation: OnViolation, *, maps_files: bool = False
+    calls: Collection[int],
+    on_violation: OnViolation,
+    *,
+    ioctls: Collection[int] = (),
+    maps_files: bool = False,
 ) -> None:
-    """Allow ``calls`` and some others with conditions (jail.h), in every thread, for ever. One
-    that ``maps_files`` may share them with who gives it their descriptors."""
+    """Allow ``calls``, ioctl(2) with one of the numbers in ``ioctls``, and some others with
+    conditions (jail.h), in every thread, for ever. One that ``maps_files`` may share them with who
+    gives it their descriptors."""
     answer = _ON_VIOLATION[on_violation]
-    _check("seccomp", lib.jail_filter(list(calls), len(calls), answer, maps_files))
+    listed = ffi.new("int[]", list(calls))
+    requests = ffi.new("unsigned long[]", list(ioctls))
+    allowed = (listed, len(calls), requests, len(ioctls), maps_files)
+    _check("seccomp", lib.jail_filter(ffi.new("struct jail_allowed *", allowed), answer))
 
 
 def landlock_version() -> int:

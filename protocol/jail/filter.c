@@ -202,18 +202,22 @@ static void fill_names(void) {
     }
 }
 
-static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count, int files) {
+static int add_rules(scmp_filter_ctx filter, const struct jail_allowed *allowed) {
     const uint32_t yes = SCMP_ACT_ALLOW;
     int error = 0;
-    for (unsigned at = 0; !error && at < count; at++)
-        error = seccomp_rule_add(filter, yes, calls[at], 0);
+    for (unsigned at = 0; !error && at < allowed->call_count; at++)
+        error = seccomp_rule_add(filter, yes, allowed->calls[at], 0);
+    /* The kernel looks at half of the number; one whose other half is not 0 is refused. */
+    for (unsigned at = 0; !error && at < allowed->ioctl_count; at++)
+        error = seccomp_rule_add(filter, yes, SCMP_SYS(ioctl), 1,
+                                 SCMP_A1(SCMP_CMP_EQ, allowed->ioctls[at]));
     /* Memory, but nothing that can be executed, nor any that RLIMIT_DATA does not count: what can
      * be shared without a file. What is shared was mapped before. */
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
                                  SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE, MAP_PRIVATE));
-    if (!error && files)
+    if (!error && allowed->files)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
                                  SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE | MAP_ANONYMOUS, MAP_SHARED));
@@ -248,7 +252,7 @@ static int set_trap(int on_violation) {
     return 0;
 }
 
-int jail_filter(const int *calls, unsigned count, int on_violation, int files) {
+int jail_filter(const struct jail_allowed *allowed, int on_violation) {
     int error = set_trap(on_violation);
     if (error)
         return error;
@@ -263,7 +267,7 @@ int jail_filter(const int *calls, unsigned count, int on_violation, int files) {
     if (!error)
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
-        error = add_rules(filter, calls, count, files);
+        error = add_rules(filter, allowed);
     return jail_load(filter, error);
 }
 

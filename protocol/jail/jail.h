@@ -91,7 +91,14 @@ int jail_unblock_trap(const int *threads, unsigned count);
  * a few a second. The start of a thread just fails. A handler that SIGSYS has had is called after
  * the line is written. One that maps `files` may share memory with whoever gives it a file. */
 enum { JAIL_KILL, JAIL_ERRNO, JAIL_LOG };
-int jail_filter(const int *calls, unsigned count, int on_violation, int files);
+struct jail_allowed {
+    const int *calls;
+    unsigned call_count;
+    const unsigned long *ioctls; /* their request numbers: ioctl(2) with those, and no others */
+    unsigned ioctl_count;
+    int files;
+};
+int jail_filter(const struct jail_allowed *allowed, int on_violation);
 
 /* For whoever needs too many calls for a list of those that he may make. From now on these, what
  * starts a process, and a socket that is not one of the Unix domain lead to death as by JAIL_KILL.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from devices import blk
+from devices import blk, net
 from tests.support.device_host import DeviceHost
 from tests.support.leaks import none_left
 
@@ -36,7 +36,8 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def boot(tmp_path: Path, image: Path, _no_leaks: None) -> Iterator[Boot]:
-    """Start a device process of a kind; see DeviceHost for the arguments. A blk gets a disk."""
+    """Start a device process of a kind; see DeviceHost for the arguments. A blk gets a disk, a
+    net an Ethernet."""
     with ExitStack() as stack:
         count = 0
 
@@ -47,6 +48,8 @@ def boot(tmp_path: Path, image: Path, _no_leaks: None) -> Iterator[Boot]:
             count += 1
             if kind.startswith("blk") and config is None:
                 config = blk.Config(str(image))
+            if kind == "net" and config is None:
+                config = net.Config(join=str(folder / "lan"))
             return stack.enter_context(DeviceHost(kind, folder, config, **options))
 
         yield start

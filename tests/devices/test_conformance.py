@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devices import blk
+from devices import blk, net
 from devices.kinds import KINDS
 from protocol import doorbell, messages
 from protocol.virtio import RING_FEATURES, Feature, bit
@@ -38,6 +38,7 @@ SAMPLES = {
     "blk": Sample(0, (struct.pack("<IIQ", 0, 0, 0),), (512, 1), 513),
     "blk-mapped": Sample(0, (struct.pack("<IIQ", 0, 0, 0),), (512, 1), 513),
     "console": Sample(1, (b"hello",), (), 0),
+    "net": Sample(1, (bytes(72),), (), 0),
     "null": Sample(0, (b"x",), (1,), 0),
     "rng": Sample(0, (), (16,), 16),
 }
@@ -51,10 +52,12 @@ def test_every_kind_is_tried() -> None:
 def process(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[DeviceHost]:
     """One process of each kind. That all tests can share it is one more promise."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = None
+    config: object = None
     if request.param.startswith("blk"):
         (folder / "image").write_bytes(bytes(1 << 20))
         config = blk.Config(str(folder / "image"))
+    if request.param == "net":
+        config = net.Config(join=str(folder / "lan"))
     with DeviceHost(request.param, folder, config) as host:
         yield host
 

@@ -29,6 +29,8 @@ SPECS = (
     specs.Leftover,
     specs.DeviceSlot,
     specs.Successor,
+    specs.Forward,
+    specs.UplinkSpec,
     specs.BootSpec,
     specs.Fork,
     specs.Forked,

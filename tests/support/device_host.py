@@ -19,6 +19,7 @@ import zmq
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from launcher.locks import Locks
+from launcher.networks import Networks
 from launcher.streams import LogEnd
 from protocol import codec, doorbell, fds, journal
 from protocol.channel import Channel
@@ -65,16 +66,22 @@ class FakeHost:
         self._locks = Locks()
         self.streams: list[LogEnd] = []
         """The launcher's ends of streams, wherever they were to lead."""
+        self.networks = Networks(lambda path: None)
+        """What interfaces are connected to; nobody is at the far end of what is no tap."""
 
     def stream(self, backend: str, path: str = "") -> dict[str, int]:
         self.streams.append(LogEnd(self.name))
         return self.streams[-1].fds
+
+    def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
+        return self.networks.descriptors(self.name, kind, where, mtu)
 
     def lock(self, fd: int, *, shared: bool) -> bool:
         return self._locks.take(self.name, fd, shared=shared)
 
     def close(self) -> None:
         self._locks.close()
+        self.networks.close()
         for stream in self.streams:
             stream.close()
 

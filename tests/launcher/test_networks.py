@@ -1,0 +1,370 @@
+"""What interfaces are connected to: what cannot be, folders of machines, and passt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from launcher import cli, networks
+from launcher.loop import Loop
+from launcher.networks import Networks, Uplinks
+from launcher.spawn import Child
+from protocol import fds, jail
+from protocol.errors import BadInput
+from protocol.link import Link
+from protocol.specs import Forward
+from tests.support.leaks import none_left
+from tests.support.netns import Namespace, needs_root
+
+DEADLINE = 20.0
+
+needs_passt = pytest.mark.skipif(
+    not os.path.exists("/usr/bin/passt"), reason="passt is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    with none_left():
+        yield
+
+
+class Member:
+    """An interface of a machine, and its uplink; ``call`` is how what has to be where it is is
+    called there."""
+
+    def __init__(self, kind: str, where: str, call: Callable[..., object] = lambda f, *a: f(*a)):
+        self.removed: list[str] = []
+        self.children: list[Child] = []
+        self.networks = Networks(self.removed.append)
+        self.given = self.networks.descriptors("net0", kind, where, 0)
+        self.link = Link(self.given["link"])
+        self.loop = Loop()
+        self.uplinks = Uplinks(self.networks.by_device, self.loop, self.welcome)
+        self._call = call
+        call(self.uplinks.begin)
+        self.packets = socket.socket(fileno=os.dup(self.given["packets"]))
+        self.packets.settimeout(DEADLINE)
+
+    def welcome(self, child: Child) -> None:
+        self.children.append(child)
+        self.loop.on_readable(child.pidfd, lambda: self.dead(child))
+
+    def dead(self, child: Child) -> None:
+        self.loop.on_readable(child.pidfd, None)
+        child.reap()
+        self.uplinks.died(child)
+        child.close()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Do what a launcher does meanwhile."""
+        deadline = time.monotonic() + DEADLINE
+
+        def look() -> None:
+            assert time.monotonic() < deadline
+            if condition():
+                self.loop.end()
+            else:
+                self.loop.after(0.01, look)
+
+        self.loop.after(0, look)
+        self._call(self.loop.run)
+
+    def close(self) -> None:
+        self.uplinks.end()
+        for child in self.children:
+            child.close()
+        self.packets.close()
+        self.link.close()
+        fds.close_all(self.given.values())
+        self.networks.close()
+        for path in self.removed:
+            if os.path.exists(path):
+                os.unlink(path)
+        self.networks.remove_folders()
+
+
+@pytest.fixture
+def member() -> Iterator[Callable[..., Member]]:
+    with ExitStack() as stack:
+
+        def make(*args: object) -> Member:
+            made = Member(*args)  # type: ignore[arg-type]
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+# ── join ──────────────────────────────────────────────────────────────────────────────────
+
+EVERYBODY = b"\xff" * 6
+
+
+def address(number: int) -> bytes:
+    return bytes([2, 0, 0, 0, 0, number])
+
+
+def packet(to: bytes, sender: int, text: bytes) -> bytes:
+    return to + address(sender) + b"\x88\xb5" + text
+
+
+def test_machines_in_one_folder_are_on_one_ethernet(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "lan")
+    one, two = member("join", folder), member("join", folder)
+
+    one.packets.send(packet(EVERYBODY, 1, b"who is there?"))
+    assert two.packets.recv(1 << 17) == packet(EVERYBODY, 1, b"who is there?")
+    two.packets.send(packet(address(1), 2, b"me"))
+    assert one.packets.recv(1 << 17) == packet(address(1), 2, b"me")
+
+    three = member("join", folder)
+    three.packets.send(packet(EVERYBODY, 3, b"and me"))
+    for other in (one, two):
+        assert other.packets.recv(1 << 17) == packet(EVERYBODY, 3, b"and me")
+    # What is for one is for nobody else: the next that the third gets is its own.
+    one.packets.send(packet(address(2), 1, b"for two"))
+    one.packets.send(packet(address(3), 1, b"for three"))
+    assert two.packets.recv(1 << 17) == packet(address(2), 1, b"for two")
+    assert three.packets.recv(1 << 17) == packet(address(3), 1, b"for three")
+
+
+def test_one_that_is_killed_leaves_the_others_going_and_its_socket_is_removed(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lan"
+    one, two, three = (member("join", str(folder)) for _ in range(3))
+    three.packets.send(packet(EVERYBODY, 3, b"here"))
+    for other in (one, two):
+        other.packets.recv(1 << 17)
+    # As SIGKILL of the whole machine leaves it.
+    for child in three.children:
+        child.kill_and_reap()
+    three.networks.close()
+    assert len(list(folder.iterdir())) == 3
+
+    one.packets.send(packet(address(3), 1, b"are you there?"))
+    one.packets.send(packet(EVERYBODY, 1, b"and you?"))
+
+    assert two.packets.recv(1 << 17) == packet(EVERYBODY, 1, b"and you?")
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_an_uplink_that_dies_is_followed_by_another_and_meanwhile_there_is_no_link(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    one, two = (member("join", str(tmp_path / "lan")) for _ in range(2))
+    one.until(lambda: len(one.children) == 1)
+    assert one.link.is_up
+    seen: list[bool] = []
+
+    os.kill(one.children[0].pid, signal.SIGKILL)
+    one.until(lambda: seen.append(one.link.is_up) or not one.link.is_up)  # type: ignore[func-returns-value]
+    one.until(lambda: one.link.is_up)
+
+    assert len(one.children) == 2
+    two.packets.send(packet(EVERYBODY, 2, b"still there?"))
+    assert one.packets.recv(1 << 17) == packet(EVERYBODY, 2, b"still there?")
+
+
+def test_a_link_that_somebody_took_down_stays_down_whatever_the_uplink_does(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    one = member("join", str(tmp_path / "lan"))
+    network = one.networks.by_device["net0"]
+
+    network.link.set(wanted=False)
+    network.link.set(uplink=False)
+    network.link.set(uplink=True)
+    assert not one.link.is_up
+    network.link.set(wanted=True)
+
+    assert one.link.is_up
+
+
+def test_a_folder_that_we_made_is_removed_with_the_last_that_is_in_it(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lan"
+    one, two = member("join", str(folder)), member("join", str(folder))
+
+    one.close()
+    assert folder.is_dir()
+    two.close()
+    folder.rmdir()  # made by the first, who was not the last: empty, and left
+
+    three = member("join", str(folder))
+    three.close()
+    assert not folder.exists()
+
+
+def test_who_asks_again_gets_the_same(member: Callable[..., Member], tmp_path: Path) -> None:
+    one = member("join", str(tmp_path / "lan"))
+
+    again = one.networks.descriptors("net0", "join", str(tmp_path / "lan"), 0)
+    assert os.path.sameopenfile(again["packets"], one.given["packets"])
+    fds.close_all(again.values())
+
+    with pytest.raises(BadInput, match="stays connected to what it is"):
+        one.networks.descriptors("net0", "join", str(tmp_path / "other"), 0)
+
+
+# ── user ──────────────────────────────────────────────────────────────────────────────────
+
+
+def arp(target: str) -> bytes:
+    """Who has ``target``? (RFC 826)"""
+    ours = address(1) + socket.inet_aton("192.0.2.1")
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + ours + bytes(6) + socket.inet_aton(target)
+    return EVERYBODY + address(1) + b"\x08\x06" + body
+
+
+@needs_root
+@needs_passt
+def test_passt_answers_and_is_followed_by_another_when_it_dies(
+    member: Callable[..., Member],
+) -> None:
+    with Namespace() as host:
+        host.ip("tuntap add up0 mode tap")
+        host.ip("address add 192.0.2.1/24 dev up0")
+        host.ip("link set up0 up")
+        host.ip("route add default via 192.0.2.254")
+        one = member("user", "tcp:8080:80+udp:127.0.0.1:5353:53", host.call)
+        one.packets.send(arp("192.0.2.254"))
+        first = one.packets.recv(1 << 17)
+        while first[12:14] != b"\x08\x06":  # it also asks for us
+            first = one.packets.recv(1 << 17)
+        assert "127.0.0.1:8080" in host.run("ss", "-ltn").stdout
+        assert "127.0.0.1:5353" in host.run("ss", "-lun").stdout
+
+        (pid,) = passts(one.children[0].pid)
+        os.kill(pid, signal.SIGKILL)
+        one.until(lambda: not one.link.is_up)
+        one.until(lambda: one.link.is_up)
+        one.packets.send(arp("192.0.2.254"))
+        assert one.packets.recv(1 << 17)
+
+        (pid,) = passts(one.children[1].pid)
+        one.close()
+        deadline = time.monotonic() + DEADLINE
+        while is_alive(pid):  # it ends because its stream has
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def passts(uplink: int) -> list[int]:
+    """The children of an uplink."""
+    return [int(pid) for pid in Path(f"/proc/{uplink}/task/{uplink}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_forwards_are_read() -> None:
+    assert networks.read_forwards("") == ()
+    assert networks.read_forwards("tcp:8080:80+udp:0.0.0.0:53:5353+tcp:[::1]:1:65535") == (
+        Forward("tcp", "127.0.0.1", 8080, 80),
+        Forward("udp", "0.0.0.0", 53, 5353),
+        Forward("tcp", "::1", 1, 65535),
+    )
+
+
+# ── what cannot be ────────────────────────────────────────────────────────────────────────
+
+
+def fails(capsys: pytest.CaptureFixture[str], option: str) -> str:
+    """What is said of a machine with this ``--net``, which is bad input."""
+    binary = str(Path(__file__).parents[1] / "kernels" / "x86_64_hello_mmio.raw")
+    assert cli.main(["run", "--binary", binary, "--entry", "0x100000", f"--net={option}"]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("", "connected to what?"),
+        ("wifi", "backend: 'wifi' is not one of user"),
+        ("tap=a/b", "tap: 'a/b' is no name of an interface"),
+        ("tap=x,mac=1:2", "mac: '1:2' is no address"),
+        ("tap=x,mtu=9", "mtu: 9 is not 68 to 65535"),
+        ("tap=x,bw=1", "bw: 1 bytes in a second"),
+        ("tap=x,forward=tcp:1:1", "forward: goes with user"),
+        ("join=/nowhere/lan", "--net: join: /nowhere/lan: No such file or directory"),
+        ("join=/dev/null", "--net: join: /dev/null: Not a directory"),
+    ],
+)
+def test_bad_input_is_told_with_the_key(
+    capsys: pytest.CaptureFixture[str], option: str, complaint: str
+) -> None:
+    assert complaint in fails(capsys, option)
+
+
+@needs_passt
+@pytest.mark.parametrize(
+    "forward",
+    ["80:80", "tcp:80", "tcp:0:80", "tcp:80:65536", "sctp:1:1", "tcp:1.2.3.4.5:1:1", "tcp:1:1+"],
+)
+def test_forwards_that_are_none_are_told(capsys: pytest.CaptureFixture[str], forward: str) -> None:
+    assert "--net: forward: " in fails(capsys, f"user,forward={forward}")
+
+
+@needs_passt
+def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        said = fails(capsys, f"user,forward=tcp:{port}:80")
+
+    assert f"--net: forward: tcp:127.0.0.1:{port}: Address already in use" in said
+
+
+def test_passt_that_is_missing_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert "--net: user: passt is not installed; Debian: apt-get" in fails(capsys, "user")
+
+
+@needs_root
+def test_a_tap_that_is_busy_or_none_is_told() -> None:
+    with Namespace() as host:
+        host.ip("tuntap add tun0 mode tun")
+        first, second = Networks(lambda path: None), Networks(lambda path: None)
+        fds.close_all(host.call(first.descriptors, "net0", "tap", "tap0", 0).values())
+
+        with pytest.raises(BadInput, match="tap0: is in use: by another process"):
+            host.call(second.descriptors, "net0", "tap", "tap0", 0)
+        with pytest.raises(BadInput, match="tun0: this interface is no tap"):
+            host.call(second.descriptors, "net0", "tap", "tun0", 0)
+
+        first.close()
+        assert "tap0" not in host.run("ip", "link").stdout
+
+
+@needs_root
+def test_a_tap_that_is_absent_takes_root() -> None:
+    child = os.fork()
+    if child == 0:
+        jail.keep_capabilities(0)
+        try:
+            Networks(lambda path: None).descriptors("net0", "tap", "vibe77", 0)
+        except BadInput as error:
+            os._exit("there is no such interface, and making one takes root" not in str(error))
+        os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
