@@ -56,9 +56,11 @@ def daemon(tmp_path: Path, image: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def front_end(folder: Path, **options: object) -> DeviceHost:
-    """The process, for a disk at ``folder``."""
-    config = Config("blk", str(folder / "socket"), **options)  # type: ignore[arg-type]
+def front_end(
+    folder: Path, kind: str = "blk", socket: str = "socket", **options: object
+) -> DeviceHost:
+    """The process, for a disk in ``folder``, or a device of another ``kind``."""
+    config = Config(kind, str(folder / socket), **options)  # type: ignore[arg-type]
     own = folder / f"process{len(list(folder.glob('process*')))}"
     own.mkdir()
     return DeviceHost("vhost-user", own, config)
@@ -153,6 +155,28 @@ def test_one_that_keeps_a_journal_works_on_the_drivers_own_ring(
             host.stop()
             assert host.quit() == 0
         assert "error" not in served.said
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["mediated", "direct"])
+def test_network_cards_of_others_send_and_receive(tmp_path: Path, direct: bool) -> None:
+    # Both are ours, served to anybody, and on one Ethernet.
+    lan = f"join={tmp_path / 'lan'}"
+    packet = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x06" + b"hello" * 10
+    ring = (Feature.EVENT_IDX, Feature.INDIRECT_DESC) if direct else ()
+    with (
+        Served(tmp_path / "a", "net", lan),
+        Served(tmp_path / "b", "net", lan),
+        front_end(tmp_path, "net", "a", direct=direct) as sender,
+        front_end(tmp_path, "net", "b", direct=direct) as receiver,
+    ):
+        sender.start(*ring)
+        receiver.start(*ring)
+        receiver.drivers[0].add([], [2048])
+        receiver.publish()
+        sender.send([bytes(12), packet], index=1)
+
+        (came,) = receiver.collect(1)
+        assert came.data[12:] == packet
 
 
 # Hostile ones.
