@@ -38,6 +38,7 @@ from protocol.messages import (
     DeviceFailed,
     DeviceOffers,
     Failed,
+    Retire,
     Switch,
     Unfit,
 )
@@ -372,6 +373,10 @@ class Supervisor:
             ward.household.wanted = ward, done
             if ward.child is None:
                 self._restart(ward.household, failing=False)
+            elif ward.device.model.connects:
+                # Some programs do not bear it when who they work for dies in the middle of that.
+                after = partial(self._machine.after, _QUIT_DEADLINE, ward.child.kill)
+                self._machine.request(Retire(name), lambda _: after())
             else:
                 ward.child.kill()
 

@@ -313,6 +313,14 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """Have the process that serves device ``name`` finish what it has begun, and quit; its place
+    is empty then. Reply: Done, when it has been told to, or is dead."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PressPowerButton:
     """ACPI's fixed power button. Reply: Done."""
 
@@ -347,4 +355,13 @@ FROM_VMM = (
     Unfit,
     Failed,
 )
-TO_VMM = (Attach, GetMachineStats, Switch, PressPowerButton, Pause, Resume, StopMachine)
+TO_VMM = (
+    Attach,
+    GetMachineStats,
+    Switch,
+    Retire,
+    PressPowerButton,
+    Pause,
+    Resume,
+    StopMachine,
+)

@@ -195,6 +195,19 @@ class Seat:
                     self.on_broken(worse)
             return reason
 
+    def retire(self) -> None:
+        """Have whoever sits here finish what it has begun, and quit. It sits here until it is dead,
+        and is given nothing new. State of its own, beside the journal, it must have none."""
+        with self._lock:
+            if (remote := self.remote) is not None:
+                if self._wires is not None:
+                    self._wires.halt()
+                try:
+                    remote.quiesce()
+                except DeviceGone as error:
+                    log.warning("%s", error)
+                remote.ask(Quit())
+
     def lost(self, remote: RemoteDevice) -> bool:
         """``remote`` is dead: the seat is empty if it sat here. Whether it did."""
         with self._lock:

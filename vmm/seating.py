@@ -28,6 +28,7 @@ from protocol.messages import (
     Done,
     Failed,
     Quit,
+    Retire,
     Switch,
     Unfit,
 )
@@ -154,6 +155,11 @@ class Seating:
         reason = seat.switch(remote)
         self._seated(remote, reason)
         return Done() if reason is None else Failed(reason)
+
+    def retire(self, request: Retire) -> Done:
+        """Empty a place in order."""
+        self._seats[request.name].retire()
+        return Done()
 
     def quit(self) -> None:
         """The machine ends: ask every process to quit, and see to it."""

@@ -31,6 +31,7 @@ from protocol.messages import (
     PressPowerButton,
     Rebooted,
     Resume,
+    Retire,
     StopMachine,
     Switch,
 )
@@ -331,6 +332,8 @@ class Session:
                 return MachineStats(0, 0, (), ())
             case Switch():
                 return self._seating.switch(request)
+            case Retire():
+                return self._seating.retire(request)
             case PressPowerButton():
                 if self._machine is None:
                     return Failed("there is no machine")

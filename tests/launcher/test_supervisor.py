@@ -28,6 +28,7 @@ from protocol.messages import (
     DeviceOffers,
     Done,
     Failed,
+    Retire,
     Unfit,
 )
 from protocol.specs import Notice
@@ -859,9 +860,13 @@ def test_one_by_hand_in_its_place_is_connected_to_nobody(external: World) -> Non
 
 def test_a_restart_hangs_up_first_for_it_may_be_served_alone(external: World) -> None:
     external.supervisor.restart("rng0", external.answers.append)
-    assert external.child.is_killed
+    ((request, answer),) = external.machine.requests
+    assert request == Retire("rng0")
     assert external.spares.given == []
+    answer(Done())
+    external.machine.timers[-1][1]()
+    assert external.child.is_killed  # in case it does not quit
 
-    external.die(external.child)
+    external.die(external.child, 0)
     external.serve(2)
     assert [answer.generation for answer in external.answers if isinstance(answer, Served)] == [2]

@@ -374,6 +374,20 @@ def test_nothing_new_comes_to_one_that_is_to_be_quiet(here: Place) -> None:
     assert halted == [1]
 
 
+@pytest.mark.parametrize("dies", ["", "quiesce"])
+def test_one_that_retires_is_given_nothing_new_and_quits(here: Place, dies: str) -> None:
+    old = here.sit(FakeRemote())
+    old.dies_in = dies
+
+    here.seat.retire()
+
+    assert here.wires.halted == 1
+    assert old.calls == ["quiesce", "Quit"]
+    here.seat.lost(old)  # type: ignore[arg-type]
+    here.seat.retire()  # nobody is there
+    assert switch(here, FakeRemote()) is None
+
+
 def test_switch_into_a_place_that_has_become_empty(here: Place) -> None:
     lose(here, here.sit(FakeRemote()))
     new = FakeRemote()
