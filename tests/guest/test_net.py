@@ -130,7 +130,7 @@ def take_all(listener: socket.socket, into: list[bytes]) -> None:
 
 def lines(console: socket.socket, text: bytearray, until: str) -> str:
     """What the guest says, up to a line that ``until`` matches."""
-    while not re.search(rf"^linux: {until}\r?$", text.decode(errors="replace"), re.MULTILINE):
+    while not re.search(rf"^linux: {until}\r?\n", text.decode(errors="replace"), re.MULTILINE):
         data = console.recv(1 << 16)
         assert data, text.decode(errors="replace")
         text += data
