@@ -29,6 +29,16 @@ from devices.runtime.device import (
     Runtime,
     virtqueue,
 )
+from devices.runtime.disk import (
+    MAX_QUEUES,
+    QUEUE_SIZE,
+    SEG_MAX,
+    WRITEBACK_AT,
+    Feature,
+    Space,
+    size_max,
+    why_unfit,
+)
 from devices.runtime.limits import Limit
 from protocol.errors import BadInput
 from protocol.ring import Chain, Reader, Writer
@@ -41,20 +51,6 @@ SECTOR = 512
 
 ID_SIZE = 20
 """Bytes of the answer to GET_ID (5.2.6)."""
-
-
-class Feature(IntEnum):
-    """Feature bits (5.2.3)."""
-
-    SIZE_MAX = 1
-    SEG_MAX = 2
-    RO = 5
-    BLK_SIZE = 6
-    FLUSH = 9
-    CONFIG_WCE = 11
-    MQ = 12
-    DISCARD = 13
-    WRITE_ZEROES = 14
 
 
 class Request(IntEnum):
@@ -81,21 +77,6 @@ _HEADER = struct.Struct("<IIQ")
 _RANGE = struct.Struct("<QII")
 _UNMAP = 1
 
-# struct virtio_blk_config up to write_zeroes_may_unmap (5.2.4): capacity, size_max, seg_max,
-# geometry, blk_size, topology, writeback, num_queues, the limits of discard and write zeroes.
-_CONFIG = struct.Struct("<QII4xI8x?xHIIIIIB3x")
-_LIMITS = ("size_max", "seg_max")
-_WRITEBACK_AT = 32
-
-_QUEUE_SIZE = 128
-# Arbitrary: twice the CPUs of the largest machine of ours, and a driver has no use for more than
-# one a CPU. Each costs a doorbell, a thread and, at isolation=bounce, an arena.
-_MAX_QUEUES = 16
-# All of a queue but the header and the status.
-_SEG_MAX = _QUEUE_SIZE - 2
-# Arbitrary. With _SEG_MAX it bounds what one request moves, and so how long a reset can wait for
-# it: a chain may name one guest page many times over.
-_SIZE_MAX = 256 * 1024
 _PAGE = 4096
 
 # So that no request has to wait for longer than a second: it has pages in all its segments.
@@ -105,6 +86,9 @@ _MIN_BW = 512 * 1024
 _MAX_RANGES = 16
 _MAX_DISCARD_SECTORS = 1 << 22
 _MAX_ZERO_SECTORS = 1 << 15
+# What of that a driver is told: no more than qemu-storage-daemon's disk takes (measured), which may
+# take this one's place.
+_TOLD_RANGES, _TOLD_DISCARD_SECTORS = 1, 1 << 15
 
 # At a page's beginning, as direct I/O wants what it writes.
 _ZEROS = memoryview(mmap.mmap(-1, 64 * 1024)).toreadonly()
@@ -141,8 +125,8 @@ class Config:
     """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.queues <= _MAX_QUEUES:
-            raise ValueError(f"queues: {self.queues} is not 1 to {_MAX_QUEUES}")
+        if not 1 <= self.queues <= MAX_QUEUES:
+            raise ValueError(f"queues: {self.queues} is not 1 to {MAX_QUEUES}")
         if self.iops < 0:
             raise ValueError(f"iops: {self.iops} requests in a second")
         if self.bw and self.bw < _MIN_BW:
@@ -203,12 +187,9 @@ class Blk(Device[Config]):
         super().__init__(config, fds, runtime)
         self._image = fds["image"]
         self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
-        self._size_max = _SIZE_MAX
-        # The largest request with its header and its status, in whole pages. Of so many bytes in a
-        # second it may use up those of one: else nobody could tell it from a hang.
-        for most in filter(None, (runtime.largest_chain, config.bw)):
-            pages = (most - _HEADER.size - 1) // _SEG_MAX // _PAGE
-            self._size_max = min(self._size_max, pages * _PAGE)
+        # Of so many bytes in a second a request may use up those of one: else nobody could tell it
+        # from a hang.
+        self._size_max = size_max(runtime.largest_chain, config.bw)
         self._features: int | None = None  # as agreed; None: not yet
         self._wish: bool | None = None  # what the driver has written into `writeback`
         self._writeback = True  # the field
@@ -241,20 +222,20 @@ class Blk(Device[Config]):
     def config_space(self) -> bytes:
         """struct virtio_blk_config."""
         alignment = self.config.block_size // SECTOR
-        return _CONFIG.pack(
+        return Space(
             self._sectors,
             self._size_max,
-            _SEG_MAX,
+            SEG_MAX,
             self.config.block_size,
             self._writeback,
             self.config.queues,
-            _MAX_DISCARD_SECTORS,
-            _MAX_RANGES,
+            _TOLD_DISCARD_SECTORS,
+            _TOLD_RANGES,
             alignment,
             _MAX_ZERO_SECTORS,
-            _MAX_RANGES,
+            _TOLD_RANGES,
             1,  # write_zeroes_may_unmap
-        )
+        ).pack()
 
     def start(self, features: int) -> None:
         """Accept the requests that were negotiated, and what was written before."""
@@ -284,8 +265,8 @@ class Blk(Device[Config]):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Of all fields only ``writeback`` is the driver's (5.2.4)."""
-        if offset <= _WRITEBACK_AT < offset + len(data):
-            self._wish = bool(data[_WRITEBACK_AT - offset])
+        if offset <= WRITEBACK_AT < offset + len(data):
+            self._wish = bool(data[WRITEBACK_AT - offset])
             self._set_cache()
 
     def _renew_cache(self) -> None:
@@ -325,12 +306,12 @@ class Blk(Device[Config]):
         disk.readonly = self.config.readonly
         disk.alignment = 1 if self._bounce is None else self.config.block_size
         disk.sectors = self._sectors
-        disk.most = _SEG_MAX * self._size_max
+        disk.most = SEG_MAX * self._size_max
         self._disks.append(disk)
         counted = ("reads", "writes")
         return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted)
 
-    @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
+    @virtqueue(0, size=QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
         """Carry one request out. All of the writable part is written, zeros where there is
         nothing to say: the status is its last byte, and the length has to cover it."""
@@ -361,19 +342,7 @@ class Blk(Device[Config]):
     def why_unfit(cls, ours: Offer, theirs: Offer) -> str | None:
         """A driver that was not offered RO writes. It read its limits once: a successor's may not
         be lower, and the disk must be the same size."""
-        if theirs.features & ~ours.features & bit(Feature.RO):
-            return "it is read-only (RO), and the driver may write to this one"
-        if len(theirs.config) < _CONFIG.size:
-            return f"a configuration of {len(theirs.config)} bytes"
-        now, then = _CONFIG.unpack_from(ours.config), _CONFIG.unpack_from(theirs.config)
-        if now[0] != then[0]:
-            return f"its disk has {then[0]} sectors, and this one {now[0]}"
-        if now[3] != then[3]:
-            return f"its blocks are of {then[3]} bytes, and these of {now[3]}"
-        for what, limit, other in zip(_LIMITS, (now[1], now[2]), (then[1], then[2]), strict=True):
-            if other < limit:
-                return f"its {what} is {other}, and this one's {limit}"
-        return None
+        return why_unfit(ours, theirs)
 
     def _carry_out(self, request: Reader, data: Writer) -> Status:
         # A copy, so that what is checked is what is done.
@@ -482,7 +451,7 @@ class Blk(Device[Config]):
         return found
 
     def _offset(self, sector: int, size: int) -> int:
-        if size % SECTOR or size > _SEG_MAX * self._size_max:
+        if size % SECTOR or size > SEG_MAX * self._size_max:
             raise _Refused(Status.IOERR, f"{size} bytes of data")
         self._check_bounds(sector, size // SECTOR)
         return sector * SECTOR

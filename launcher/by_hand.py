@@ -41,6 +41,8 @@ def run(implementation: str | None, given: Mapping[str, str]) -> int:
     once there is a device; VibeError for what is wrong before."""
     if implementation is None:
         raise BadInput(_COMMAND, f"which device? {verbs.DEVICE_RUN.usage}")
+    if implementation in kinds.EXTERNAL:
+        raise BadInput(_COMMAND, f"{implementation} is another program's device: name it to a run")
     if vhost_user.OPTION in given:
         if others := given.keys() & {"--attach", "--hold", "--jail"}:
             raise BadInput(vhost_user.OPTION, f"goes without {min(others)}: there is no machine")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from devices.kinds import KINDS
+from devices import kinds
 from launcher import rundir
 from launcher.attack.table import ATTACKS
 from launcher.options import RUN_OPTIONS, Option
@@ -59,7 +59,7 @@ def targets(verb: Verb) -> list[str]:
 def words(option: Option) -> str:
     """What may stand as the value of ``option``: words, or empty for files or anything."""
     if option.name in ("--device", "--help-device"):
-        return " ".join(KINDS)
+        return " ".join(kinds.table())
     return "" if option.completes == "files" else option.completes
 
 

@@ -253,7 +253,8 @@ class Verbs:
         supervisor = self._supervisor_of(request.device)
         device = supervisor.device(request.device)
         why = supervisor.why_bound(device.name)
-        if why := why or device.place.why_not(request.device_id):
+        place = device.place(self._machine.plan.backend)
+        if why := why or place.why_not(request.device_id):
             raise BadInput("device run", why)
         path = self._machine.open_door()
         reply(wire.Enlisted(path, device.queues, device.model.settings))

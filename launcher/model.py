@@ -14,6 +14,7 @@ from devices import kinds
 from devices.runtime.device import AnyDevice, Device, Host, Offer, QueueDeclaration
 from launcher import device_options
 from launcher.device_options import Request
+from launcher.policy import OnDeath
 from protocol import codec
 from protocol.errors import BadInput
 from protocol.specs import Isolation, OnViolation
@@ -23,17 +24,24 @@ from protocol.specs import Isolation, OnViolation
 class Place:
     """Of a device that runs: what the machine was built for. The guest has seen its ``device_id``,
     and the journal is laid out by the sizes of its ``queues``. Its ``settings`` another in this
-    place takes over."""
+    place takes over. Where it is not ``mediated``, a device has to keep a journal."""
 
     name: str
     device_id: int
     queues: tuple[int, ...]
     settings: dict[str, str]
+    mediated: bool = False
 
-    def why_not(self, device_id: int) -> str | None:
-        """Why a device of type ``device_id`` is none that could take this place; None if it is."""
+    def why_not(self, device_id: int, *, journals: bool = True) -> str | None:
+        """Why a device of type ``device_id``, which ``journals`` or does not, is none that could
+        take this place; None if it is."""
         if device_id != self.device_id:
             return f"a device of type {device_id}, not {self.device_id}"
+        if not journals and not self.mediated:
+            return (
+                f"it keeps no journal, and no mediator stands before {self.name} that could: "
+                "start it with isolation=bounce"
+            )
         return None
 
     def why_too_small(self, queues: Sequence[QueueDeclaration]) -> str | None:
@@ -49,14 +57,17 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Model:
     """``implementation`` is the class as --impl names it, ``label`` what its devices are called,
-    before their number. ``judge`` is the kind whose ``why_unfit`` it has; empty: nobody's.
-    ``config`` are its options (msgpack), ``settings`` the same as texts, ``shown`` for people.
-    The last five are what the request said (device_options.Common)."""
+    before their number. ``connects`` and ``journals`` are the class's own. ``judge`` is the kind
+    whose ``why_unfit`` it has; empty: nobody's. ``config`` are its options (msgpack), ``settings``
+    the same as texts, ``shown`` for people. The last five are what the request said
+    (device_options.Common)."""
 
     implementation: str
     label: str
     device_id: int
     queues: tuple[QueueDeclaration, ...]
+    connects: bool
+    journals: bool
     judge: str
     config: bytes
     settings: dict[str, str]
@@ -76,22 +87,27 @@ class Model:
 def look(request: Request, option: str, place: Place | None = None) -> Model:
     """What ``request`` asks for, in the ``place`` of another maybe. BadInput if it is no device (of
     ``option``), none that could take the place, or its options are wrong."""
-    found = kinds.find(request.kind, option, is_bare=place is not None)
+    named = kinds.find(request.kind, option, is_bare=place is not None)
     if place is None:
-        common, config = device_options.configure(request, found.config_type)
+        common, config = device_options.configure(request, named.config_type)
     else:
-        if why := place.why_not(int(found.device_id)):
-            raise BadInput(option, f"{request.kind}: {why}")
         common = device_options.Common()
-        config = device_options.changed(request, found.config_type, place.settings)
-    queues = found.virtqueues(config)
-    if place is not None and (why := place.why_too_small(queues)):
-        raise BadInput(option, f"{request.kind}: {why}")
+        config = device_options.changed(request, named.config_type, place.settings)
+    found = named.fitting(config)
+    journals, queues = found.journals(config), found.virtqueues(config)
+    if found.connects:
+        _check_common(request, common)
+    if place is not None:
+        why = place.why_not(int(found.device_id), journals=journals) or place.why_too_small(queues)
+        if why is not None:
+            raise BadInput(option, f"{request.kind}: {why}")
     return Model(
-        f"{found.__module__}:{found.__qualname__}",
-        kinds.label(request.kind, found),
+        f"{named.__module__}:{named.__qualname__}",
+        found.label or kinds.label(request.kind, found),
         int(found.device_id),
         queues,
+        found.connects,
+        journals,
         _judge(found),
         codec.pack(codec.to_plain(config)),
         device_options.settings(config),
@@ -112,6 +128,25 @@ def open_files(kind: str, config: bytes, option: str, host: Host) -> dict[str, i
         return found.open(options, host)
     except BadInput as error:
         raise BadInput(f"{option}: {error.where}", error.why) from error
+
+
+def reconnect(kind: str, config: bytes, option: str) -> dict[str, int]:
+    """The same for a further process, of one that ``connects``; now, or BadInput."""
+    found = kinds.find(kind, option, is_bare=True)
+    try:
+        return found.reconnect(codec.from_plain(found.config_type, codec.unpack(config)))
+    except BadInput as error:
+        raise BadInput(f"{option}: {error.where}", error.why) from error
+
+
+def _check_common(request: Request, common: device_options.Common) -> None:
+    # What only a process can do that carries out the work itself, and waits for nobody.
+    if common.on_death is OnDeath.FAIL_IO:
+        why = "fail-io: what answers requests is another program"
+        raise BadInput(f"{request.option}: on-death", why)
+    if common.process is not None:
+        why = f"{request.kind} has a process of its own: it ends with its back-end"
+        raise BadInput(f"{request.option}: process", why)
 
 
 def why_unfit(judge: str, ours: Offer, theirs: Offer) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from devices import kinds
 from launcher import model
-from launcher.backend import Backend, choose
+from launcher.backend import SOFTWARE, Backend, choose
 from launcher.config import RunOptions
 from launcher.device_options import Request
 from launcher.host import Host, Streams
@@ -54,7 +54,9 @@ _USUAL_QUEUES, _QUEUE_DESCRIPTORS = 2, 2
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """A device with its place in the machine; ``fds`` are what its kind opened, by name."""
+    """A device with its place in the machine; ``fds`` are what its kind opened, by name. One that
+    is ``is_mediated`` works on rings of its own, for it keeps no journal; as all that are on copies
+    do, and all on a CPU in software."""
 
     name: str
     kind: str
@@ -65,6 +67,7 @@ class PlannedDevice:
     isolation: Isolation = JAIL
     on_violation: OnViolation = "kill"
     process: str | None = None
+    is_mediated: bool = False
     fds: dict[str, int] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -92,10 +95,10 @@ class PlannedDevice:
         """Its interrupt line."""
         return memory_map.VIRTIO_GSIS[self.slot]
 
-    @property
-    def place(self) -> Place:
-        """Which another one may take."""
-        return Place(self.name, self.model.device_id, self.queues, self.model.settings)
+    def place(self, backend: Backend) -> Place:
+        """Which another one may take, on a machine of ``backend``."""
+        mediated = self.is_mediated or self.is_bounced or backend.name == SOFTWARE
+        return Place(self.name, self.model.device_id, self.queues, self.model.settings, mediated)
 
     @property
     def queues(self) -> tuple[int, ...]:
@@ -301,6 +304,7 @@ def _place(
             found.isolation or isolation,
             found.on_violation,
             found.process,
+            not found.journals,
         )
         for (request, found), name, slot in zip(chosen, names, slots, strict=True)
     )
@@ -424,11 +428,12 @@ def open_device(
 ) -> None:
     """Open what ``device`` names, until it is closed; BadInput if that cannot be."""
     config, host = device.model.config, Host(device.name, streams, locks)
-    if kinds.is_ours(device.kind):
+    if kinds.is_ours(device.kind) and not device.model.connects:
         opened = model.open_files(device.kind, config, device.option, host)
     else:
         from launcher import scout
 
-        question = scout.opening(device.kind, config, device.option, host)
+        waits = device.model.connects
+        question = scout.opening(device.kind, config, device.option, host, waits=waits)
         opened = scout.ask_now(question, check)[1]
     device.fds.update(opened)

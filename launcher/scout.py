@@ -84,7 +84,8 @@ Found = tuple[T, dict[str, int]]
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
     """``what`` is done, by code of ``kind``; ``option`` is who named that. ``ask`` runs in the
-    scout, and gives an ``answer`` and descriptors. What it asks of its host, ``host`` does."""
+    scout, and gives an ``answer`` and descriptors. What it asks of its host, ``host`` does. One
+    that ``waits`` for others is asked in a scout even if its kind is ours."""
 
     kind: str
     what: str
@@ -92,6 +93,12 @@ class Question(Generic[T]):
     answer: type[T]
     ask: Callable[[Host], Found[T]]
     host: Host | None = None
+    waits: bool = False
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it can be asked here and now."""
+        return kinds.is_ours(self.kind) and not self.waits
 
 
 def looking(request: Request, option: str, place: Place | None = None) -> Question[Model]:
@@ -105,8 +112,11 @@ def looking(request: Request, option: str, place: Place | None = None) -> Questi
     )
 
 
-def opening(kind: str, config: bytes, option: str, host: Host) -> Question[Opened]:
-    """What a device of ``kind`` opens: model.open_files."""
+def opening(
+    kind: str, config: bytes, option: str, host: Host, *, waits: bool = False
+) -> Question[Opened]:
+    """What a device of ``kind`` opens, which may take a while if it ``waits`` for others:
+    model.open_files."""
     return Question(
         kind,
         "its open",
@@ -114,6 +124,7 @@ def opening(kind: str, config: bytes, option: str, host: Host) -> Question[Opene
         Opened,
         lambda there: (Opened(), model.open_files(kind, config, option, there)),
         host,
+        waits,
     )
 
 
@@ -164,7 +175,7 @@ class _Scout:
 
 
 class Scouts:
-    """Those that are on their way. For a kind of ours nobody is sent: it is asked here."""
+    """Those that are on their way. For what is quick nobody is sent: it is asked here."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -173,7 +184,7 @@ class Scouts:
     def send(self, question: Question[T], then: Callable[[Found[T] | VibeError], object]) -> None:
         """Call ``then`` with the answer, or why there is none: now, or when it is here. The
         descriptors are its own."""
-        if kinds.is_ours(question.kind):
+        if question.is_quick:
             then(_ask_here(question))
             return
         try:

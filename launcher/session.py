@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from devices.runtime.device import Offer
-from launcher import limits, outcome, stats
+from launcher import limits, model, outcome, stats
 from launcher.backend import AUTO, SOFTWARE
 from launcher.door import HAND, Door, Hand, Wishes
 from launcher.events import Events
@@ -391,6 +391,8 @@ class Session:
         for device in self._plan.devices:
             handover = self._wiring.for_device(device, self._wiring.first(device))
             self.hand_over(self._family.named[device.process_name], *handover)
+            if device.model.connects:
+                device.close()  # or nobody would hear of its death
 
     def _late(self) -> None:
         if not self._startup.is_ready:
@@ -544,6 +546,10 @@ class Session:
     def hand_vmm(self, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to the VMM."""
         self._send(self._vmm, payload, descriptors)
+
+    def reconnect(self, device: PlannedDevice) -> None:
+        """Open what ``device`` needs once more; BadInput (supervisor.Machine)."""
+        device.fds.update(model.reconnect(device.kind, device.model.config, device.option))
 
     def compare(
         self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]

@@ -51,6 +51,9 @@ _BY_HAND_DEADLINE = 600.0
 # Seconds that one which is not wanted has to end by itself (arbitrary: to print a line).
 _GRACE = 2.0
 
+# Seconds between two looks for somebody to connect to, who does not listen (arbitrary).
+_LOOK = 0.1
+
 # Seconds that a process has to go, whose place was taken (arbitrary: it does nothing else).
 _QUIT_DEADLINE = 1.0
 
@@ -82,6 +85,9 @@ class Machine(Protocol):
 
     def request(self, message: object, answered: Callable[[object], None] | None = None) -> None:
         """Ask the VMM; ``answered`` gets its reply."""
+
+    def reconnect(self, device: PlannedDevice) -> None:
+        """Open what ``device``, one that connects, needs for a further process; BadInput."""
 
     def compare(
         self, device: PlannedDevice, ours: Offer, theirs: Offer, then: Callable[[str | None], None]
@@ -137,6 +143,11 @@ class _Successor:
     def is_expected(self) -> bool:
         return self.ward.successor is self
 
+    @property
+    def is_compared(self) -> bool:
+        # With who served last. What a process is connected to anew may be something else by now.
+        return self.is_swap or self.device.model.connects
+
     def has_done(self, step: str, at: int | None = None) -> None:
         # Nanoseconds since the step before.
         now = time.monotonic_ns() if at is None else at
@@ -173,6 +184,9 @@ class _Household:
     wards: list[_Ward] = field(default_factory=list)
     dead: Child | None = None
     wanted: tuple[_Ward, Done] | None = None
+    # Whom it is to be connected to does not listen, and somebody has been told; is looked for.
+    is_missed: bool = False
+    is_looked_for: bool = False
     back_off: BackOff = field(default_factory=BackOff)
 
     @property
@@ -301,7 +315,7 @@ class Supervisor:
             self._restart(household, failing=failing)
 
     def _restart(self, household: _Household, *, failing: bool) -> None:
-        if household.is_empty and not self._is_ended:
+        if household.is_empty and not self._is_ended and self._is_connected(household):
             wanted, household.wanted = household.wanted, None
             self._begin(
                 _Successor(
@@ -314,15 +328,45 @@ class Supervisor:
                 for ward in household.wards
             )
 
+    def _is_connected(self, household: _Household) -> bool:
+        # Of what has to be connected anew. Else it is looked for, and told of once: a look costs
+        # nothing, and no process.
+        try:
+            for device in [ward.device for ward in household.wards]:
+                if device.model.connects and not device.fds:
+                    self._machine.reconnect(device)
+        except VibeError as error:
+            self._is_missing(household, str(error))
+            return False
+        household.is_missed = False
+        return True
+
+    def _is_missing(self, household: _Household, why: str) -> None:
+        first = household.wards[0]
+        if household.wanted is not None:
+            (ward, done), household.wanted = household.wanted, None
+            done(self._error(ward.device.name, why))
+        if not household.is_missed:
+            household.is_missed = True
+            self._emit("failed", first.device.name, first.last_number, detail=why)
+        if first.device.on_death is OnDeath.RESTART and not household.is_looked_for:
+            household.is_looked_for = True
+            self._machine.after(_LOOK, lambda: self._look_for(household))
+
+    def _look_for(self, household: _Household) -> None:
+        household.is_looked_for = False
+        self._restart(household, failing=False)
+
     # ── what somebody wants ───────────────────────────────────────────────────────────
 
     def restart(self, name: str, done: Done) -> None:
         """Put a fresh process of the same device in the place of the one that serves. One that
-        serves several is killed for that, and the next one serves them all."""
+        serves several is killed for that, and the next one serves them all; so is one that is
+        connected to somebody who may serve one at a time only."""
         ward = self._wards[name]
         if (why := self.why_busy(name)) is not None:
             done(self._error(name, why))
-        elif ward.child is not None and len(ward.household.wards) == 1:
+        elif ward.child is not None and not self._has_to_go_first(ward):
             self._begin([_Successor(ward, ward.device, done, is_swap=True)])
         else:
             ward.household.wanted = ward, done
@@ -330,6 +374,9 @@ class Supervisor:
                 self._restart(ward.household, failing=False)
             else:
                 ward.child.kill()
+
+    def _has_to_go_first(self, ward: _Ward) -> bool:
+        return len(ward.household.wards) > 1 or ward.device.model.connects
 
     def swap(self, name: str, device: PlannedDevice, done: Done) -> None:
         """Put ``device`` in the place of what serves as ``name``; its descriptors stay the
@@ -394,7 +441,7 @@ class Supervisor:
                 successor.device,
                 successor.number,
                 child.pidfd,
-                waits=successor.is_swap,
+                waits=successor.is_compared,
                 by_hand=successor.by_hand,
             )
             self._machine.hand_vmm(payload, descriptors)
@@ -410,6 +457,8 @@ class Supervisor:
         )
         self._machine.hand_over(successor.child, payload, descriptors)
         successor.generation.close()
+        if successor.device.model.connects:
+            successor.device.close()  # or nobody would hear of its death
 
     def offers(self, event: DeviceOffers) -> None:
         """A device is sealed. In an empty place the VMM attaches it by itself, but for a swap."""
@@ -420,7 +469,7 @@ class Supervisor:
             return
         successor.has_done("start")
         successor.offers = event
-        if not successor.is_swap:
+        if not successor.is_compared:
             return
         if ward.offers is None:
             self._compared(ward, successor, None)
@@ -515,6 +564,8 @@ class Supervisor:
             self._machine.after(_GRACE, child.kill)
         if successor.generation is not None:
             successor.generation.close()
+        if successor.device.model.connects:
+            successor.device.close()  # the next one does not go on with this connection
         if successor.done is not None:
             successor.done(error)
         if not self._is_ended:

@@ -45,7 +45,7 @@ class Swaps:
         asked = Request(option, kind, device_options.parse_settings(option, request.settings))
         self._busy.add(name)
         self._scouts.send(
-            scout.looking(asked, "--impl", before.place),
+            scout.looking(asked, "--impl", before.place(self._plan.backend)),
             partial(self._looked, supervisor, before, asked, done),
         )
 
@@ -62,11 +62,11 @@ class Swaps:
             done(found)
             return
         model, _ = found
-        kind = asked.kind if asked.kind in kinds.KINDS else model.implementation
+        kind = asked.kind if asked.kind in kinds.table() else model.implementation
         after = replace(before, kind=kind, option=asked.option, model=model, fds={})
         host = Host(after.name, self._plan.streams, self._plan.locks)
         self._scouts.send(
-            scout.opening(kind, model.config, after.option, host),
+            scout.opening(kind, model.config, after.option, host, waits=model.connects),
             partial(self._opened, supervisor, before, after, done),
         )
 

@@ -52,8 +52,9 @@ class Wiring:
         self._directory = directory
         self._resources = ExitStack()
         # On a software CPU devices work on rings of their own, behind the guest's memory.
-        self._has_shadows = plan.backend.name == SOFTWARE
-        size = memory_map.file_size(plan.options.memory, shadows=self._has_shadows)
+        self._all_have_shadows = plan.backend.name == SOFTWARE
+        has_shadows = any(map(self._has_shadow, plan.devices))
+        size = memory_map.file_size(plan.options.memory, shadows=has_shadows)
         self._memory = self._own(create_memfd(f"vibevmm-{name}", size))
         self._bounce = {
             device.name: self._own(
@@ -178,8 +179,12 @@ class Wiring:
         if device.is_bounced:
             return (_bounce_region(device),)
         memory = self._plan.options.memory
-        shadows = [memory_map.shadow_region(memory, device.slot)] if self._has_shadows else []
+        has_shadow = self._has_shadow(device)
+        shadows = [memory_map.shadow_region(memory, device.slot)] if has_shadow else []
         return (*memory_map.regions(memory), *shadows)
+
+    def _has_shadow(self, device: PlannedDevice) -> bool:
+        return self._all_have_shadows or device.is_mediated
 
     def close(self) -> None:
         """Close everything; who was handed a duplicate keeps it."""
@@ -206,6 +211,7 @@ class Wiring:
             generation=self._firsts[device.name].number,
             endpoint=self._firsts[device.name].endpoint,
             bounced=device.is_bounced,
+            mediated=device.is_mediated,
         )
 
 

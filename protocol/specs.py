@@ -96,7 +96,8 @@ class DeviceSlot:
     queues on which a chain is to be answered without anything else having to happen. With the
     VMM's spec come, for each device, ``NAME.journal``, ``NAME.pidfd``, ``NAME.kick0`` …
     ``NAME.kickN`` and ``NAME.call``; for one that is ``bounced``, that is, works on copies,
-    ``NAME.bounce``, the memory for them.
+    ``NAME.bounce``, the memory for them. One that is ``mediated`` works on rings of its own on
+    every backend: it keeps no journal.
     """
 
     name: str
@@ -109,6 +110,7 @@ class DeviceSlot:
     generation: int
     endpoint: str
     bounced: bool = False
+    mediated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ class DeviceId(IntEnum):
     CONSOLE = 3
     ENTROPY = 4
     VSOCK = 19
+    FS = 26
     NULL = 0xFFFF
 
 

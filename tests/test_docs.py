@@ -128,6 +128,16 @@ def test_page_of_a_device_names_its_keys_queues_and_system_calls(kind: str) -> N
     assert set(calls[1].split(", ")) == (device.jail.syscalls or {"none"})
 
 
+@pytest.mark.parametrize("kind", kinds.EXTERNAL)
+def test_page_of_a_device_of_others_names_its_keys_and_system_calls(kind: str) -> None:
+    device: type[AnyDevice] = kinds.find(kind)
+    page = text(Path("docs", "devices", f"{kind}.md"))
+
+    assert table(page, "key") == [field.name for field in fields(device.config_type)]
+    calls = ", ".join(sorted(device.jail.syscalls))
+    assert f"| system calls beyond the common set | {calls} |" in page
+
+
 def test_architecture_draws_the_memory_map_as_it_is() -> None:
     lines = code_lines(text(Path("docs", "architecture.md")))
 

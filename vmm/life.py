@@ -152,7 +152,7 @@ class Life:
         line = Line(self.vm, slot.gsi)
         backend: Seat | MediatedDevice = seat
         wires: Wires
-        if slot.bounced or not self._capabilities.coherent:
+        if slot.bounced or slot.mediated or not self._capabilities.coherent:
             backend, wires = self._mediate(seat, line, rings)
         else:
             wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues))

@@ -82,7 +82,7 @@ class Machine:
         if seat.slot.bounced:
             region = memory_map.bounce_region(len(seat.slot.queues))
             rings = GuestMemory(self._fds[f"{seat.name}.bounce"], (region,))
-        elif not self._hypervisor.capabilities.coherent:
+        elif seat.slot.mediated or not self._hypervisor.capabilities.coherent:
             shadow = memory_map.shadow_region(self._spec.memory_size, seat.slot.slot)
             rings = GuestMemory(self._fds["memory"], (shadow,))
         gpa = memory_map.slot_address(seat.slot.slot)

@@ -38,6 +38,11 @@ class Wires(Protocol):
         ``call`` has been rung for before arrives."""
         ...
 
+    def halt(self) -> None:
+        """Give whoever sits there nothing new until somebody is connected again, so that it comes
+        to an end; where what it has in flight stands in its journal, it need not."""
+        ...
+
 
 class Seat:
     """The place of the device in ``slot`` (transport.mmio.Backend). ``journal`` is its own.
@@ -166,6 +171,8 @@ class Seat:
             old, state = self.remote, b""
             if old is not None:
                 self.empty_since = time.monotonic()
+                if self._wires is not None:
+                    self._wires.halt()
                 try:
                     state = old.quiesce()
                 except DeviceGone as error:

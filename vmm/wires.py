@@ -38,6 +38,9 @@ class DirectWires:
             # For what the one before published and did not live to tell.
             doorbell.ring(bells["call"])
 
+    def halt(self) -> None:
+        """Nothing: who sits there leaves what is in flight in its journal (vmm.seat.Wires)."""
+
 
 class PumpedWires:
     """Between device and guest: ``pump``, whose doorbells are KVM's for good."""
@@ -51,6 +54,10 @@ class PumpedWires:
     def connect(self, bells: Mapping[str, int]) -> None:
         """Lead ``bells`` to the guest (vmm.seat.Wires)."""
         self._pump.connect(bells)
+
+    def halt(self) -> None:
+        """Move no chains (vmm.seat.Wires)."""
+        self._pump.halt()
 
 
 class MediatedWires:
@@ -68,7 +75,11 @@ class MediatedWires:
         old, self._call = self._call, bells["call"]
         if old is not None:
             self._vm.forget(old)
-        self._device.bells = bells
+        self._device.connect(bells)
         self._vm.watch(bells["call"], self._device.complete)
         if old is not None:
             doorbell.ring(bells["call"])
+
+    def halt(self) -> None:
+        """Move no chains (vmm.seat.Wires)."""
+        self._device.halt()

@@ -150,7 +150,12 @@ class Device(Generic[C]):
     """
 
     device_id: ClassVar[DeviceId]
+    label: ClassVar[str] = ""
+    """What devices of it are called, before their number; empty: as their kind."""
     jail: ClassVar[Jail] = Jail()
+    connects: ClassVar[bool] = False
+    """Its descriptors are one process's: they lead to a program that does the work, and the next
+    process has to be connected anew (:meth:`reconnect`)."""
     lanes: ClassVar[Build | None] = None
     """The build of C that serves queues of it (:meth:`lane`); None: Python serves them all."""
     config_type: ClassVar[type]
@@ -162,6 +167,8 @@ class Device(Generic[C]):
         cls.lanes = cls.__dict__.get("lanes")
         for base in cls.__dict__.get("__orig_bases__", ()):
             (cls.config_type,) = typing.get_args(base)
+        if isinstance(getattr(cls, "config_type", None), TypeVar):
+            return  # a base of several, none of which it is
         if not is_dataclass(cls.config_type):
             raise TypeError(f"{cls.__name__}: Device[…] wants a dataclass of options")
         found = [
@@ -181,6 +188,24 @@ class Device(Generic[C]):
         be had; its ``where`` is the key at fault (``path``), before which the option is put.
         """
         return {}
+
+    @classmethod
+    def reconnect(cls, config: C) -> dict[str, int]:
+        """The same for a further process, of one that ``connects``. Runs in the launcher, which
+        does nothing else meanwhile: so it waits for nobody, and says of nobody that it is there."""
+        return {}
+
+    @classmethod
+    def fitting(cls, config: C) -> type[Device[C]]:
+        """The class of a device with that ``config``, where its type depends on it; otherwise this
+        one."""
+        return cls
+
+    @classmethod
+    def journals(cls, config: C) -> bool:
+        """Whether one with ``config`` keeps a journal of what is in flight. For one that does not,
+        mediators do."""
+        return True
 
     @classmethod
     def virtqueues(cls, config: C) -> tuple[QueueDeclaration, ...]:

@@ -24,6 +24,7 @@ import zmq
 from devices import kinds
 from devices.runtime import vhost_user
 from devices.runtime.device import AnyDevice, QueueDeclaration
+from devices.runtime.front_end import FrontEnd
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
 from devices.runtime.session import Session
@@ -132,13 +133,13 @@ class Member:
         handed: Mapping[str, int],
         config: object = None,
     ) -> None:
-        self.spec = spec
-        self.kind = kind
-        self.handed = handed
         self._config: Any = config
         if config is None:
             self._config = codec.from_plain(kind.config_type, codec.unpack(spec.config))
-        _check_names(spec, kind.virtqueues(self._config), handed)
+        self.spec = spec
+        self.kind = kind.fitting(self._config)
+        self.handed = handed
+        _check_names(spec, self.kind.virtqueues(self._config), handed)
 
     @property
     def is_traced(self) -> bool:
@@ -158,7 +159,8 @@ class Member:
     def greet(self, context: zmq.Context[zmq.Socket[bytes]], loop: Loop) -> Session:
         """Come to be the device, to be served by ``loop``, and say hello to the VMM."""
         injector = _injector(self.handed["faults"]) if "faults" in self.handed else None
-        worker = Worker(
+        made = FrontEnd if self.kind.connects else Worker
+        worker = made(
             self.kind,
             self._config,
             self.handed,

@@ -55,7 +55,7 @@ class Session:
             kind,
             int(device.device_id),
             self._worker.features,
-            tuple(queue.declaration.size for queue in self._worker.queues),
+            self._worker.queue_sizes,
             self._config_space(),
         )
         self._channel.send(hello)

@@ -417,15 +417,22 @@ class BackEnd:
         self._share(vhost_user.pack(message.request, padded, is_reply=True))
 
     def _set_inflight_fd(self, message: Message) -> None:
-        told, size = Inflight.unpack(message.payload), journal.size_of(self._sizes)
-        if (told.mmap_offset, told.mmap_size) != (PAGE_SIZE, size - PAGE_SIZE):
+        # One that we have made has room for our largest rings; one of a front-end's own, which is
+        # laid out alike, for those that it has in mind.
+        told = Inflight.unpack(message.payload)
+        known = [tuple(self._sizes)]
+        if told.num_queues == len(self._rings) and 0 < told.queue_size <= LARGEST_QUEUE:
+            known.append((told.queue_size,) * told.num_queues)
+        where = told.mmap_offset, told.mmap_offset + told.mmap_size
+        fits = [sizes for sizes in known if where == (PAGE_SIZE, journal.size_of(sizes))]
+        if not fits:
             raise ProtocolError("the in-flight region is none of ours")
         fd = message.take()
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise ProtocolError("the in-flight region is not in a file")
             self._halt()
-            self._worker.journal = journal.Journal(fd, self._sizes)
+            self._worker.journal = journal.Journal(fd, fits[0])
         finally:
             os.close(fd)
         self._update()

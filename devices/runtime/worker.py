@@ -58,6 +58,17 @@ class Worker:
         self._features = 0
         self._running = False
         self.device = kind(config, fds, self)
+        self.queues = self._make_queues(fds, trace, injector, failing=failing)
+
+    def _make_queues(
+        self,
+        fds: Mapping[str, int],
+        trace: Trace | None,
+        injector: Injector | None,
+        *,
+        failing: bool,
+    ) -> list[Queue]:
+        kind, made = type(self.device), list[Queue]()
         plain = Queue if injector is None else injector.queue_type
         traced = TracedQueue if injector is None else injector.traced_queue_type
         lanes = kind.lanes
@@ -65,37 +76,42 @@ class Worker:
             lanes = None
         elif lanes is not None and injector is not None:
             lanes = injector.lanes
-        self.queues: list[Queue] = []
-        for declaration in kind.virtqueues(config):
+        for declaration in kind.virtqueues(self.device.config):
             arguments = (
                 declaration,
                 (fds.get(f"kick{declaration.index}", -1), fds.get("call", -1)),
                 self._handler(declaration, failing=failing),
-                loop,
+                self._loop,
                 self._ring_broken,
                 partial(self.device.published, declaration.index),
             )
             lane = None if lanes is None else self.device.lane(declaration.index, lanes)
             limit = self.device.limit(declaration.index)
             if lane is None:
-                self.queues.append((plain if trace is None else traced)(*arguments))
-            elif self.queues and limit is None:
-                self.queues.append(lane.build.threaded(lane, *arguments))
+                made.append((plain if trace is None else traced)(*arguments))
+            elif made and limit is None:
+                made.append(lane.build.threaded(lane, *arguments))
             else:
                 # The first is the loop's own; and what is limited is in no hurry.
-                self.queues.append(lane.build.queue(lane, *arguments))
-            self.queues[-1].limit = limit
-        for queue in self.queues:
+                made.append(lane.build.queue(lane, *arguments))
+            made[-1].limit = limit
+        for queue in made:
             if isinstance(queue, TracedQueue) and trace is not None:
                 queue.trace = trace
             if injector is not None:
                 injector.join(queue, partial(self.device.fail, queue.declaration.index))
+        return made
 
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:
             return partial(self.device.fail, declaration.index)
         handler: Handler = getattr(self.device, declaration.handler)
         return handler
+
+    @property
+    def queue_sizes(self) -> tuple[int, ...]:
+        """The most entries of each queue."""
+        return tuple(queue.size for queue in type(self.device).virtqueues(self.device.config))
 
     @property
     def features(self) -> int:

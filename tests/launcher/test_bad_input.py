@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, run
+from protocol.vhost_user import Request
 from tests.support import boot_files, ordinary_user
+from tests.support.daemons import Puppet
 
 Run = Callable[..., str]
 
@@ -467,3 +469,46 @@ def test_log_level_of_a_process_that_there_will_not_be(
     line = refused(*guest, "--device", "rng", "--log", "rgn0=4")
 
     assert line == "--log: no process is called 'rgn0'; did you mean 'rng0'?"
+
+
+# Devices of others.
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        ("type=blk,socket=/nowhere", "--device: socket: /nowhere: No such file or directory"),
+        ("type=blk,socket=/", "--device: socket: /: is no socket"),
+        ("type=tape,socket=/", "--device: type: 'tape' is not one of blk, console, fs, net, rng"),
+        ("type=blk", "--device: vhost-user needs socket=…"),
+        ("type=fs,socket=/", "--device: tag: '' is not 1 to 36 bytes"),
+        ("type=blk,socket=/,iops=9", "--device: vhost-user has no key 'iops'"),
+        (
+            "type=blk,socket=/,on-death=fail-io",
+            "--device: on-death: fail-io: what answers requests is another program",
+        ),
+        (
+            "type=blk,socket=/,process=one",
+            "--device: process: vhost-user has a process of its own: it ends with its back-end",
+        ),
+    ],
+)
+def test_another_programs_device(
+    refused: Run, guest: tuple[str, ...], device: str, line: str
+) -> None:
+    assert refused(*guest, "--device", f"vhost-user,{device}").startswith(line)
+
+
+def test_another_programs_device_that_is_none(
+    refused: Run, guest: tuple[str, ...], tmp_path: Path
+) -> None:
+    with Puppet(tmp_path / "socket", {Request.GET_CONFIG: lambda _: b""}):
+        line = refused(*guest, "--device", "vhost-user,type=blk,socket=socket")
+
+    assert line == "--device: socket: socket: GET_CONFIG of 60 bytes: 0 in reply"
+
+
+def test_another_programs_device_by_hand(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["device", "run", "vhost-user", "--attach", "m/blk0"]) == 2
+    said = "vibevmm: device run: vhost-user is another program's device: name it to a run\n"
+    assert capfd.readouterr().err == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from launcher.plan import PlannedDevice
 from launcher.policy import OnDeath
 from launcher.supervisor import Served, Supervisor
 from launcher.wiring import Wiring
-from protocol.errors import HostError, VibeError
+from protocol.errors import BadInput, HostError, VibeError
 from protocol.messages import (
     DeviceAttached,
     DeviceBound,
@@ -125,6 +126,7 @@ class Machine:
     timers: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     requests: list[tuple[object, Callable[[object], None]]] = field(default_factory=list)
     is_slow: bool = False  # to compare
+    nobody_listens: bool = False
     compared: list[Callable[[], None]] = field(default_factory=list)
 
     def hand_over(self, child: FakeChild, payload: bytes, descriptors: object) -> None:
@@ -145,6 +147,11 @@ class Machine:
         )
         if not self.is_slow:
             self.compared.pop()()
+
+    def reconnect(self, device: PlannedDevice) -> None:
+        if self.nobody_listens:
+            raise BadInput("--device: socket", "nobody listens there")
+        device.fds["back-end"] = os.open("/dev/null", os.O_RDONLY)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         self.timers.append((seconds, callback))
@@ -751,3 +758,110 @@ def test_none_of_several_devices_is_replaced_by_hand() -> None:
     assert hand.told == [
         Notice(False, "it shares process both with rng1; restart takes them all", 3)
     ]
+
+
+# Devices that are another program's.
+
+
+@pytest.fixture
+def external() -> World:
+    """A device that connects."""
+    world = World()
+    ward = world.supervisor._wards["rng0"]
+    ward.device = replace(world.device, model=replace(LOOK, connects=True))
+    return world
+
+
+def test_one_that_connects_is_connected_anew_compared_and_its_connection_given_away(
+    external: World,
+) -> None:
+    external.die(external.child)
+    device = external.supervisor.device("rng0")
+    fd = device.fds["back-end"]
+    external.bound(2)
+
+    assert external.wiring.waits == [True]
+    assert device.fds == {}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    external.offers(2)
+    assert [type(request).__name__ for request, _ in external.machine.requests] == ["Switch"]
+    external.attached(2)
+    assert external.machine.events[-2:] == ["rng0 2 recovered", "resume for rng0"]
+
+
+def test_what_comes_back_and_is_something_else_is_tried_again(external: World) -> None:
+    external.die(external.child)
+    external.bound(2)
+    external.offers(2, b"another disk")
+
+    assert external.machine.requests == []
+    assert "rng0 2 failed" in external.machine.events
+    assert external.spares.given[0].is_killed
+
+
+def test_somebody_who_does_not_listen_is_looked_for_and_told_of_once(external: World) -> None:
+    external.machine.nobody_listens = True
+    external.die(external.child)
+    for _ in range(3):
+        (look,) = [callback for seconds, callback in external.machine.timers if seconds == 0.1]
+        external.machine.timers.clear()
+        look()
+    assert external.spares.given == []
+    assert [event for event in external.machine.events if "failed" in event] == ["rng0 1 failed"]
+
+    external.machine.nobody_listens = False
+    external.machine.timers.pop()[1]()
+    external.serve(2)
+    assert "rng0 2 recovered" in external.machine.events
+    # The next time it is news again.
+    external.machine.nobody_listens = True
+    external.die(external.spares.given[-1])
+    external.machine.timers[-1][1]()  # it died young
+    assert external.machine.events[-1] == "rng0 2 failed"
+
+
+def test_who_wants_a_restart_is_told_that_nobody_listens(external: World) -> None:
+    external.machine.nobody_listens = True
+    external.supervisor.restart("rng0", external.answers.append)
+    external.die(external.child)
+
+    (answer,) = external.answers
+    assert str(answer) == "m/rng0: --device: socket: nobody listens there"
+
+
+@pytest.mark.parametrize("on_death", [OnDeath.PAUSE_VM, OnDeath.STOP_VM])
+def test_under_another_policy_nobody_is_looked_for(external: World, on_death: OnDeath) -> None:
+    ward = external.supervisor._wards["rng0"]
+    ward.device = replace(ward.device, on_death=on_death)
+    external.machine.nobody_listens = True
+    external.die(external.child)
+    external.supervisor.restart("rng0", external.answers.append)
+
+    assert external.machine.timers == []
+    assert len(external.answers) == 1
+
+
+def test_a_connection_is_not_gone_on_with_by_another_process(external: World) -> None:
+    external.die(external.child)
+    assert external.supervisor.device("rng0").fds
+    external.die(external.spares.given[0])
+    assert external.supervisor.device("rng0").fds == {}
+
+
+def test_one_by_hand_in_its_place_is_connected_to_nobody(external: World) -> None:
+    external.machine.nobody_listens = True
+
+    hand = external.volunteer(2)
+
+    assert hand.told == [Notice(True)]
+
+
+def test_a_restart_hangs_up_first_for_it_may_be_served_alone(external: World) -> None:
+    external.supervisor.restart("rng0", external.answers.append)
+    assert external.child.is_killed
+    assert external.spares.given == []
+
+    external.die(external.child)
+    external.serve(2)
+    assert [answer.generation for answer in external.answers if isinstance(answer, Served)] == [2]

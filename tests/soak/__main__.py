@@ -1,9 +1,9 @@
 """``make soak``: devices killed, stopped and replaced under load, and the guest notices nothing.
 
 Without arguments, the full form, in the jail and at bounce: the bare guest on each hypervisor that
-is here, at random moments and at each point by name, then Linux on the processor in software. A run
-that failed prints the command that repeats it: the same steps, as far apart. What a processor does
-between two of them nobody repeats.
+is here, at random moments and at each point by name, then with a disk of qemu-storage-daemon, which
+is killed, too, then Linux on the processor in software. A run that failed prints the command that
+repeats it: the same steps, as far apart. What a processor does between two of them nobody repeats.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from pathlib import Path
 from protocol.specs import LEVELS, Level
 from tests.soak import report, schedule
 from tests.soak.bare import Bare
+from tests.soak.external import External
 from tests.soak.harness import Guest, run
 from tests.soak.linux import Linux
 from tests.support.bare import usable_kvm
+from tests.support.daemons import STORAGE_DAEMON, lacks
 
 ROOT = Path(__file__).parents[2]
 DEVICES = ("blk0", "rng0", "console0")
@@ -33,9 +35,10 @@ DEVICES = ("blk0", "rng0", "console0")
 # swaps): about as soon as a device has come back another one is gone.
 COUNTS: dict[str, dict[schedule.Action, int]] = {
     "bare": {"kill": 1000, "swap": 300, "hang": 50, "restart": 50},
+    "external": {"kill": 100, "swap": 0, "hang": 5, "restart": 20},
     "linux": {"kill": 50, "swap": 20, "hang": 5, "restart": 5},
 }
-BETWEEN = {"bare": 0.06, "linux": 0.4}
+BETWEEN = {"bare": 0.06, "external": 0.3, "linux": 0.4}
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def _soaks(options: argparse.Namespace) -> list[Soak]:
             continue
         given = {action: getattr(options, f"{action}s") for action in usual}
         counts = usual | {action: n for action, n in given.items() if n is not None}
+        if guest == "external" and lacks(STORAGE_DAEMON):
+            continue
         steps = schedule.draw(options.seed, counts, DEVICES, options.between or BETWEEN[guest])
         levels: Sequence[Level] = [options.isolation] if options.isolation else ["jail", "bounce"]
         for hypervisor, isolation in product(_hypervisors(guest, options), levels):
@@ -149,6 +154,8 @@ def _carry_out(soak: Soak, options: argparse.Namespace) -> bool:
 def _guest(soak: Soak, options: argparse.Namespace) -> Guest:
     if soak.guest == "bare":
         return Bare(options.seed, soak.hypervisor, isolation=soak.isolation)
+    if soak.guest == "external":
+        return External(options.seed, soak.hypervisor, isolation=soak.isolation)
     # fio ends by itself: some time after the last step, which a slow machine is late with.
     last = max((step.at for step in soak.steps), default=0)
     return Linux(soak.hypervisor, options.fio, int(2 * last) + 10, soak.isolation)

@@ -43,6 +43,7 @@ class Bare:
     in the place of the devices of that name, all of which are held by ``isolation``."""
 
     devices = ("blk0", "rng0", "console0")
+    expected = ""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ _LOOK = 0.002
 
 # How processes end, and successors do not come so far, if we, or the VMM on account of what we did,
 # had a hand in it. What else they die of is theirs. 137 is a kill by injection, in a namespace.
-_OURS = re.compile(
+_OURS = (
     "SIGKILL|status 137|answer|no progress|in time|not ready|no successor|ended|gone|"
     "does not read|ends"
 )
@@ -103,6 +103,9 @@ class Guest(Protocol):
 
     devices: Sequence[str]
     """Those that steps are drawn for."""
+    expected: str
+    """A pattern of what processes end by on the guest's own account, or never come to; empty: of
+    nothing."""
 
     def options(self, folder: Path) -> dict[str, Any]:
         """Of launcher.api.VM, all but name, hang_after and the log. ``folder`` is the run's."""
@@ -177,7 +180,7 @@ def run(guest: Guest, steps: Sequence[Step], folder: Path, **options: Any) -> Ou
 
 def _drive(guest: Guest, vm: VM, launcher: int, steps: Sequence[Step], outcome: Outcome) -> None:
     processes = _Processes(launcher)
-    watcher = _Watcher(vm, guest.devices, outcome)
+    watcher = _Watcher(vm, guest.devices, outcome, guest.expected)
     guest.begin(vm)
     held = processes.descriptors()
     operator = _Operator(vm.name, watcher, outcome)
@@ -294,8 +297,11 @@ def _state(pid: int) -> str:
 class _Watcher(threading.Thread):
     # Follows the machine's events.
 
-    def __init__(self, vm: VM, devices: Sequence[str], outcome: Outcome) -> None:
+    def __init__(
+        self, vm: VM, devices: Sequence[str], outcome: Outcome, expected: str = ""
+    ) -> None:
         super().__init__(daemon=True)
+        self._ours = re.compile(f"{_OURS}|{expected}") if expected else re.compile(_OURS)
         self._events = vm.events()
         self._outcome = outcome
         self._change = threading.Condition()
@@ -318,7 +324,7 @@ class _Watcher(threading.Thread):
         self._outcome.seen[event.kind] += 1
         if event.kind in ("died", "failed"):
             self._told[event.pid] += 1
-        if event.kind in ("died", "failed") and not _OURS.search(event.detail):
+        if event.kind in ("died", "failed") and not self._ours.search(event.detail):
             self._outcome.problems.append(f"{event.device} {event.kind}: {event.detail}")
         if event.device not in self._serves:
             return

@@ -30,6 +30,7 @@ class Linux:
     blocks are that's for ``seconds``, which must be more than the steps take."""
 
     devices = ("blk0", "rng0", "console0")
+    expected = ""
 
     def __init__(
         self,

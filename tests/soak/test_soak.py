@@ -15,8 +15,10 @@ from protocol.control import Event, EventKind
 from tests.soak import harness, report, schedule
 from tests.soak.__main__ import main
 from tests.soak.bare import EVENT_IDX, INDIRECT_DESC, Bare, sector_content, wrong_sectors
+from tests.soak.external import External
 from tests.soak.harness import Outcome, run
 from tests.support.bare import require_backend
+from tests.support.daemons import STORAGE_DAEMON, lacks
 from tests.support.leaks import none_left
 
 SEED = 5
@@ -53,6 +55,23 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
     assert all(outcome.verdict.requests.values())
     assert outcome.seen["recovered"]
     assert outcome.seen["swapped"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(lacks(STORAGE_DAEMON)), reason=lacks(STORAGE_DAEMON))
+def test_a_disk_is_another_program_s_that_dies_and_the_guest_notices_nothing(
+    tmp_path: Path,
+) -> None:
+    require_backend("software")
+    guest = External(SEED, "software")
+    steps = schedule.draw(SEED, {"kill": 6, "restart": 2}, guest.devices, between=0.3)
+
+    with none_left():
+        outcome = run(guest, steps, tmp_path)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert guest.kills
+    assert outcome.seen["recovered"] > guest.kills / 2
 
 
 @pytest.mark.slow

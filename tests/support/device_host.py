@@ -112,6 +112,7 @@ class DeviceHost:
         self.kind = kind
         self.type = find_kind(kind, register)
         self.config = self.type.config_type() if config is None else config
+        self.type = self.type.fitting(self.config)
         self.host = host or FakeHost()
         self.given = self.type.open(self.config, self.host)
         self.hello: Hello | None = None
@@ -179,6 +180,9 @@ class DeviceHost:
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
         self.handed = set(handed)
+        if self.type.connects:
+            fds.close_all(self.given.values())
+            self.given = {}
 
     def greet(self) -> None:
         """Hello, Welcome, Sealed."""

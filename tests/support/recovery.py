@@ -96,17 +96,23 @@ def victim(
     *options: str,
     on_death: str = "restart",
     before: Sequence[str] = (),
+    external: str = "",
     queues: int = 1,
 ) -> Iterator[Victim]:
-    """A machine that runs ``image``, with a disk of so many ``queues``, a console and entropy;
-    killed at the block's end if it still runs. ``before`` are the words of a command that runs
-    it."""
+    """A machine that runs ``image``, with a disk of so many ``queues``, which is an ``external``
+    device maybe, a console and entropy; killed at the block's end if it still runs. ``before`` are
+    the words of a command that runs it."""
     disk = folder / "disk.img"
-    disk.write_bytes(bytes(8 << 20))
-    disk.chmod(0o666)  # whoever runs it
+    if not external:
+        disk.write_bytes(bytes(8 << 20))
+        disk.chmod(0o666)  # whoever runs it
     log = folder / "log"
     devices = (
-        *("--disk", f"{disk},on-death={on_death},queues={queues}"),
+        *(
+            ("--device", external)
+            if external
+            else ("--disk", f"{disk},on-death={on_death},queues={queues}")
+        ),
         *("--console", "terminal"),
         *("--device", "rng"),
     )

@@ -96,9 +96,13 @@ class FakeWires:
 
     def __init__(self) -> None:
         self.connected: list[Mapping[str, int]] = []
+        self.halted = 0
 
     def connect(self, bells: Mapping[str, int]) -> None:
         self.connected.append(bells)
+
+    def halt(self) -> None:
+        self.halted += 1
 
 
 class Place:

@@ -364,6 +364,16 @@ def test_old_one_that_dies_when_it_is_to_go_on_leaves_the_place_empty(here: Plac
     assert here.broken == []
 
 
+def test_nothing_new_comes_to_one_that_is_to_be_quiet(here: Place) -> None:
+    old = here.sit(FakeRemote())
+    halted: list[int] = []
+    quiesce = old.quiesce
+    old.quiesce = lambda: (halted.append(here.wires.halted), quiesce())[1]  # type: ignore[method-assign]
+
+    assert switch(here, FakeRemote()) is None
+    assert halted == [1]
+
+
 def test_switch_into_a_place_that_has_become_empty(here: Place) -> None:
     lose(here, here.sit(FakeRemote()))
     new = FakeRemote()

@@ -51,6 +51,9 @@ class FakeWires:
     def connect(self, bells: Mapping[str, int]) -> None:
         self.led.append(bells)
 
+    def halt(self) -> None:
+        pass
+
 
 @pytest.fixture
 def seat() -> Iterator[Seat]:

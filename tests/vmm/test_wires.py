@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -75,13 +75,14 @@ def test_direct_wires_move_to_the_next_process(bells: list[dict[str, int]]) -> N
 
 def test_mediated_wires_move_to_the_next_process(bells: list[dict[str, int]]) -> None:
     vm = FakeVm()
-    device = SimpleNamespace(bells={}, complete=lambda: None, kick=lambda queue: None)
+    led: list[Mapping[str, int]] = []
+    device = SimpleNamespace(connect=led.append, complete=lambda: None, kick=lambda queue: None)
     wires = MediatedWires(cast(Any, vm), GPA, cast(Any, device), 2)
 
     for each in bells:
         wires.connect(each)
         assert list(vm.watched) == [each["call"]]
-        assert device.bells is each
+        assert led[-1] is each
 
     assert vm.writes == [(GPA + Mmio.QUEUE_NOTIFY, 4, 0), (GPA + Mmio.QUEUE_NOTIFY, 4, 1)]
     assert doorbell.drain(bells[1]["call"]) == 1

@@ -239,7 +239,8 @@ class Mediator:
 
     def restore(self) -> None:
         """Write all that the device is told once more, for a successor: the one before is dead, or
-        quiet, and may have left anything there."""
+        quiet, and may have left anything there. What it has to do stands in the avail ring from
+        used.idx on. What the one before used is published by the next :meth:`complete`."""
         lib.mediator_restore(self._alive())
 
     @property

@@ -11,6 +11,7 @@ not to run meanwhile, or on one of the device's own (vmm.mediation.pump)::
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -52,36 +53,59 @@ class Runner(Protocol):
 class OnVcpu:
     """Calls them on the thread that runs the guest, which calls :meth:`kick` and :meth:`complete`.
 
-    ``bells`` are the doorbells of whoever is the device now, ``kick0`` … and ``call``;
     ``interrupt`` raises the guest's line, ``broken`` hears who broke a ring (MediatedDevice).
     """
 
     def __init__(self, interrupt: Callable[[], None], broken: Callable[[VibeError], None]) -> None:
-        self.bells: Mapping[str, int] = {}
+        self._bells: Mapping[str, int] = {}
         self._interrupt = interrupt
         self._broken = broken
         self._mediators: Mapping[int, Mediator] = {}
+        # Of the vCPU's thread, and of that which brings another device.
+        self._turn = threading.RLock()
+        self._is_halted = self._missed = False
 
     def serve(self, mediators: Mapping[int, Mediator]) -> None:
         """Call these (Runner.serve)."""
-        self._mediators = dict(mediators)
-        for index in self._mediators:
-            self.kick(index)
+        with self._turn:
+            self._is_halted, self._mediators = False, dict(mediators)
+            for index in self._mediators:
+                self.kick(index)
 
     def close(self) -> None:
         """Call none any more."""
         self._mediators = {}
 
+    def halt(self) -> None:
+        """Move nothing until the next :meth:`connect` or :meth:`serve`."""
+        with self._turn:
+            self._is_halted = True
+
+    def connect(self, bells: Mapping[str, int]) -> None:
+        """The device is who holds these doorbells, ``kick0`` … and ``call``, and has not begun.
+        What came before is looked at by the next :meth:`complete`."""
+        with self._turn:
+            for mediator in self._mediators.values():
+                mediator.restore()
+            self._bells, self._is_halted, self._missed = bells, False, True
+
     def kick(self, index: int) -> None:
         """The guest has rung for queue ``index``."""
-        if mediator := self._mediators.get(index):
-            self._move(index, mediator.kick)
+        with self._turn:
+            if not self._is_halted and (mediator := self._mediators.get(index)):
+                self._move(index, mediator.kick)
 
     def complete(self) -> None:
         """The device has rung; between two blocks of the guest's code."""
-        doorbell.drain(self.bells["call"])
-        for index, mediator in self._mediators.items():
-            self._move(index, mediator.complete)
+        with self._turn:
+            if self._is_halted:
+                return
+            doorbell.drain(self._bells["call"])
+            for index, mediator in self._mediators.items():
+                self._move(index, mediator.complete)
+                if self._missed:
+                    self._move(index, mediator.kick)
+            self._missed = False
 
     def _move(self, index: int, step: Callable[[], tuple[bool, bool]]) -> None:
         try:
@@ -94,7 +118,7 @@ class OnVcpu:
             self._broken(error)
             return
         if ring_device:
-            doorbell.ring(self.bells[f"kick{index}"])
+            doorbell.ring(self._bells[f"kick{index}"])
         if interrupt_guest:
             self._interrupt()
 

@@ -1,5 +1,6 @@
 /* The mediator of one virtqueue; the contract is in mediator.h. */
 
+#define _GNU_SOURCE /* qsort_r */
 #include "mediator.h"
 
 #include "arena.h"
@@ -23,9 +24,10 @@ struct slot {
 struct loan {
     uint32_t readable_size; /* bytes */
     uint32_t writable_size;
-    uint16_t length; /* slots */
+    uint64_t order;         /* in which it was lent */
+    uint16_t length;        /* slots */
     uint16_t guest_head;
-    bool returned; /* used by the device, in the batch that is being taken */
+    bool returned; /* used by the device, and not settled yet */
 };
 
 /* Progress: a chain has at most as many descriptors as the guest's queue, and the shadow is no
@@ -49,13 +51,15 @@ struct mediator {
     /* What we know of it. */
     uint16_t avail_idx; /* ahead of the one in shared memory until publish() */
     uint16_t used_idx;  /* up to where used was taken */
-    uint32_t lent;      /* chains that the device has */
+    uint32_t lent;      /* chains that the device has: as many as avail_idx is ahead of used_idx */
+    uint64_t lent_ever;
     uint16_t free_first;
     uint32_t free_count;
-    uint16_t *heads;              /* the avail ring once more */
+    uint16_t *heads;              /* room for restore() to sort chains */
     struct slot *slots;           /* one a descriptor */
     struct loan *loans;           /* one a descriptor */
-    struct ring_completion *done; /* as many: a batch cannot be larger */
+    uint32_t taken;               /* of these, used by the device, and not settled yet: */
+    struct ring_completion *done; /* as many: there cannot be more */
     uint64_t too_large;           /* chains that no arena of this size would hold */
     enum mediator_error broken;
 
@@ -208,14 +212,13 @@ static void lend(struct mediator *m)
     }
     m->free_first = index;
     m->free_count -= length;
-    m->loans[head] = (struct loan){chain->readable_size, chain->writable_size, (uint16_t)length,
-                                   chain->head, false};
+    m->loans[head] = (struct loan){chain->readable_size, chain->writable_size, m->lent_ever++,
+                                   (uint16_t)length, chain->head, false};
     m->lent++;
     show(m, head);
     /* Plain, as above. In range by the mask; the entry is free, for the device has fewer chains
      * than there are descriptors, which is the size of this ring. */
-    uint16_t at = m->avail_idx++ & (m->size - 1);
-    m->avail->ring[at] = m->heads[at] = head;
+    m->avail->ring[m->avail_idx++ & (m->size - 1)] = head;
 }
 
 /* The driver made a mistake: the device is spared it, and the answer is as it would give it. */
@@ -307,21 +310,21 @@ static enum mediator_error take_element(struct mediator *m, uint16_t at,
     return MEDIATOR_OK;
 }
 
-/* How many chains came back, all checked; on a fault some may be marked as returned, which
- * nobody looks at any more. */
-static uint32_t take_used(struct mediator *m)
+/* Note which chains came back, all checked; on a fault some may be marked as returned, which
+ * nobody looks at any more, and nothing that was taken before is settled either. */
+static void take_used(struct mediator *m)
 {
     /* Acquire: elements, and the data in the buffers, were written before this index. */
     uint16_t count = __atomic_load_n(&m->used->idx, __ATOMIC_ACQUIRE) - m->used_idx;
     if (count > m->lent)
         m->broken = MEDIATOR_USED_JUMP;
     for (uint16_t i = 0; i < count && !m->broken; i++)
-        m->broken = take_element(m, m->used_idx + i, &m->done[i]);
+        m->broken = take_element(m, m->used_idx + i, &m->done[m->taken + i]);
     if (m->broken)
-        return 0;
+        return;
     m->used_idx += count;
     m->lent -= count;
-    return count;
+    m->taken += count;
 }
 
 /* Returns the guest's name of the chain. */
@@ -341,8 +344,11 @@ static uint16_t settle(struct mediator *m, uint16_t head, uint32_t written)
 struct mediator_outcome mediator_complete(struct mediator *m)
 {
     struct mediator_outcome outcome = {0};
-    uint32_t count = m->broken ? 0 : take_used(m);
+    if (!m->broken)
+        take_used(m);
     outcome.device = m->broken;
+    uint32_t count = m->broken ? 0 : m->taken;
+    m->taken = 0;
     for (uint32_t i = 0; i < count; i++)
         m->done[i].head = settle(m, (uint16_t)m->done[i].head, m->done[i].written);
     /* Cannot fail: each head was popped, is named once, and has room for what was written. */
@@ -450,12 +456,32 @@ void mediator_free(struct mediator *m)
         discard(m);
 }
 
+static int by_order(const void *one, const void *other, void *mediator)
+{
+    const struct loan *loans = ((const struct mediator *)mediator)->loans;
+    uint64_t a = loans[*(const uint16_t *)one].order, b = loans[*(const uint16_t *)other].order;
+    return (a > b) - (a < b);
+}
+
+/* What a device has popped it has popped in the order of the ring: so what a journal says is in
+ * flight comes first here, too, and a successor that goes by it finds what is behind where it
+ * stood. One that keeps none finds all of it. */
 void mediator_restore(struct mediator *m)
 {
-    for (uint32_t head = 0; head < m->size; head++)
-        if (m->loans[head].length)
-            show(m, (uint16_t)head);
-    memcpy(m->avail->ring, m->heads, m->size * sizeof(*m->heads));
+    uint32_t count = 0;
+    if (!m->broken)
+        take_used(m);
+    if (m->broken)
+        return;
+    for (uint32_t head = 0; head < m->size; head++) {
+        if (!m->loans[head].length || m->loans[head].returned)
+            continue;
+        show(m, (uint16_t)head);
+        m->heads[count++] = (uint16_t)head;
+    }
+    qsort_r(m->heads, count, sizeof(*m->heads), by_order, m);
+    for (uint32_t i = 0; i < count; i++)
+        m->avail->ring[(m->used_idx + i) & (m->size - 1)] = m->heads[i];
     m->avail->flags = 0;
     publish(m);
 }

@@ -80,7 +80,11 @@ struct mediator_outcome mediator_kick(struct mediator *mediator);
 struct mediator_outcome mediator_complete(struct mediator *mediator);
 
 /* For a successor of a device that is dead, or quiet: all that the device is told is written once
- * more, whatever became of it: avail ring, descriptors, and copies of what may be read. */
+ * more, whatever became of it: descriptors, copies of what may be read, and the avail ring, where
+ * just what it has to do stands between used.idx and avail.idx, in the order of lending. So one
+ * that keeps no journal goes on at used.idx, and loses nothing. What the one before used by then is
+ * taken, and settled by the next mediator_complete. Guest memory is not touched, nor is the hook
+ * called. */
 void mediator_restore(struct mediator *mediator);
 
 /* Of the guest's ring. What is in flight includes a chain that waits; errors, those too large. */

@@ -3,7 +3,7 @@ does not hold the GIL, and returns when it is stopped or somebody breaks a ring.
 
 ::
 
-    halted ──serve, connect──► runs ──serve, connect, close──► halted
+    halted ──serve, connect──► runs ──serve, connect, halt, close──► halted
                                 │
                                 └── a ring breaks ──► told, halted or on its way again
 """
@@ -82,6 +82,11 @@ class Pump:
             if error := lib.pump_connect(self._pump, bells["call"], kicks):
                 raise HostError(f"cannot listen to {self._name}: {os.strerror(error)}")
             self._go()
+
+    def halt(self) -> None:
+        """Move nothing until the next :meth:`connect` or :meth:`serve`."""
+        with self._turn:
+            self._halt()
 
     def close(self) -> None:
         """End the thread, and close its doorbells."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -329,6 +330,50 @@ def test_a_successor_finds_what_the_guest_said_whatever_the_dead_one_left() -> N
             successor.push([(chain.head, 5) for chain in chains])
         them.mediator.complete()
         assert [used.data for used in them.driver.collect()] == [b"right"] * 2
+
+
+@pytest.mark.parametrize("arena", [0, SIZE])
+def test_those_without_a_journal_lose_and_repeat_nothing_whenever_they_die(arena: int) -> None:
+    # Each goes by the ring alone, from used.idx on. Requests stay with it for longer than a round
+    # of the ring, and come back in any order, seen by the mediator or not when it dies.
+    dice, lent, answered = Random(arena), list[bytes](), 0
+    with mediated(size=16, arena=arena) as them, contextlib.ExitStack() as successors:
+        device, has = them.device, list[tuple[int, bytes]]()
+        for number in range(2000):
+            content = b"%d" % number
+            with contextlib.suppress(OutOfRoom):
+                them.driver.add([content], [1])
+                them.driver.publish()
+                them.mediator.kick()
+                lent.append(content)
+            has += [(chain.head, chain.readable.read()) for chain in device.pop(dice.randint(0, 4))]
+            for head, content in dice.sample(has, dice.randint(0, len(has))):
+                has.remove((head, content))
+                lent.remove(content)
+                device.push([(head, 0)])
+                answered += 1
+            if dice.random() < 0.3:
+                them.mediator.restore()
+                device = successors.enter_context(shadow_ring(them.device_memory, them.shadow))
+                has = [(chain.head, chain.readable.read()) for chain in device.pop(16)]
+                assert [content for _, content in has] == lent
+            if dice.random() < 0.5:
+                them.mediator.complete()
+                them.driver.collect()
+        assert answered > 1000
+        assert them.mediator.counters.chains == answered + len(lent)
+
+
+def test_what_a_dead_one_broke_breaks_nothing_further_and_is_told_afterwards() -> None:
+    with mediated(arena=SIZE) as them:
+        them.driver.add([b"x"], [1])
+        them.driver.publish()
+        them.mediator.kick()
+        them.device_memory.write(them.shadow.used + 2, (9).to_bytes(2, "little"))
+
+        them.mediator.restore()
+        with pytest.raises(MediatorBroken, match="USED_JUMP"):
+            them.mediator.complete()
 
 
 # Misplaced.

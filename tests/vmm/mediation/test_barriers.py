@@ -215,7 +215,7 @@ def test_mediated_queue_loses_none_of_them(guest: bytes) -> None:
             NativeHook(*vm.written_hook()),
         )
         device.runner = runner = OnVcpu(interrupt, device.broken)
-        runner.bells = {"kick0": remote.kick, "call": remote.call}
+        runner.connect({"kick0": remote.kick, "call": remote.call})
         vm.on_write(DEVICE, 4, 0, partial(runner.kick, 0))
         vm.watch(remote.call, runner.complete)
         # The guest waits for nobody: the other side has come to every meeting.

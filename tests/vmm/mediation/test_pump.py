@@ -195,6 +195,24 @@ def test_a_successor_is_led_to_the_guest_and_finds_the_ring_as_it_was(running: P
             running.pump.connect(running.bells)
 
 
+def test_one_that_is_to_come_to_an_end_gets_nothing_new_until_somebody_is_connected(
+    running: Pumped,
+) -> None:
+    running.ask(b"before")
+    wait_for(running.bells["kick0"])
+    running.pump.halt()
+    running.ask(b"meanwhile")
+    (chain,) = running.them.device.pop()
+    running.them.device.push([(chain.head, 0)])
+    assert not running.pump.is_running
+    assert running.them.device.pop() == []
+
+    running.pump.connect(running.bells)
+    wait_for(running.pump.line)
+    assert len(running.them.driver.collect()) == 1
+    assert running.answer() == [b"meanwhile"]
+
+
 # A hostile device.
 
 
