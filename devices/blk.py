@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from devices.lanes import PLAIN, Build, Lane
+from devices.lanes import PLAIN, Build, Lane, why_no_uring
 from devices.runtime import files
 from devices.runtime.device import (
     Device,
@@ -30,7 +30,7 @@ from devices.runtime.device import (
     virtqueue,
 )
 from devices.runtime.limits import Limit
-from protocol.errors import BadInput
+from protocol.errors import BadInput, HostError
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
 
@@ -132,6 +132,9 @@ class Config:
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
     and writes go around it; unsafe, there, and no flush is offered."""
 
+    engine: Literal["sync", "io_uring"] = "sync"
+    """How the image is read and written: sync, one request after the other; io_uring, by the host's
+    kernel, as many at a time as a driver asks for."""
     queues: int = 1
     """Request queues, 1 to 16: a driver with several CPUs puts each CPU's requests into one of its
     own. All but the first have threads of their own here, unless iops or bw is given."""
@@ -170,13 +173,18 @@ class Blk(Device[Config]):
     device_id = DeviceId.BLOCK
     # With flags, and on kernels without them; Python and libc choose.
     jail = Jail(
-        frozenset({"preadv", "preadv2", "pwritev", "pwritev2", "fdatasync", "fallocate"}),
+        frozenset(
+            {
+                *("pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2"),
+                *("fdatasync", "fallocate"),
+            }
+        )
     )
     lanes = PLAIN
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
-        """The image, checked and locked, as ``image``."""
+        """The image, checked and locked, as ``image``; for an io_uring also as ``image-of-ring``."""
         mode = os.O_RDONLY if config.readonly else os.O_RDWR
         try:
             # O_NONBLOCK: a FIFO, which is refused below, must not hold us up.
@@ -186,12 +194,31 @@ class Blk(Device[Config]):
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
             _check(image, config, host)
+            if config.engine == "io_uring":
+                cls._check_engine(image, config)
+                # A ring lets go of its files a little after its process has ended: not of the one
+                # that is locked.
+                again = os.open(f"/proc/self/fd/{image}", mode | os.O_CLOEXEC)
+                return {"image": image, "image-of-ring": again}
             if config.cache == "none":
                 _go_direct(image, config)
         except BaseException:
             os.close(image)
             raise
         return {"image": image}
+
+    @classmethod
+    def _check_engine(cls, image: int, config: Config) -> None:
+        if cls.lanes is None:
+            raise BadInput(
+                "engine", "io_uring is for disks that are served in C"
+            )
+        if config.cache == "none":
+            # What a killed process had asked for goes on without it, into memory that is the
+            # driver's again; all else ends with its threads.
+            raise BadInput("engine", "io_uring goes with the page cache, and not with cache=none")
+        if why := why_no_uring(image):
+            raise BadInput("engine", f"io_uring: this host has none that can be restricted: {why}")
 
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
@@ -307,6 +334,7 @@ class Blk(Device[Config]):
         self._write_flags = os.RWF_DSYNC if is_relied_on and not is_cached else 0
         for disk in self._disks:
             disk.write_flags = self._write_flags
+            disk.may_flush = self.config.engine == "io_uring" and Request.FLUSH in self._operations
         if agreed is not None and self._wish is False and self._write_flags:
             self._catch_up()
 
@@ -321,14 +349,20 @@ class Blk(Device[Config]):
     def lane(self, index: int, build: Build) -> Lane:
         """Reads and writes in C."""
         disk = build.ffi.new("struct blk_disk *")
-        disk.image = self._image
+        disk.image = self.fds.get("image-of-ring", self._image)
         disk.readonly = self.config.readonly
         disk.alignment = 1 if self._bounce is None else self.config.block_size
         disk.sectors = self._sectors
         disk.most = _SEG_MAX * self._size_max
+        keeper = None
+        if self.config.engine == "io_uring":
+            if error := build.lib.blk_open_requests(disk):
+                raise HostError(f"no io_uring: {os.strerror(-error)}")
+            disk = build.ffi.gc(disk, build.lib.blk_close_requests)
+            keeper = build.lib.blk_keeper(disk)
         self._disks.append(disk)
-        counted = ("reads", "writes")
-        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted)
+        counted = ("reads", "writes", "flushes")
+        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted, keeper)
 
     @virtqueue(0, size=_QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:

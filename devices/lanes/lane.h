@@ -16,20 +16,45 @@
 /* Chains popped and completed together, as devices/runtime/queue.py does. */
 #define LANE_BATCH 32
 
+/* Of them, so many are published at once: meanwhile the driver can see to those (measured). */
+#define LANE_PUBLICATION 8
+
 /* Why a lane returns; or minus an enum ring_error. */
 enum lane_end {
     LANE_IDLE,     /* nothing waits, and the driver was asked for a kick */
     LANE_TURN,     /* the turn is over, more may wait */
-    LANE_DECLINED, /* chains[next - 1] is not for C, and it is the next to be handled */
+    LANE_DECLINED, /* the chain in declined is not for C, and it is the next to be handled */
     LANE_SPENT,    /* requests or bytes are used up, more may wait */
 };
 
-/* What carry_out returns for a chain that it has not carried out. */
+/* What carry_out returns for a chain that it has not carried out, and for one whose end comes later
+ * (struct lane_keeper). */
 #define LANE_DECLINE -1
+#define LANE_KEEP -2
 
-/* Bytes written to the chain, its status included, or LANE_DECLINE. */
+/* Bytes written to the chain, its status included, or one of those two. */
 typedef int64_t (*lane_carry_out)(void *device, const struct ring_chain *chain,
                                   const struct iovec *segments);
+
+/* A chain, and the segments among which its own begin at chain->first, until another one is kept;
+ * and what carry_out would have returned, had it not kept it. */
+struct lane_kept {
+    const struct ring_chain *chain;
+    const struct iovec *segments;
+    int64_t written;
+};
+
+/* What a lane has whose carry_out keeps chains, to be carried out meanwhile and in any order. */
+struct lane_keeper {
+    int ended;     /* can be polled: readable while take would find one; -1 is never readable */
+    uint32_t kept; /* so many chains, of which there may be so many: */
+    uint32_t most;
+    /* Begin what was kept since the last time, and wait until so many have ended. False if not all
+     * could be begun: then again, once something was taken. */
+    bool (*submit)(void *device, uint32_t wait);
+    /* One that has ended, which is not kept any more; false if there is none. */
+    bool (*take)(void *device, struct lane_kept *kept);
+};
 
 struct lane_counters {
     uint64_t chains; /* those declined are not among them */
@@ -53,6 +78,7 @@ struct lane {
     int call;
     lane_carry_out carry_out;
     void *device;
+    struct lane_keeper *keeper; /* NULL: it keeps nothing */
     uint64_t turn_ns;
     bool declines; /* everything */
     int64_t requests; /* chains, and bytes of them, that may be begun; both are counted down, and */
@@ -60,6 +86,7 @@ struct lane {
 
     struct lane_counters counters;
     struct lane_outlook outlook;
+    struct lane_kept declined;
     uint32_t next; /* of the chains popped, the first that was not begun */
     uint32_t count;
     struct ring_chain chains[LANE_BATCH];
@@ -71,6 +98,10 @@ struct lane {
 /* Serve one turn: an enum lane_end, or minus an enum ring_error. All that was carried out is
  * published, whatever the end. */
 int lane_serve(struct lane *lane);
+
+/* Wait for all that is kept: LANE_IDLE once nothing is, or LANE_DECLINED, and then again. What was
+ * carried out is published. */
+int lane_finish(struct lane *lane);
 
 /* Serve what the kick announces, sleeping in between, until others (something that can be polled)
  * is readable, milliseconds have passed without either (-1: never), a signal comes, or a turn

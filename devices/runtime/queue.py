@@ -126,7 +126,12 @@ class Queue:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Those that it has made for itself."""
+        """Those that it has made for itself, but for :attr:`urings`."""
+        return ()
+
+    @property
+    def urings(self) -> tuple[int, ...]:
+        """The io_urings that it has made for itself, and enters."""
         return ()
 
     def settle(self) -> None:

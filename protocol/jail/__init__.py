@@ -217,12 +217,20 @@ def unblock_trap(threads: Collection[int]) -> None:
 
 
 def forbid_all_but(
-    calls: Collection[int], on_violation: OnViolation, *, maps_files: bool = False
+    calls: Collection[int],
+    on_violation: OnViolation,
+    *,
+    maps_files: bool = False,
+    urings: Collection[int] = (),
 ) -> None:
     """Allow ``calls`` and some others with conditions (jail.h), in every thread, for ever. One
-    that ``maps_files`` may share them with who gives it their descriptors."""
-    answer = _ON_VIOLATION[on_violation]
-    _check("seccomp", lib.jail_filter(list(calls), len(calls), answer, maps_files))
+    that ``maps_files`` may share them with who gives it their descriptors; one with ``urings`` may
+    enter these."""
+    rings = list(urings)
+    result = lib.jail_filter(
+        list(calls), len(calls), _ON_VIOLATION[on_violation], maps_files, rings, len(rings)
+    )
+    _check("seccomp", result)
 
 
 def landlock_version() -> int:

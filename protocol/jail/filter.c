@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <link.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -235,6 +236,17 @@ static int add_rules(scmp_filter_ctx filter, const int *calls, unsigned count, i
     return error;
 }
 
+/* Submit, and wait; of no ring but these, and of none by a number that is no descriptor. */
+static int add_urings(scmp_filter_ctx filter, const int *urings, unsigned count) {
+    const uint32_t other_flags = ~IORING_ENTER_GETEVENTS;
+    int error = 0;
+    for (unsigned at = 0; !error && at < count; at++)
+        error = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(io_uring_enter), 2,
+                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)urings[at]),
+                                 SCMP_A3(SCMP_CMP_MASKED_EQ, other_flags, 0));
+    return error;
+}
+
 static int set_trap(int on_violation) {
     fill_names();
     dl_iterate_phdr(note_places, NULL);
@@ -248,7 +260,8 @@ static int set_trap(int on_violation) {
     return 0;
 }
 
-int jail_filter(const int *calls, unsigned count, int on_violation, int files) {
+int jail_filter(const int *calls, unsigned count, int on_violation, int files, const int *urings,
+                unsigned uring_count) {
     int error = set_trap(on_violation);
     if (error)
         return error;
@@ -264,6 +277,8 @@ int jail_filter(const int *calls, unsigned count, int on_violation, int files) {
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
         error = add_rules(filter, calls, count, files);
+    if (!error)
+        error = add_urings(filter, urings, uring_count);
     return jail_load(filter, error);
 }
 

@@ -89,9 +89,11 @@ int jail_unblock_trap(const int *threads, unsigned count);
 /* Allow these calls and no others, in all threads, for ever. What a forbidden one leads to:
  * its name and place on stderr and death of SIGSYS; EPERM; or EPERM, and name and place on stderr,
  * a few a second. The start of a thread just fails. A handler that SIGSYS has had is called after
- * the line is written. One that maps `files` may share memory with whoever gives it a file. */
+ * the line is written. One that maps `files` may share memory with whoever gives it a file; one
+ * with `urings` may enter these, by their descriptors. */
 enum { JAIL_KILL, JAIL_ERRNO, JAIL_LOG };
-int jail_filter(const int *calls, unsigned count, int on_violation, int files);
+int jail_filter(const int *calls, unsigned count, int on_violation, int files, const int *urings,
+                unsigned uring_count);
 
 /* For whoever needs too many calls for a list of those that he may make. From now on these, what
  * starts a process, and a socket that is not one of the Unix domain lead to death as by JAIL_KILL.

@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -47,13 +48,18 @@ def extent(sector: int, sectors: int, flags: int = 0) -> bytes:
 unmapped = pytest.mark.parametrize("boot", ["blk"], indirect=True)
 
 
-@pytest.fixture(params=["blk", "blk-mapped"])
-def boot(request: pytest.FixtureRequest, boot: Boot) -> Boot:
-    """Both implementations: what is asked of one is asked of the other."""
+@pytest.fixture(params=["blk", "blk io_uring", "blk-mapped"])
+def boot(request: pytest.FixtureRequest, boot: Boot, image: Path) -> Boot:
+    """Both implementations, and one with either engine: what is asked of one is asked of all."""
+    used, _, engine = request.param.partition(" ")
 
-    def start(kind: str, config: object = None, **options: Any) -> DeviceHost:
+    def start(kind: str, config: Config | None = None, **options: Any) -> DeviceHost:
         assert kind == "blk"
-        return boot(request.param, config, **options)
+        if engine:
+            config = replace(config or Config(str(image)), engine=engine)
+            if config.cache == "none":
+                pytest.skip("not with the page cache alone")
+        return boot(used, config, **options)
 
     return start
 
@@ -796,6 +802,23 @@ def test_an_image_that_has_no_direct_io_is_bad_input(
 def test_a_mapped_image_cannot_go_around_the_page_cache(image: Path) -> None:
     with pytest.raises(BadInput, match="^cache: a mapped image cannot"):
         MappedBlk.open(Config(str(image), cache="none"), FakeHost())
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache", "complaint"),
+    [
+        (Blk, "none", "io_uring goes with the page cache"),
+        (MappedBlk, "writeback", "io_uring is for disks that are served in C"),
+        (Blk, "writeback", "io_uring: this host has none that can be restricted: it says so"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_bad_input(
+    image: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Blk], cache: Any, complaint: str
+) -> None:
+    monkeypatch.setattr("devices.blk.why_no_uring", lambda file: "it says so")
+
+    with pytest.raises(BadInput, match=f"^engine: {complaint}"):
+        kind.open(Config(str(image), cache=cache, engine="io_uring"), FakeHost())
 
 
 def test_a_path_that_is_none_is_bad_input() -> None:

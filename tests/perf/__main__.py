@@ -17,6 +17,7 @@ FIGURES = {
     "recovery": ("tests.perf.recovery", "a disk killed and swapped under load, and QEMU's"),
     "isolation": ("tests.perf.isolation", "a disk at each level of isolation"),
     "lane": ("tests.perf.lane", "a disk served in C against one served in Python, and no virtio"),
+    "vhost": ("tests.perf.vhost", "our disk against qemu-storage-daemon's, over vhost-user"),
     "memory": ("tests.perf.memory", "proportional set size, three devices, idle"),
     "ring": ("tests.perf.ring_bench", "the ring engine against a copy of 4 KiB a chain"),
     "software": ("tests.perf.software", "the software CPU, and Linux on it against QEMU's TCG"),

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import BadInput
-from tests.perf.isolation import DATA, IMAGE_SIZE, Disk, compiled, disk, in_turn
+from tests.perf.driver import DATA, IMAGE_SIZE, compiled, in_turn, on_one_cpu, ratios
+from tests.perf.isolation import Disk, disk
 
 # Arbitrary: a turn takes some tenths of a second.
 ROUNDS = 15
@@ -37,7 +37,7 @@ def measure() -> dict[str, object]:
     cpu: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
         folder = Path(name)
-        library, file = compiled("isolation", folder), compiled("lane", folder, _FILE)
+        library, file = compiled("driver", folder), compiled("lane", folder, _FILE)
         disks = {
             kind: stack.enter_context(
                 disk(
@@ -65,9 +65,7 @@ def measure() -> dict[str, object]:
             kind: round(statistics.median(each)) for kind, each in here.items()
         }
         for one, other in ((LANE, PYTHON), (TWO, LANE), (LANE, WITHOUT_VIRTIO)):
-            ratios = [a / b for a, b in zip(here[one], here[other], strict=True)]
-            quartiles = [round(value, 2) for value in statistics.quantiles(ratios, n=4)]
-            found[f"depth {depth}, {one} / {other} [quartiles]"] = quartiles
+            found[f"depth {depth}, {one} / {other} [quartiles]"] = ratios(here[one], here[other])
         found[f"depth {depth}, CPU of the device a request, µs"] = {
             kind: round(statistics.median(cpu[depth, kind]) * 1e6, 2) for kind in KINDS
         }
@@ -78,7 +76,7 @@ def _waiting() -> dict[str, object]:
     # Reads of a disk that makes whoever asks wait: by how many threads at a time.
     rates: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name, ExitStack() as stack:
-        library = compiled("isolation", Path(name))
+        library = compiled("driver", Path(name))
         disks = {}
         for queues in QUEUES:
             folder, options = Path(name) / str(queues), {"cache": "none", "queues": queues}
@@ -113,18 +111,5 @@ def _one(
         elapsed = lib.bench_file(image, buffers, depth, IMAGE_SIZE // DATA, total)
         assert elapsed
         return total / elapsed * 1e9, 0.0
-    with _on_one_cpu(disks[kind].pid if depth == 1 else None):
+    with on_one_cpu([disks[kind].pid]) if depth == 1 else nullcontext():
         return disks[kind].run(library, depth, total)
-
-
-@contextmanager
-def _on_one_cpu(pid: int | None) -> Iterator[None]:
-    cpus = os.sched_getaffinity(0)
-    both = () if pid is None else (0, pid)
-    for each in both:
-        os.sched_setaffinity(each, {min(cpus)})
-    try:
-        yield
-    finally:
-        for each in both:
-            os.sched_setaffinity(each, cpus)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
@@ -90,11 +90,12 @@ def play(
     readonly: bool,
     flush: bool,
     jump: int,
+    engine: Literal["sync", "io_uring"] = "sync",
 ) -> Left:
     """Everything that ``kind`` does with ``batches``, each offered when the one before is done; in
     the end avail.idx may ``jump``."""
     left = Left()
-    config = Config("", readonly=readonly)
+    config = Config("", readonly=readonly, engine=engine)
     sizes = tuple(queue.size for queue in kind.virtqueues(config))
     with image() as disk, guest_memory() as memory:
         notes = journal.create("test", sizes)
@@ -256,7 +257,22 @@ def test_both_do_the_same(
     assert play(Blk, asked, readonly=readonly, flush=flush, jump=jump) == expected
 
 
-def test_reads_and_writes_are_carried_out_in_c() -> None:
+@given(batches, st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, SIZE + 1]))
+@settings(max_examples=60, deadline=None)
+def test_so_does_one_whose_requests_the_kernel_carries_out(
+    asked: list[list[Ask | Odd]], readonly: bool, flush: bool, jump: int
+) -> None:
+    # One at a time: of several, the order is nobody's.
+    alone = [[one] for batch in asked for one in batch]
+    expected = play(PythonBlk, alone, readonly=readonly, flush=flush, jump=jump)
+
+    found = play(Blk, alone, readonly=readonly, flush=flush, jump=jump, engine="io_uring")
+
+    assert found == expected
+
+
+@pytest.mark.parametrize("engine", ["sync", "io_uring"])
+def test_reads_and_writes_are_carried_out_in_c(engine: Literal["sync", "io_uring"]) -> None:
     # Negative control: what Python alone does would be the same, too.
     class Nothing(Blk):
         lanes = Blk.lanes
@@ -272,8 +288,32 @@ def test_reads_and_writes_are_carried_out_in_c() -> None:
         [Ask(header(Request.IN, 5), [], [100, 924, 1])],
     ]
 
-    left = play(Nothing, asked, readonly=False, flush=True, jump=0)
+    if engine == "io_uring":
+        asked.append([Ask(header(Request.FLUSH, 0), [], [1])])
+
+    left = play(Nothing, asked, readonly=False, flush=True, jump=0, engine=engine)
 
     assert left.used[1].data == data + bytes([Status.OK])
     assert left.counters["reads"] == left.counters["writes"] == 1
-    assert left.counters["requestq.chains"] == 2
+    assert left.counters.get("flushes", 0) == len(asked) - 2
+    assert left.counters["requestq.chains"] == len(asked)
+
+
+def test_many_at_a_time_come_back_each_to_its_own_buffer() -> None:
+    # Many at a time, which come back in any order, each to its own buffer.
+    data = [bytes([number]) * SECTOR for number in range(SECTORS)]
+    writes = [Ask(header(Request.OUT, n) + data[n], [16], [1]) for n in range(SECTORS)]
+    reads = [Ask(header(Request.IN, n), [], [SECTOR, 1]) for n in range(16)]
+
+    left = play(
+        Blk,
+        [writes[:16], writes[16:], reads],
+        readonly=False,
+        flush=True,
+        jump=0,
+        engine="io_uring",
+    )
+
+    assert left.image == b"".join(data)
+    assert {used.data for used in left.used[32:]} == {one + b"\0" for one in data[:16]}
+    assert left.counters["writes"] == 32
