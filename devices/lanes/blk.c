@@ -92,20 +92,63 @@ static bool understand(const struct blk_disk *disk, const struct ring_chain *cha
     return in_bounds(disk, header.sector, request->size);
 }
 
+/* Overlays. */
+
+enum { BLOCK = 4096 };
+
+static bool is_here(const struct blk_disk *disk, uint64_t block)
+{
+    return disk->here[block / 8] >> block % 8 & 1;
+}
+
+/* Where the data of a request is: in one file, or it is not for us; nor is it if a block would have
+ * to be copied, or a write that makes blocks be here has to be durable. */
+static bool find(const struct blk_disk *disk, struct blk_request *request, int flags)
+{
+    request->file = disk->image;
+    request->is_new = false;
+    if (!disk->here)
+        return true;
+    if (!request->size)
+        return false;
+    uint64_t block = request->offset / BLOCK, last = (request->offset + request->size - 1) / BLOCK;
+    bool here = is_here(disk, block);
+    while (block < last)
+        if (is_here(disk, ++block) != here)
+            return false;
+    if (!here && request->what == WRITE) {
+        if ((request->offset | request->size) % BLOCK || flags)
+            return false;
+        request->is_new = true;
+    }
+    if (here || request->is_new)
+        request->offset += disk->data;
+    else
+        request->file = disk->base;
+    return true;
+}
+
+/* Behind the data: whoever finds the bit finds that. */
+static void mark(struct blk_disk *disk, const struct blk_request *request)
+{
+    uint64_t first = (request->offset - disk->data) / BLOCK, count = request->size / BLOCK;
+    for (uint64_t block = first; block < first + count; block++)
+        disk->here[block / 8] |= 1 << block % 8;
+}
+
 /* At once. A buffer in one piece, as most are, spares the kernel the list. */
-static bool carry_out(const struct blk_disk *disk, const struct blk_request *request)
+static bool carry_out(const struct blk_request *request, int flags)
 {
     const struct iovec *first = request->pieces;
     uint32_t count = request->count;
     off_t offset = request->offset;
-    int flags = __atomic_load_n(&disk->write_flags, __ATOMIC_RELAXED);
     ssize_t done;
     if (request->what == READ)
-        done = count == 1 ? pread(disk->image, first->iov_base, first->iov_len, offset)
-                          : preadv(disk->image, first, count, offset);
+        done = count == 1 ? pread(request->file, first->iov_base, first->iov_len, offset)
+                          : preadv(request->file, first, count, offset);
     else
-        done = count == 1 && !flags ? pwrite(disk->image, first->iov_base, first->iov_len, offset)
-                                    : pwritev2(disk->image, first, count, offset, flags);
+        done = count == 1 && !flags ? pwrite(request->file, first->iov_base, first->iov_len, offset)
+                                    : pwritev2(request->file, first, count, offset, flags);
     return done == (ssize_t)request->size;
 }
 
@@ -123,11 +166,16 @@ int64_t blk_carry_out(void *device, const struct ring_chain *chain, const struct
     struct blk_request request;
     if (!understand(disk, chain, segments, &request))
         return LANE_DECLINE;
+    int flags = __atomic_load_n(&disk->write_flags, __ATOMIC_RELAXED);
+    if (!find(disk, &request, flags))
+        return LANE_DECLINE;
     PASS(LANE_HANDLE);
     if (disk->requests)
         return blk_begin(disk, &request, chain, segments);
-    if (!carry_out(disk, &request))
+    if (!carry_out(&request, flags))
         return LANE_DECLINE;
+    if (request.is_new)
+        mark(disk, &request);
     blk_succeed(disk, &request);
     return chain->writable_size;
 }

@@ -15,6 +15,11 @@ struct blk_disk {
     uint64_t sectors;   /* of 512 bytes */
     uint64_t most;      /* bytes of one request */
 
+    /* Of an overlay (devices/runtime/files/overlay.py), which is then image; all zero: there is none. */
+    uint8_t *here; /* a bit a block of 4 KiB: it is in image, and else in base */
+    uint64_t data; /* where in image the first block is */
+    int base;
+
     bool may_flush;                /* here; may change at any time */
     struct blk_requests *requests; /* NULL: each is carried out before the next is looked at */
 

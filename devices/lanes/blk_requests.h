@@ -8,8 +8,10 @@
 struct blk_request {
     enum { READ, WRITE, FLUSH } what;
     uint8_t *status;
-    uint64_t offset; /* of the image, in bytes, as is size */
+    uint64_t offset; /* in bytes, as is size */
     uint64_t size;
+    int file;    /* where the data is */
+    bool is_new; /* there is none of it yet: a write of blocks that are not here */
     uint32_t count;
     struct iovec pieces[RING_MAX_SEGMENTS];
 };

@@ -805,20 +805,19 @@ def test_a_mapped_image_cannot_go_around_the_page_cache(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "cache", "complaint"),
+    ("kind", "complaint"),
     [
-        (Blk, "none", "io_uring goes with the page cache"),
-        (MappedBlk, "writeback", "io_uring is for disks that are served in C"),
-        (Blk, "writeback", "io_uring: this host has none that can be restricted: it says so"),
+        (MappedBlk, "io_uring is for disks that are served in C"),
+        (Blk, "io_uring: this host has none that can be restricted: it says so"),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_bad_input(
-    image: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Blk], cache: Any, complaint: str
+    image: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Blk], complaint: str
 ) -> None:
     monkeypatch.setattr("devices.blk.why_no_uring", lambda file: "it says so")
 
     with pytest.raises(BadInput, match=f"^engine: {complaint}"):
-        kind.open(Config(str(image), cache=cache, engine="io_uring"), FakeHost())
+        kind.open(Config(str(image), engine="io_uring"), FakeHost())
 
 
 def test_a_path_that_is_none_is_bad_input() -> None:
@@ -875,6 +874,11 @@ def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path
         ({"block_size": 513}, "block_size: 513 is not 512"),
         ({"serial": "x" * 21}, "up to 20 characters"),
         ({"serial": "é"}, "up to 20 characters"),
+        ({"engine": "io_uring", "cache": "none"}, "engine: io_uring goes with the page cache"),
+        ({"overlay": "x", "readonly": True}, "overlay: does not go with a disk that is only read"),
+        ({"overlay": "x", "engine": "io_uring"}, "overlay: does not go with engine=io_uring"),
+        ({"overlay": "x", "queues": 2}, "overlay: does not go with queues=2"),
+        ({"overlay": "x", "cache": "none"}, "overlay: does not go with cache=none"),
         ({"queues": 0}, "queues: 0 is not 1 to 16"),
         ({"queues": -1}, "queues: -1 is not 1 to 16"),
         ({"queues": 17}, "queues: 17 is not 1 to 16"),
