@@ -215,7 +215,7 @@ class Queue:
             _logger.warning("%s: chain %d: %s", self.declaration.name, chain.head, chain.error.name)
             self._done.append((chain.head, 0))
             return
-        self.stats.bytes_read += chain.readable.size
+        self.stats.bytes_read += chain.sizes[0]
         written = self._handler(chain)
         if written is None:
             self._kept[chain.head] = chain

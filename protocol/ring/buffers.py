@@ -58,6 +58,9 @@ class _Cursor:
             raise ValueError(f"{size} bytes asked of {self.left}")
         self.left -= size
         views, whole = self._views, 0
+        if not self.left:  # as most often: a chain's parts are taken in few pieces
+            self._views = []
+            return views
         while whole < len(views) and size >= len(views[whole]):
             size -= len(views[whole])
             whole += 1
