@@ -17,7 +17,7 @@
 #define LANE_BATCH 32
 
 /* Of them, so many are published at once: meanwhile the driver can see to those (measured). */
-#define LANE_PUBLICATION 8
+#define LANE_PUBLICATION 16
 
 /* Why a lane returns; or minus an enum ring_error. */
 enum lane_end {

@@ -90,9 +90,9 @@ def drive(
     event_idx: bool = False,
     times: bool = False,
 ) -> tuple[float, list[int]]:
-    """Requests per second of ``total`` that were laid out in ``ram``, a buffer, ``depth`` of them at
-    a time in all ``queues`` together; and how many nanoseconds each of them took, at depth 1, where
-    ``times`` are asked for."""
+    """Requests per second of ``total`` that were laid out in ``ram``, a buffer, ``depth`` of them
+    at a time in all ``queues`` together; and how many nanoseconds each of them took, at depth 1,
+    where ``times`` are asked for."""
     ffi, lib = library
     took = ffi.new("uint32_t[]", total) if times else ffi.NULL
     with ffi.from_buffer(ram) as start:
