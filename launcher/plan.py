@@ -48,8 +48,8 @@ _RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare", "hand"})
 # with --allow-inject. A successor has some of its own, too. Clients of the control interface come
 # on top, 64 at most (protocol.service.MOST_CLIENTS).
 _DESCRIPTORS, _DEVICE_DESCRIPTORS = 44 + 64, 20
-# Of each queue beyond a device's first: its kick, and a successor's.
-_QUEUE_DESCRIPTORS = 2
+# Of each queue beyond those of a console: its kick, and a successor's.
+_USUAL_QUEUES, _QUEUE_DESCRIPTORS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
     check_descriptors(len(options.devices))
     with ExitStack() as resources:
         planned = _place(options.devices, options.isolation, check)
-        more = sum(len(device.queues) - 1 for device in planned)
+        more = sum(max(0, len(device.queues) - _USUAL_QUEUES) for device in planned)
         check_descriptors(len(planned), more)
         check_log_names(options, planned)
         if options.binary is not None:
@@ -234,7 +234,7 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
 
 def check_descriptors(devices: int, queues: int = 0) -> None:
     """HostError if this process may not open as many files as a machine with ``devices`` takes, of
-    which some have so many ``queues`` more than one."""
+    which some have so many ``queues`` more than usual."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/proc/self/fd")) + _DESCRIPTORS + devices * _DEVICE_DESCRIPTORS
     needed += queues * _QUEUE_DESCRIPTORS

@@ -58,9 +58,8 @@ DEADLINE = 5.0
 BY_HAND_DEADLINE = 600.0
 # Seconds between two looks at whether a device that does not answer is alive at all (arbitrary).
 _LOOK = 0.1
-# Of a device's counters; both arbitrary, and more than any device of ours has: a disk of sixteen
-# queues some 120.
-_MAX_COUNTERS = 256
+# Of a device's counters; both arbitrary, and more than any device of ours has.
+_MAX_COUNTERS = 32
 _MAX_NAME = 40
 # Seconds that a SIGKILLed process has to be gone (measured: 0.6 to 74 ms).
 _FENCE_DEADLINE = 5.0

@@ -70,26 +70,27 @@ class Jail:
 
 @dataclass(frozen=True, slots=True)
 class QueueDeclaration:
-    """Virtqueue ``index`` of a device: the most entries it may have, what it is called, whether it
-    owes progress, and the bytes of verdict at the end of each answer. Its ``handler`` is the
-    method of that name; empty: that which it is called after."""
+    """Virtqueue ``index`` of a device: the most entries it may have, its handler's name, whether it
+    owes progress, and the bytes of verdict at the end of each answer. Of several with the same
+    handler this is queue ``number``, from 1."""
 
     index: int
     size: int
-    name: str
+    handler: str
     owes: bool = True
     verdict: int = 0
-    handler: str = ""
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, as the specification calls it."""
+        return self.handler if self.number is None else f"{self.handler}{self.number}"
 
     def times(self, count: int) -> tuple[QueueDeclaration, ...]:
-        """So many like this one, the last queue of its device; if it is more than one, their
-        names are numbered from 1, as the specification numbers such."""
+        """So many like this one, the last queue of its device."""
         if count == 1:
             return (self,)
-        return tuple(
-            replace(self, index=self.index + n, name=f"{self.name}{n + 1}", handler=self.name)
-            for n in range(count)
-        )
+        return tuple(replace(self, index=self.index + n, number=n + 1) for n in range(count))
 
 
 @dataclass(frozen=True, slots=True)

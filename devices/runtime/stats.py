@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -22,10 +23,10 @@ class QueueStats:
 
 
 def flat(queues: Iterable[tuple[str, QueueStats]], own: Mapping[str, int]) -> dict[str, int]:
-    """Counters by name: ``QUEUE.COUNTER`` for the queues, the device's ``own`` as they are."""
-    counters = {
-        f"{name}.{counter}": value
-        for name, stats in queues
-        for counter, value in asdict(stats).items()
-    }
-    return counters | dict(own)
+    """Counters by name: ``QUEUE.COUNTER`` for the queues, summed over those of the same name; the
+    device's ``own`` as they are."""
+    counters: Counter[str] = Counter()
+    for name, stats in queues:
+        for counter, value in asdict(stats).items():
+            counters[f"{name}.{counter}"] += value
+    return dict(counters) | dict(own)

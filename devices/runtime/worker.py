@@ -94,7 +94,7 @@ class Worker:
     def _handler(self, declaration: QueueDeclaration, *, failing: bool) -> Handler:
         if failing:
             return partial(self.device.fail, declaration.index)
-        handler: Handler = getattr(self.device, declaration.handler or declaration.name)
+        handler: Handler = getattr(self.device, declaration.handler)
         return handler
 
     @property
@@ -206,7 +206,7 @@ class Worker:
         """Every counter of the queues and of the device, by name."""
         for queue in self.queues:
             queue.count()
-        stats = ((queue.declaration.name, queue.stats) for queue in self.queues)
+        stats = ((queue.declaration.handler, queue.stats) for queue in self.queues)
         return flat(stats, self.device.counters)
 
     # The device's Runtime.

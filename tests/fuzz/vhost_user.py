@@ -18,6 +18,7 @@ from devices.runtime.loop import Loop
 from devices.runtime.vhost_user import BackEnd
 from devices.runtime.worker import Worker
 from protocol import journal, vhost_user
+from protocol.config_space import Written
 from protocol.fds import close_all
 from protocol.ring import Chain
 from protocol.vhost_user import (
@@ -123,7 +124,9 @@ def _serve(stream: socket.socket, own: int) -> None:
     def share(packet: bytes) -> None:
         socket.send_fds(stream, [packet], [own])
 
-    back_end = BackEnd(Connection(stream, FROM_FRONT_END), worker, loop, own, _SIZES, share)
+    written = Written(bytearray(Written.SIZE))
+    connection = Connection(stream, FROM_FRONT_END)
+    back_end = BackEnd(connection, worker, loop, own, _SIZES, share, written)
     loop.run()
     back_end.close()
     loop.close()

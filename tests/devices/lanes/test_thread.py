@@ -160,7 +160,7 @@ def test_what_it_declines_the_loop_does_in_its_place_and_it_goes_on(disk: Disk) 
     statuses = [answer[-1] for answer in disk.answers(THREADED)]
     assert statuses == [Status.OK, Status.OK, Status.IOERR, Status.OK] * 3
     counters = disk.worker.counters()
-    assert counters["requestq2.chains"] == 12
+    assert counters["requestq.chains"] == 12
     assert counters["reads"] == counters["writes"] == counters["refused"] == 3
 
 
@@ -173,9 +173,8 @@ def test_counters_are_those_of_every_thread(disk: Disk) -> None:
     for _ in range(2):  # nothing is counted twice
         counters = disk.worker.counters()
     assert counters["writes"] == 3
-    assert counters["requestq1.chains"] == 1
-    assert counters["requestq2.chains"] == 2
-    assert counters["requestq2.bytes_read"] == 2 * (16 + SECTOR)
+    assert counters["requestq.chains"] == 3
+    assert counters["requestq.bytes_read"] == 3 * (16 + SECTOR)
 
 
 def test_interrupts_go_to_another_doorbell_while_it_serves(disk: Disk) -> None:
@@ -270,9 +269,8 @@ def test_a_batch_is_one_kick_one_publication_and_one_call(disk: Disk, index: int
     disk.turn_until(index)
 
     assert doorbell.drain(disk.bells["call"]) == 1
-    name = f"requestq{index + 1}"
     counters = disk.worker.counters()
-    found = {what: counters[f"{name}.{what}"] for what in ("chains", "batches", "interrupts")}
+    found = {what: counters[f"requestq.{what}"] for what in ("chains", "batches", "interrupts")}
     assert found == {"chains": 16, "batches": 1, "interrupts": 1}
 
 
