@@ -77,6 +77,11 @@ static void publish(struct lane *lane)
     (void)rung;
 }
 
+static bool is_over(const struct lane *lane, uint64_t end)
+{
+    return lane_ends(lane) || now_ns() >= end;
+}
+
 static enum lane_end decline(struct lane *lane, const struct ring_chain *chain,
                              const struct iovec *segments)
 {
@@ -125,7 +130,7 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
             return decline(lane, chain, lane->segments);
         if (written != LANE_KEEP)
             finish(lane, chain, written);
-        if (now_ns() >= end)
+        if (is_over(lane, end))
             return LANE_TURN;
     }
     return LANE_IDLE;
@@ -184,7 +189,7 @@ int lane_serve(struct lane *lane)
         publish(lane);
         if (why != LANE_IDLE)
             return why;
-    } while (now_ns() < end);
+    } while (!is_over(lane, end));
     return LANE_TURN;
 }
 

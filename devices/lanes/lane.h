@@ -80,6 +80,7 @@ struct lane {
     void *device;
     struct lane_keeper *keeper; /* NULL: it keeps nothing */
     uint64_t turn_ns;
+    bool ends;      /* atomic: turns are to end with the chain that is carried out */
     bool declines; /* everything */
     int64_t requests; /* chains, and bytes of them, that may be begun; both are counted down, and */
     int64_t bytes;    /* bytes may get below 0: who has any may have a whole chain */
@@ -109,6 +110,11 @@ int lane_finish(struct lane *lane);
 int lane_attend(struct lane *lane, int others, int milliseconds);
 
 /* cdef end */
+
+static inline bool lane_ends(const struct lane *lane)
+{
+    return __atomic_load_n(&lane->ends, __ATOMIC_ACQUIRE);
+}
 
 /* Points at which faults can strike, as devices/runtime/faults.py has them for queues that are
  * served in Python; in the order of devices.lanes.faults.POINTS. They come to the engine's hook.

@@ -19,8 +19,7 @@ struct lane_thread {
     pthread_cond_t changed;
     bool goes, ends;
     int end;
-    bool parking; /* atomic: read without the lock, between two turns */
-    int wake;     /* eventfds: to it, and from it */
+    int wake; /* eventfds: to it, and from it */
     int bell;
 };
 
@@ -31,16 +30,11 @@ static void ring(int bell)
     (void)rung;
 }
 
-static bool is_parking(const struct lane_thread *t)
-{
-    return __atomic_load_n(&t->parking, __ATOMIC_ACQUIRE);
-}
-
 /* Until an end that is not for us, or it is to park. */
 static int attend(struct lane_thread *t)
 {
     int end = LANE_TURN;
-    while ((end == LANE_TURN || end == LANE_IDLE) && !is_parking(t))
+    while ((end == LANE_TURN || end == LANE_IDLE) && !lane_ends(t->lane))
         end = end == LANE_TURN ? lane_serve(t->lane) : lane_attend(t->lane, t->wake, -1);
     return end == LANE_TURN ? LANE_IDLE : end;
 }
@@ -142,11 +136,11 @@ int lane_thread_park(struct lane_thread *t)
     uint64_t count;
     pthread_mutex_lock(&t->lock);
     if (t->goes) {
-        __atomic_store_n(&t->parking, true, __ATOMIC_RELEASE);
+        __atomic_store_n(&t->lane->ends, true, __ATOMIC_RELEASE);
         ring(t->wake);
         while (t->goes)
             pthread_cond_wait(&t->changed, &t->lock);
-        __atomic_store_n(&t->parking, false, __ATOMIC_RELEASE);
+        __atomic_store_n(&t->lane->ends, false, __ATOMIC_RELEASE);
         ssize_t drained = read(t->wake, &count, sizeof(count));
         (void)drained;
     }

@@ -9,7 +9,7 @@
                                             process, Landlock, dies with its parent
     libzmq starts    (connect, hello)       its two threads inherit all that, for it belongs to a
                                             thread
-    three threads    Seal.close             limits; seccomp, in all threads at once: an allowlist,
+    all threads      Seal.close             limits; seccomp, in all threads at once: an allowlist,
                                             for ever ──► only now the first chain
 
 Between them :meth:`Seal.audit` looks at every open descriptor, for the filter can forbid new ones

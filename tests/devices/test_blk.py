@@ -20,6 +20,7 @@ from devices.lanes import PLAIN
 from devices.runtime.device import Offer, Runtime
 from protocol import fds
 from protocol.errors import BadInput
+from protocol.messages import ConfigChanged, WriteConfig
 from tests.fuzz.chains import Request as Asked
 from tests.support.device_host import DeviceHost, FakeHost
 from vmm import memory_map
@@ -441,6 +442,21 @@ def test_a_reset_undoes_what_was_written_and_is_told_of(cached: Cached) -> None:
     assert cached.changes == 1
     cached.disk.start(FLUSH | WCE)
     assert not cached.writes_through
+
+
+def test_a_process_turns_its_cache_off_and_forgets_that_when_it_is_reset(boot: Boot) -> None:
+    host = boot("blk")
+    host.start(Feature.FLUSH, Feature.CONFIG_WCE)
+
+    off = host.request(WriteConfig(WRITEBACK, b"\0"), ConfigChanged)
+    assert off.config[WRITEBACK] == 0
+    assert host.events == []
+    assert status(host, header(Request.OUT, 1), bytes(SECTOR)) == Status.OK
+    host.stop()
+
+    (told,) = host.events
+    assert isinstance(told, ConfigChanged)
+    assert told.config[WRITEBACK] == 1
 
 
 # Several queues.

@@ -240,6 +240,15 @@ def test_duplicated_id(refused: Run, guest: tuple[str, ...]) -> None:
     assert line == "--device: id=a is taken"
 
 
+@pytest.mark.parametrize("queues", ["0", "17"])
+def test_a_disk_with_no_queue_or_too_many(
+    refused: Run, guest: tuple[str, ...], disk: Path, queues: str
+) -> None:
+    line = refused(*guest, "--disk", f"{disk},queues={queues}")
+
+    assert line == f"--disk: queues: {queues} is not 1 to 16"
+
+
 def test_missing_disk(refused: Run, guest: tuple[str, ...]) -> None:
     line = refused(*guest, "--disk", "/nowhere.img")
 

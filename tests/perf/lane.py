@@ -1,9 +1,9 @@
 """A disk that its lane serves, one that Python serves, and the same file without virtio.
 
 The guest is that of ``isolation``: a loop in C in this process that keeps requests of 4 KiB, half
-of them reads, with a real device process in its jail. The image is in a tmpfs. At depth 1 both
-sides are on one CPU: with two, what is measured is how the host halts and wakes an idle one. In the
-end a disk with more and less queues, whose image has to be waited for.
+of them reads, with a real device process in its jail. The image is in a tmpfs. With a CPU for
+each side, what is measured at depth 1 is how the host halts and wakes an idle one, or what it gains
+not to sleep. In the end disks of one and more queues, whose images have to be waited for.
 """
 
 from __future__ import annotations
@@ -11,20 +11,42 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol.errors import BadInput
-from tests.perf.driver import DATA, IMAGE_SIZE, compiled, in_turn, on_one_cpu, ratios
-from tests.perf.isolation import Disk, disk
+from tests.perf.driver import DATA, IMAGE_SIZE, compiled, in_turn, ratios
+from tests.perf.isolation import disk
 
 # Arbitrary: a turn takes some tenths of a second.
 ROUNDS = 15
-REQUESTS = {32: 40_000, 1: 10_000}
-QUEUES, WAITED_FOR = (1, 2, 4), 1500
-WITHOUT_VIRTIO, LANE, TWO, PYTHON = "no virtio", "lane", "two queues", "python"
-KINDS = {LANE: "", TWO: "", PYTHON: "tests.support.python_blk:PythonBlk"}
+WITHOUT_VIRTIO, LANE, SLEEPY, TWO, PYTHON = "no virtio", "lane", "sleepy", "two queues", "python"
+KINDS = {
+    LANE: "",
+    SLEEPY: "tests.support.sleepy_blk:SleepyBlk",
+    TWO: "",
+    PYTHON: "tests.support.python_blk:PythonBlk",
+}
+RATIOS = ((LANE, PYTHON), (LANE, SLEEPY), (TWO, LANE), (LANE, WITHOUT_VIRTIO))
+
+
+class Load(NamedTuple):
+    """``total`` requests, ``depth`` at a time; on which CPU the guest is, and the device."""
+
+    depth: int
+    total: int
+    cpus: tuple[int, int] | None = None
+
+
+LOADS = {
+    "depth 32": Load(32, 40_000),
+    "depth 8, a CPU each": Load(8, 10_000, (0, 1)),
+    "depth 1, a CPU each": Load(1, 3_000, (0, 1)),
+    "depth 1, one CPU": Load(1, 10_000, (0, 0)),
+}
+QUEUES, WAITED_FOR = (1, 2, 4), Load(32, 1500)
 
 _FILE = """
 uint64_t bench_file(int file, uint8_t *buffers, uint32_t count, uint32_t blocks, uint32_t total);
@@ -33,8 +55,8 @@ uint64_t bench_file(int file, uint8_t *buffers, uint32_t count, uint32_t blocks,
 
 def measure() -> dict[str, object]:
     """Requests per second of each, ratios, and CPU time of what serves."""
-    rates: dict[tuple[int, str], list[float]] = {}
-    cpu: dict[tuple[int, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
+    cpu: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
         folder = Path(name)
         library, file = compiled("driver", folder), compiled("lane", folder, _FILE)
@@ -53,21 +75,25 @@ def measure() -> dict[str, object]:
         image = os.open(folder / LANE / "disk.img", os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, image)
         for turn in range(ROUNDS):
-            for depth, total in REQUESTS.items():
+            for name, load in LOADS.items():
                 for kind in in_turn((WITHOUT_VIRTIO, *KINDS), turn):
-                    rate, busy = _one(kind, disks, library, file, image, depth, total)
-                    rates.setdefault((depth, kind), []).append(rate)
-                    cpu.setdefault((depth, kind), []).append(busy)
+                    if kind == WITHOUT_VIRTIO:
+                        rate, busy = _without_virtio(file, image, load), 0.0
+                    else:
+                        with _placed(disks[kind].pid, load.cpus):
+                            rate, busy = disks[kind].run(library, load.depth, load.total)
+                    rates.setdefault((name, kind), []).append(rate)
+                    cpu.setdefault((name, kind), []).append(busy)
     found: dict[str, object] = {}
-    for depth in REQUESTS:
-        here = {kind: rates[depth, kind] for kind in (WITHOUT_VIRTIO, *KINDS)}
-        found[f"depth {depth}, requests/s"] = {
+    for name in LOADS:
+        here = {kind: rates[name, kind] for kind in (WITHOUT_VIRTIO, *KINDS)}
+        found[f"{name}, requests/s"] = {
             kind: round(statistics.median(each)) for kind, each in here.items()
         }
-        for one, other in ((LANE, PYTHON), (TWO, LANE), (LANE, WITHOUT_VIRTIO)):
-            found[f"depth {depth}, {one} / {other} [quartiles]"] = ratios(here[one], here[other])
-        found[f"depth {depth}, CPU of the device a request, µs"] = {
-            kind: round(statistics.median(cpu[depth, kind]) * 1e6, 2) for kind in KINDS
+        for one, other in RATIOS:
+            found[f"{name}, {one} / {other} [quartiles]"] = ratios(here[one], here[other])
+        found[f"{name}, CPU of the device a request, µs"] = {
+            kind: round(statistics.median(cpu[name, kind]) * 1e6, 2) for kind in KINDS
         }
     return found | _waiting()
 
@@ -87,7 +113,7 @@ def _waiting() -> dict[str, object]:
                 return {"queues of a disk that has to be waited for": str(error)}
         for turn in range(ROUNDS):
             for queues in in_turn(QUEUES, turn):
-                rate, _ = disks[queues].run(library, 32, WAITED_FOR)
+                rate, _ = disks[queues].run(library, *WAITED_FOR[:2])
                 rates.setdefault(queues, []).append(rate)
     return {
         "reads of /var/tmp around the page cache, depth 32, requests/s by queues": {
@@ -96,20 +122,22 @@ def _waiting() -> dict[str, object]:
     }
 
 
-def _one(
-    kind: str,
-    disks: dict[str, Disk],
-    library: Any,
-    file: Any,
-    image: int,
-    depth: int,
-    total: int,
-) -> tuple[float, float]:
-    if kind == WITHOUT_VIRTIO:
-        ffi, lib = file
-        buffers = ffi.new("uint8_t[]", depth * DATA)
-        elapsed = lib.bench_file(image, buffers, depth, IMAGE_SIZE // DATA, total)
-        assert elapsed
-        return total / elapsed * 1e9, 0.0
-    with on_one_cpu([disks[kind].pid]) if depth == 1 else nullcontext():
-        return disks[kind].run(library, depth, total)
+def _without_virtio(library: Any, image: int, load: Load) -> float:
+    ffi, lib = library
+    buffers = ffi.new("uint8_t[]", load.depth * DATA)
+    elapsed = lib.bench_file(image, buffers, load.depth, IMAGE_SIZE // DATA, load.total)
+    assert elapsed
+    return float(load.total / elapsed * 1e9)
+
+
+@contextmanager
+def _placed(pid: int, cpus: tuple[int, int] | None) -> Iterator[None]:
+    # This thread, and the first of process `pid`, each on one CPU of those that there are.
+    all_cpus = sorted(os.sched_getaffinity(0))
+    for each, cpu in zip((0, pid), cpus or (), strict=False):
+        os.sched_setaffinity(each, {all_cpus[cpu % len(all_cpus)]})
+    try:
+        yield
+    finally:
+        for each in (0, pid):
+            os.sched_setaffinity(each, all_cpus)

@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ class Disk:
 
     def turn_until(self, index: int) -> None:
         """Turn it until queue ``index`` has used all that its driver has added."""
+        deadline = time.monotonic() + DEADLINE
         while self.drivers[index].used_idx != self.drivers[index].avail_idx:
+            assert time.monotonic() < deadline
             self.turn()
 
     def ask(self, index: int, kind: int, sector: int = 0, body: bytes = b"", room: int = 0) -> None:

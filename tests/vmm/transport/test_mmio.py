@@ -161,6 +161,23 @@ def test_reset_returns_when_the_device_is_quiet_and_forgets_everything(
     assert driver.bring_up() == RUNNING
 
 
+def test_what_a_device_says_while_it_is_reset_interrupts_nobody_and_is_there_afterwards(
+    driver: Driver, device: FakeDevice
+) -> None:
+    driver.bring_up()
+
+    def quiet() -> None:
+        driver.transport.config_changed(b"\x22" * 8)
+        driver.transport.needs_reset("too late")
+
+    device.answer = quiet
+    assert driver.status(0) == 0
+
+    assert driver.line.pulses == 0
+    assert driver.read(Mmio.CONFIG) == 0x22222222
+    assert driver.read(Mmio.INTERRUPT_STATUS) == 0
+
+
 @pytest.mark.parametrize("features", [0, bit(Feature.VERSION_1) | bit(7), bit(BLK_SIZE)])
 def test_features_not_offered_or_without_version_1_are_not_ok(
     driver: Driver, features: int
