@@ -135,6 +135,10 @@ class Seal:
         jail.unblock_trap(self._wait_for_masks())
         limits = self._limits(files_grow=files_grow)
         limits[resource.RLIMIT_NOFILE] += receives
+        if urings:
+            # The kernel's own threads that serve them are among the processes that are counted.
+            # None is started otherwise: seccomp sees to that.
+            del limits[resource.RLIMIT_NPROC]
         os.close(self._proc)
         jail.limit(limits)
         # Python's own dump of its stack, which jail calls when a call is told of.

@@ -155,6 +155,16 @@ def test_a_disk_with_an_io_uring_may_enter_that_one_and_nothing_else(
     assert f"E forbidden system call {call} (" in host.log()
 
 
+def test_an_io_uring_may_have_threads_of_the_kernel_s(boot: Boot, image: Path) -> None:
+    # Without, what cannot be done at once fails after 100 ms, and is done by Python.
+    host = boot("blk", blk.Config(str(image), engine="io_uring"))
+
+    lines = Path(f"/proc/{host.process.pid}/limits").read_text().splitlines()
+    (processes,) = (line for line in lines if line.startswith("Max processes"))
+
+    assert processes.split()[2] != "0"
+
+
 def test_a_sealed_device_can_have_no_more_than_it_has(boot: Boot) -> None:
     host = boot("null")
 
