@@ -459,9 +459,10 @@ class Blk(Device[Config]):
             if len(header) < _HEADER.size:
                 raise _Refused(Status.IOERR, f"a header of {len(header)} bytes")
             kind, _, sector = _HEADER.unpack(header)
-            if kind not in self._operations:
+            operation = self._operations.get(kind)
+            if operation is None:
                 raise _Refused(Status.UNSUPP, f"request type {kind}")
-            self._operations[kind](sector, request, data)
+            operation(sector, request, data)
         except _Refused as refused:
             self.counters["refused"] += 1
             _logger.warning("refused: %s", refused)
