@@ -16,10 +16,10 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, Literal
 
-from devices.lanes import PLAIN, Build, Lane
-from devices.runtime import files
+from devices.lanes import PLAIN, Build, Lane, why_no_uring
 from devices.runtime.device import (
     Device,
     Host,
@@ -39,8 +39,9 @@ from devices.runtime.disk import (
     size_max,
     why_unfit,
 )
+from devices.runtime.files.overlay import Overlay, Raw, begin, open_overlay, zeros
 from devices.runtime.limits import Limit
-from protocol.errors import BadInput
+from protocol.errors import BadInput, HostError
 from protocol.ring import Chain, Reader, Writer
 from protocol.virtio import DeviceId, bit
 
@@ -90,8 +91,7 @@ _MAX_ZERO_SECTORS = 1 << 15
 # take this one's place.
 _TOLD_RANGES, _TOLD_DISCARD_SECTORS = 1, 1 << 15
 
-# At a page's beginning, as direct I/O wants what it writes.
-_ZEROS = memoryview(mmap.mmap(-1, 64 * 1024)).toreadonly()
+_ZEROS = bytes(64 * 1024)
 
 # What direct I/O is done through where the guest's buffers are not aligned, so much at a time
 # (arbitrary).
@@ -104,6 +104,8 @@ class Config:
 
     path: str
     """The image. Locked: a writable one is ours alone, one that is only read may be shared."""
+    overlay: str = ""
+    """A file that all writes go to, and ``path`` is only read; made, if there is none."""
     format: Literal["raw"] = "raw"
     """What the image is. It is taken for that, whatever its content looks like."""
     readonly: bool = False
@@ -116,6 +118,9 @@ class Config:
     """Where writes stay until a flush: writeback, in the host's page cache; none, not there, reads
     and writes go around it; unsafe, there, and no flush is offered."""
 
+    engine: Literal["sync", "io_uring"] = "sync"
+    """How the image is read and written: sync, one request after the other; io_uring, by the host's
+    kernel, as many at a time as a driver asks for."""
     queues: int = 1
     """Request queues, 1 to 16: a driver with several CPUs puts each CPU's requests into one of its
     own. All but the first have threads of their own here, unless iops or bw is given."""
@@ -125,6 +130,21 @@ class Config:
     """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
+        if self.engine == "io_uring" and self.cache == "none":
+            # What a killed process had asked for goes on without it, into memory that is the
+            # driver's again; all else ends with its threads.
+            raise ValueError("engine: io_uring goes with the page cache, and not with cache=none")
+        if self.overlay:
+            # Its blocks are copied between two requests, and not beside one; its bitmaps are in
+            # the page cache.
+            for unfit, what in (
+                (self.readonly, "a disk that is only read"),
+                (self.engine != "sync", f"engine={self.engine}"),
+                (self.queues > 1, f"queues={self.queues}"),
+                (self.cache == "none", "cache=none"),
+            ):
+                if unfit:
+                    raise ValueError(f"overlay: does not go with {what}")
         if not 1 <= self.queues <= MAX_QUEUES:
             raise ValueError(f"queues: {self.queues} is not 1 to {MAX_QUEUES}")
         if self.iops < 0:
@@ -154,14 +174,21 @@ class Blk(Device[Config]):
     device_id = DeviceId.BLOCK
     # With flags, and on kernels without them; Python and libc choose.
     jail = Jail(
-        frozenset({"preadv", "preadv2", "pwritev", "pwritev2", "fdatasync", "fallocate"}),
+        frozenset(
+            {
+                *("pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2"),
+                *("fdatasync", "fallocate"),
+            }
+        )
     )
     lanes = PLAIN
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
-        """The image, checked and locked, as ``image``."""
-        mode = os.O_RDONLY if config.readonly else os.O_RDWR
+        """The image, checked and locked, as ``image``; for an io_uring also as ``image-of-ring``.
+        With an overlay, that is ``image``, and what is below it ``base``."""
+        is_written = not config.readonly and not config.overlay
+        mode = os.O_RDWR if is_written else os.O_RDONLY
         try:
             # O_NONBLOCK: a FIFO, which is refused below, must not hold us up.
             image = os.open(config.path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -169,13 +196,38 @@ class Blk(Device[Config]):
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise BadInput("path", f"{config.path}: {why}") from error
         try:
-            _check(image, config, host)
+            _check(image, config, host, shared=not is_written)
+            if config.overlay:
+                return {"image": cls._open_overlay(image, config, host), "base": image}
+            if config.engine == "io_uring":
+                cls._check_engine(image, config)
+                # A ring lets go of its files a little after its process has ended: not of the one
+                # that is locked.
+                again = os.open(f"/proc/self/fd/{image}", mode | os.O_CLOEXEC)
+                return {"image": image, "image-of-ring": again}
             if config.cache == "none":
                 _go_direct(image, config)
         except BaseException:
             os.close(image)
             raise
         return {"image": image}
+
+    @classmethod
+    def _open_overlay(cls, base: int, config: Config, host: Host) -> int:
+        overlay = open_overlay(config.overlay, config.path, base)
+        if not host.lock(overlay, shared=False):
+            os.close(overlay)
+            why = "is in use: by another process, or twice in this run"
+            raise BadInput("overlay", f"{config.overlay}: {why}")
+        begin(overlay)
+        return overlay
+
+    @classmethod
+    def _check_engine(cls, image: int, config: Config) -> None:
+        if cls.lanes is None:
+            raise BadInput("engine", "io_uring is for disks that are served in C")
+        if why := why_no_uring(image):
+            raise BadInput("engine", f"io_uring: this host has none that can be restricted: {why}")
 
     @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
@@ -186,7 +238,13 @@ class Blk(Device[Config]):
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
         super().__init__(config, fds, runtime)
         self._image = fds["image"]
-        self._sectors = os.lseek(self._image, 0, os.SEEK_END) // SECTOR
+        size = os.lseek(fds.get("base", self._image), 0, os.SEEK_END)
+        self._sectors = size // SECTOR
+        self._file = Raw(self._image)
+        self._overlay: Overlay | None = None
+        if config.overlay:
+            syncs = config.cache != "unsafe"
+            self._file = self._overlay = Overlay(self._image, fds["base"], size, syncs=syncs)
         # Of so many bytes in a second a request may use up those of one: else nobody could tell it
         # from a hang.
         self._size_max = size_max(runtime.largest_chain, config.bw)
@@ -257,6 +315,7 @@ class Blk(Device[Config]):
     def stop(self) -> None:
         """What is agreed next may be something else."""
         self._features = None
+        self._close()
 
     def reset(self) -> None:
         """See Device."""
@@ -288,8 +347,16 @@ class Blk(Device[Config]):
         self._write_flags = os.RWF_DSYNC if is_relied_on and not is_cached else 0
         for disk in self._disks:
             disk.write_flags = self._write_flags
+            disk.may_flush = self.config.engine == "io_uring" and Request.FLUSH in self._operations
         if agreed is not None and self._wish is False and self._write_flags:
             self._catch_up()
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self.counters["io_errors"] += 1
+            _logger.error("what was written last is not durable: %s", error.strerror)
 
     def _catch_up(self) -> None:
         # With what was written before: it will not be flushed any more.
@@ -302,14 +369,24 @@ class Blk(Device[Config]):
     def lane(self, index: int, build: Build) -> Lane:
         """Reads and writes in C."""
         disk = build.ffi.new("struct blk_disk *")
-        disk.image = self._image
+        disk.image = self.fds.get("image-of-ring", self._image)
         disk.readonly = self.config.readonly
         disk.alignment = 1 if self._bounce is None else self.config.block_size
         disk.sectors = self._sectors
         disk.most = SEG_MAX * self._size_max
+        if self._overlay is not None:
+            disk.base = self.fds["base"]
+            disk.data = self._overlay.data
+            disk.here = self._here = build.ffi.from_buffer(self._overlay.current)
+        keeper = None
+        if self.config.engine == "io_uring":
+            if error := build.lib.blk_open_requests(disk):
+                raise HostError(f"no io_uring: {os.strerror(-error)}")
+            disk = build.ffi.gc(disk, build.lib.blk_close_requests)
+            keeper = build.lib.blk_keeper(disk)
         self._disks.append(disk)
-        counted = ("reads", "writes")
-        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted)
+        counted = ("reads", "writes", "flushes")
+        return Lane(build, build.lib.blk_carry_out, disk, self.counters, counted, keeper)
 
     @virtqueue(0, size=QUEUE_SIZE, verdict=1)
     def requestq(self, chain: Chain) -> int:
@@ -351,9 +428,10 @@ class Blk(Device[Config]):
             if len(header) < _HEADER.size:
                 raise _Refused(Status.IOERR, f"a header of {len(header)} bytes")
             kind, _, sector = _HEADER.unpack(header)
-            if kind not in self._operations:
+            operation = self._operations.get(kind)
+            if operation is None:
                 raise _Refused(Status.UNSUPP, f"request type {kind}")
-            self._operations[kind](sector, request, data)
+            operation(sector, request, data)
         except _Refused as refused:
             self.counters["refused"] += 1
             _logger.warning("refused: %s", refused)
@@ -368,11 +446,12 @@ class Blk(Device[Config]):
         offset = self._offset(sector, data.left)
         self.counters["reads"] += 1
         while data.left:
+            file, place, size = self._file.find(offset, data.left)
             if self._bounce is None:
-                count = os.preadv(self._image, data.buffers(), offset)
+                count = os.preadv(file, data.buffers(size), place)
                 data.advance(count)
             else:
-                count = os.preadv(self._image, [self._bounce[: data.left]], offset)
+                count = os.preadv(file, [self._bounce[:size]], place)
                 data.write(self._bounce[:count])
             if not count:
                 raise OSError(errno.EIO, "the image is shorter than it was")
@@ -383,16 +462,17 @@ class Blk(Device[Config]):
         offset = self._offset(sector, request.left)
         self.counters["writes"] += 1
         while request.left:
-            count = os.pwritev(self._image, self._source(request), offset, self._write_flags)
+            source = partial(self._source, request)
+            count = self._file.write(source, request.left, offset, self._write_flags)
             request.advance(count)
             offset += count
 
-    def _source(self, request: Reader) -> list[memoryview]:
-        # Of what is left: all, or as much as can be copied to where it is aligned.
+    def _source(self, request: Reader, most: int) -> list[memoryview]:
+        # Of what is left: so much, or as much of it as can be copied to where it is aligned.
         if self._bounce is None:
-            return request.buffers()
+            return request.buffers(most)
         size = 0
-        for piece in request.buffers(_BOUNCE_SIZE):
+        for piece in request.buffers(min(most, _BOUNCE_SIZE)):
             self._bounce[size : size + len(piece)] = piece
             size += len(piece)
         return [self._bounce[:size]]
@@ -402,7 +482,7 @@ class Blk(Device[Config]):
         self._make_durable()
 
     def _make_durable(self) -> None:
-        os.fdatasync(self._image)
+        self._file.flush()
 
     def _get_id(self, sector: int, request: Reader, data: Writer) -> None:
         data.write(self.config.serial.encode().ljust(ID_SIZE, b"\0"))
@@ -410,7 +490,7 @@ class Blk(Device[Config]):
     def _discard(self, sector: int, request: Reader, data: Writer) -> None:
         self._check_writable()
         for offset, size, _ in self._ranges(request, _MAX_DISCARD_SECTORS, flags=0):
-            files.discard(self._image, offset, size)
+            self._file.discard(offset, size)
         self._written("discards")
 
     def _write_zeroes(self, sector: int, request: Reader, data: Writer) -> None:
@@ -418,7 +498,7 @@ class Blk(Device[Config]):
         for offset, size, unmap in self._ranges(request, _MAX_ZERO_SECTORS, flags=_UNMAP):
             # A file system may know neither.
             try:
-                (files.discard if unmap else files.zero)(self._image, offset, size)
+                self._file.zero(offset, size, unmap=unmap)
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
@@ -428,12 +508,12 @@ class Blk(Device[Config]):
     def _write_zeros(self, offset: int, size: int) -> None:
         end = offset + size
         while offset < end:
-            offset += os.pwritev(self._image, [_ZEROS[: end - offset]], offset)
+            offset += self._file.write(zeros, end - offset, offset, 0)
 
     def _written(self, counter: str) -> None:
         self.counters[counter] += 1
         if self._write_flags:
-            os.fdatasync(self._image)
+            self._file.flush()
 
     def _ranges(self, request: Reader, most: int, flags: int) -> list[tuple[int, int, bool]]:
         # All are checked before the first is touched: (offset, size, unmap) in bytes.
@@ -481,6 +561,8 @@ class MappedBlk(Blk):
         """See Blk; a mapping is the page cache."""
         if config.cache == "none":
             raise BadInput("cache", "a mapped image cannot go around the page cache (none)")
+        if config.overlay:
+            raise BadInput("overlay", "a mapped image has none")
         return super().open(config, host)
 
     def __init__(self, config: Config, fds: Mapping[str, int], runtime: Runtime) -> None:
@@ -512,7 +594,7 @@ class MappedBlk(Blk):
         self._map.flush(start, end - start)
 
 
-def _check(image: int, config: Config, host: Host) -> None:
+def _check(image: int, config: Config, host: Host, *, shared: bool) -> None:
     path, mode = config.path, os.fstat(image).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise BadInput("path", f"{path}: neither a file nor a block device")
@@ -521,7 +603,7 @@ def _check(image: int, config: Config, host: Host) -> None:
         raise BadInput("path", f"{path}: is empty")
     if size % config.block_size:
         raise BadInput("path", f"{path}: {size} bytes are no multiple of {config.block_size}")
-    if not host.lock(image, shared=config.readonly):
+    if not host.lock(image, shared=shared):
         raise BadInput("path", f"{path}: is in use: by another process, or twice in this run")
 
 

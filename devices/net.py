@@ -172,6 +172,7 @@ class Net(Device[Config]):
         self._features = 0
         self._native: Any = None  # the lanes' struct net
         self._waiting = b""
+        self._waited_with = -1  # so many buffers, where too few were there
 
     @property
     def features(self) -> int:
@@ -320,7 +321,7 @@ class Net(Device[Config]):
             self.counters["dropped"] += 1
             return True
         header = HEADER.pack(flags if takes_checksums else 0, gso, *rest)
-        self._waiting = header + packet[HEADER.size :]
+        self._waiting, self._waited_with = header + packet[HEADER.size :], -1
         return True
 
     def _has(self, feature: Feature) -> bool:
@@ -341,7 +342,10 @@ class Net(Device[Config]):
             room += chain.writable.size
             if room >= len(self._waiting) or not merges:
                 break
-        if room < len(self._waiting) and (merges or not taken):
+        # More have come, and were too few: there may never be enough.
+        is_hopeless = 0 <= self._waited_with < len(taken)
+        if room < len(self._waiting) and (merges or not taken) and not is_hopeless:
+            self._waited_with = len(taken)
             return False
         packet, self._waiting = self._waiting, b""
         if room < len(packet):

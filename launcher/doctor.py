@@ -13,6 +13,7 @@ import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from devices.lanes import why_no_uring
 from launcher.backend import AUTO, INSTALL, choose
 from protocol import jail
 from protocol.errors import BadInput, VibeError
@@ -151,6 +152,18 @@ def check_seccomp() -> Finding:
     return Finding("seccomp", OK, ", ".join(actions))
 
 
+def check_io_uring() -> Finding:
+    """What a disk's engine=io_uring takes: tried, and closed again."""
+    with open(os.devnull, "rb") as file:
+        why = why_no_uring(file.fileno())
+    if not why:
+        return Finding("io_uring", OK, "can be made, and restricted")
+    advice = (
+        "disks have engine=sync; Linux 5.10 has it, sysctl kernel.io_uring_disabled=0 allows it"
+    )
+    return Finding("io_uring", LIMITED, why, advice)
+
+
 def check_jail() -> Finding:
     """What device processes are held by, tried as whoever asks."""
     lacks = probe.lacks()
@@ -253,6 +266,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_vfio,
     check_tun,
     check_seccomp,
+    check_io_uring,
     check_jail,
     check_cgroup,
     check_landlock,

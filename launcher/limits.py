@@ -13,8 +13,8 @@ memory.max         the memory that it shares with the machine, and :data:`ROOM`
 memory.swap.max    the memory that it shares: what it touched first may be swapped as what the VMM
                    did. No more, or swap would be a way around the limit
 memory.oom.group   what is over the limit ends as a whole
-pids.max           threads: it has three, and starts no more behind its seal. Before that a class
-                   may have some, which end: 16 (arbitrary)
+pids.max           threads: it has three, and starts 15 for its queues at most; of the kernel's
+                   there are some for io_urings, which make do with fewer: 64 (arbitrary)
 =================  =============================================================================
 """
 
@@ -32,7 +32,7 @@ these are given back before anything is killed."""
 STANDING: Final[Mapping[str, str]] = {
     "cpu.max": "125000 100000",  # microseconds, in each of so many
     "memory.oom.group": "1",
-    "pids.max": "16",
+    "pids.max": "64",
 }
 """The limits of any device, by the names of their files."""
 

@@ -21,7 +21,7 @@ from tests.support import initramfs
 from tests.support.kernels import debian
 from tests.support.packages import CACHE, program
 
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio-rng")
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "virtio_net", "virtio-rng")
 # Both arbitrary: room to try things; more than the guest's driver asks for at once.
 DISK_SIZE = 64 << 20
 FILE_SIZE = 1 << 20

@@ -2,6 +2,7 @@
 ``devices.lanes._lanes_faults``: the same with fault points."""
 
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 
 from cffi import FFI
@@ -11,8 +12,14 @@ _HERE = Path(__file__).parent
 # By path: importing protocol.ring needs its extension, which may not be built yet.
 _engine = runpy.run_path(str(_HERE.parents[1] / "protocol" / "ring" / "build.py"))
 
-_PARTS = ("lane", "thread", "blk", "net")
-_INCLUDE = "\n".join(f'#include "{part}.h"' for part in _PARTS)
+ENGINE: Sequence[str] = _engine["SOURCES"]
+"""The ring engine's C, which lanes are built upon."""
+
+PARTS = ("lane", "thread", "blk", "net")
+INNER = ("uring", "blk_requests")
+"""Of which Python knows nothing."""
+
+_INCLUDE = "\n".join(f'#include "{part}.h"' for part in PARTS)
 
 
 def _marked(header: str) -> str:
@@ -22,19 +29,16 @@ def _marked(header: str) -> str:
 
 def declarations() -> str:
     """What the headers of the lanes and ring.h declare, as cffi wants it."""
-    return str(_engine["declarations"]()) + "".join(_marked(f"{part}.h") for part in _PARTS)
+    return str(_engine["declarations"]()) + "".join(_marked(f"{part}.h") for part in PARTS)
 
 
 def _extension(name: str, include: str, sources: list[str], *options: str) -> FFI:
-    made = FFI()
+    made, parts = FFI(), (*PARTS, *INNER)
     made.set_source(
         name,
         include,
-        sources=[*(f"devices/lanes/{part}.c" for part in _PARTS), *_engine["SOURCES"], *sources],
-        depends=[
-            *(f"devices/lanes/{part}.h" for part in _PARTS),
-            *_engine["HEADERS"],
-        ],
+        sources=[*(f"devices/lanes/{part}.c" for part in parts), *ENGINE, *sources],
+        depends=[*(f"devices/lanes/{part}.h" for part in parts), *_engine["HEADERS"]],
         include_dirs=["devices/lanes", "protocol/ring"],
         extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", *options],
     )

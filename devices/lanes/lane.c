@@ -91,6 +91,36 @@ bool lane_is_over(const struct lane *lane, uint64_t end)
     return lane_ends(lane) || lane_now() >= end;
 }
 
+static enum lane_end decline(struct lane *lane, const struct ring_chain *chain,
+                             const struct iovec *segments)
+{
+    lane->declined = (struct lane_kept){chain, segments, LANE_DECLINE};
+    return LANE_DECLINED;
+}
+
+static void finish(struct lane *lane, const struct ring_chain *chain, int64_t written)
+{
+    lane->done[lane->done_count++] = (struct ring_completion){chain->head, written};
+    lane->counters.chains++;
+    lane->counters.bytes_read += chain->readable_size;
+    lane->counters.bytes_written += written;
+    if (lane->done_count == LANE_PUBLICATION)
+        lane_publish(lane);
+}
+
+/* What was kept and has ended; LANE_IDLE when there is no more of it. */
+static enum lane_end take_ended(struct lane *lane)
+{
+    struct lane_keeper *keeper = lane->keeper;
+    struct lane_kept ended;
+    while (keeper && keeper->kept && keeper->take(lane->device, &ended)) {
+        if (ended.written == LANE_DECLINE)
+            return decline(lane, ended.chain, ended.segments);
+        finish(lane, ended.chain, ended.written);
+    }
+    return LANE_IDLE;
+}
+
 /* The chains that were popped, one after the other; LANE_IDLE when all are done. */
 static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
 {
@@ -106,19 +136,48 @@ static enum lane_end carry_out_all(struct lane *lane, uint64_t end)
         if (!chain->error && !lane->declines)
             written = lane->carry_out(lane->device, chain, lane->segments + chain->first);
         if (written == LANE_DECLINE)
-            return LANE_DECLINED;
+            return decline(lane, chain, lane->segments);
         if (written == LANE_LATER) {
             give_back(lane, chain);
             return LANE_WAITS;
         }
-        lane->done[lane->done_count++] = (struct ring_completion){chain->head, written};
-        lane->counters.chains++;
-        lane->counters.bytes_read += chain->readable_size;
-        lane->counters.bytes_written += written;
+        if (written != LANE_KEEP)
+            finish(lane, chain, written);
         if (lane_is_over(lane, end))
             return LANE_TURN;
     }
     return LANE_IDLE;
+}
+
+/* How many chains may be popped: each of them may be kept. */
+static uint32_t room(const struct lane *lane)
+{
+    const struct lane_keeper *keeper = lane->keeper;
+    uint32_t left = keeper ? keeper->most - keeper->kept : LANE_BATCH;
+    return left < LANE_BATCH ? left : LANE_BATCH;
+}
+
+/* Pop until there is something; 0: nothing is there, and the driver was asked for a kick, or there
+ * is no room before something has ended. */
+static int pop(struct lane *lane)
+{
+    uint32_t most = room(lane);
+    if (!most)
+        return 0;
+    for (;;) {
+        int popped = ring_pop(lane->ring, lane->chains, most, lane->segments,
+                              2 * RING_MAX_SEGMENTS);
+        if (popped) {
+            lane->counters.batches += popped > 0;
+            return popped;
+        }
+        lane_publish(lane);
+        if (!(lane->keeper && lane->keeper->kept) && look_out(lane))
+            continue;
+        if (!ring_enable_kicks(lane->ring))
+            return 0;
+        ring_disable_kicks(lane->ring);
+    }
 }
 
 int lane_serve(struct lane *lane)
@@ -129,24 +188,20 @@ int lane_serve(struct lane *lane)
     lane->awaited = 0;
     ring_disable_kicks(lane->ring);
     do {
-        if (lane->next == lane->count) {
-            int popped = ring_pop(lane->ring, lane->chains, LANE_BATCH, lane->segments,
-                                  2 * RING_MAX_SEGMENTS);
-            if (popped < 0)
-                return popped;
+        enum lane_end why = take_ended(lane);
+        if (why == LANE_IDLE && lane->next == lane->count) {
+            int popped = pop(lane);
             lane->next = 0;
-            lane->count = popped;
-            if (popped == 0) {
-                if (look_out(lane))
-                    continue;
-                if (!ring_enable_kicks(lane->ring))
-                    return LANE_IDLE;
-                ring_disable_kicks(lane->ring);
-                continue;
+            lane->count = popped > 0 ? popped : 0;
+            if (popped <= 0) {
+                lane_publish(lane);
+                return popped;
             }
-            lane->counters.batches++;
         }
-        enum lane_end why = carry_out_all(lane, end);
+        if (why == LANE_IDLE)
+            why = carry_out_all(lane, end);
+        if (lane->keeper && !lane->keeper->submit(lane->device, 0) && why == LANE_IDLE)
+            why = LANE_TURN;
         lane_publish(lane);
         if (why != LANE_IDLE)
             return why;
@@ -154,14 +209,31 @@ int lane_serve(struct lane *lane)
     return LANE_TURN;
 }
 
+int lane_finish(struct lane *lane)
+{
+    enum lane_end why = LANE_IDLE;
+    while (why == LANE_IDLE && lane->keeper && lane->keeper->kept) {
+        lane->keeper->submit(lane->device, 1);
+        why = take_ended(lane);
+        lane_publish(lane);
+    }
+    return why;
+}
+
+/* What else it waits for: it has a keeper, or a source, or neither. Below 0 poll looks at nothing. */
+static struct pollfd third_of(const struct lane *lane)
+{
+    if (lane->keeper)
+        return (struct pollfd){lane->keeper->ended, POLLIN, 0};
+    return (struct pollfd){lane->awaited ? lane->source : -1, lane->awaited, 0};
+}
+
 int lane_attend(struct lane *lane, int others, int milliseconds)
 {
     for (;;) {
-        /* Below 0 poll looks at nothing. */
         struct pollfd ready[] = {{.fd = lane->kick, .events = POLLIN},
                                  {.fd = others, .events = POLLIN},
-                                 {.fd = lane->awaited ? lane->source : -1,
-                                  .events = lane->awaited}};
+                                 third_of(lane)};
         if (poll(ready, 3, milliseconds) <= 0)
             return LANE_IDLE;
         uint64_t kicks;

@@ -45,7 +45,8 @@ class End(IntEnum):
 class Lane:
     """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``; or ``turn``,
     which is not chain by chain. Of ``device`` the fields ``counted`` are counters, whose values go
-    to ``counters``. ``source`` is a descriptor that it waits for besides its kick; -1: for none."""
+    to ``counters``. ``keeper`` is its struct lane_keeper, of requests that an io_uring carries out;
+    ``source`` a descriptor that it waits for besides its kick, -1 for none."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Lane:
         device: Any,
         counters: Counter[str],
         counted: Sequence[str],
+        keeper: Any = None,
         *,
         turn: Any = None,
         source: int = -1,
@@ -68,6 +70,14 @@ class Lane:
         self._lane.carry_out = carry_out or build.ffi.NULL
         self._lane.serve = turn or build.ffi.NULL
         self._lane.device = device
+        if keeper is not None:
+            self._lane.keeper = keeper
+
+    @property
+    def uring(self) -> int | None:
+        """The io_uring that its keeper enters."""
+        keeper = self._lane.keeper
+        return keeper.ended if keeper else None
 
     @property
     def turns(self) -> bool:
@@ -122,16 +132,26 @@ class Lane:
         WAITS. RingBroken."""
         return self.end(self.build.lib.lane_attend(self._lane, others, milliseconds))
 
+    def finish(self) -> End:
+        """Wait for what it has begun and not ended: IDLE when there is nothing of it, or
+        DECLINED, and then again."""
+        return self.end(self.build.lib.lane_finish(self._lane))
+
     def declined(self) -> Chain:
         """The chain that the lane has just declined."""
-        assert self._ring is not None
-        return self._ring.view(self._lane.chains[self._lane.next - 1], self._lane.segments)
+        declined = self._lane.declined
+        return self._view(declined.chain[0], declined.segments)
 
     def left_over(self) -> Iterator[Chain]:
         """The chains that it has popped, and not begun: not its own any more."""
         while self._lane.next < self._lane.count:
+            chain = self._lane.chains[self._lane.next]
             self._lane.next += 1
-            yield self.declined()
+            yield self._view(chain, self._lane.segments)
+
+    def _view(self, chain: Any, segments: Any) -> Chain:
+        assert self._ring is not None
+        return self._ring.view(chain, segments)
 
     def decline(self, *, everything: bool) -> None:
         """Decline ``everything`` from the next chain on, or only what is no lane's to do."""

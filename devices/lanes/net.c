@@ -98,6 +98,7 @@ static int take(struct net *net)
     }
     memcpy(net->packet, &header, sizeof(header));
     net->waiting = size;
+    net->has_waited = false;
     return RECEIVED;
 }
 
@@ -202,9 +203,16 @@ static void place(struct lane *lane, uint32_t taken)
     net->waiting = 0;
 }
 
-/* Place the packet, or drop it if no buffers will do. LANE_TURN, or LANE_IDLE if it waits for
- * buffers; or minus an enum ring_error. Buffers are popped once: the guest may go on to add some that
- * are of no use. */
+static int drop(struct net *net)
+{
+    count_dropped(net);
+    net->waiting = 0;
+    return LANE_TURN;
+}
+
+/* Place the packet, or drop it if no buffers will do: the window is full of those that are too small,
+ * or it has waited for more, and they were too few. LANE_TURN, or LANE_IDLE if it waits; or minus an
+ * enum ring_error. Buffers are popped once: the guest may go on to add some that are of no use. */
 static int deliver(struct lane *lane)
 {
     struct net *net = lane->device;
@@ -213,17 +221,18 @@ static int deliver(struct lane *lane)
     if (room < net->waiting) {
         uint32_t filled = move_up(lane);
         bool is_full = lane->count == LANE_WINDOW || filled > RING_MAX_SEGMENTS;
-        if (is_full || (!net->merges && lane->count)) {
-            count_dropped(net);
-            net->waiting = 0;
-            return LANE_TURN;
-        }
+        if (is_full || (!net->merges && lane->count))
+            return drop(net);
         int popped = refill(lane, filled);
         if (popped < 0)
             return popped;
-        if (popped == 0)
+        if (popped == 0) {
+            net->has_waited = true;
             return ring_enable_kicks(lane->ring) ? LANE_TURN : LANE_IDLE;
+        }
         taken = measure(lane, &room);
+        if (room < net->waiting && net->has_waited)
+            return drop(net);
     }
     if (room >= net->waiting)
         place(lane, taken);

@@ -32,6 +32,7 @@ struct net {
     uint64_t dropped; /* either way: the link is down, nobody takes it, the driver could not */
 
     uint32_t waiting; /* bytes of packet, which was received and has found no room yet; 0: none is */
+    bool has_waited;  /* it has, for buffers */
     uint8_t packet[NET_MOST + 1];
 };
 

@@ -52,6 +52,8 @@ class LaneQueue(Queue):
             if self.lane.turns:  # what comes from there is none of the driver's
                 events = select.EPOLLIN | select.EPOLLET
                 self._loop.add(self.lane.source, self._serve, events)
+            for uring in self.urings:
+                self._loop.add(uring, self._serve)
 
     def stop(self) -> None:
         """See Queue."""
@@ -59,14 +61,34 @@ class LaneQueue(Queue):
             self._loop.sleeper = None
         elif self.lane.turns:
             self._loop.remove(self.lane.source)
+        # What the kernel has begun, it ends; what then is not done is forgotten.
+        while self.lane.finish() is End.DECLINED:
+            pass
         self.lane.detach()
+        for uring in self.urings:
+            self._loop.remove(uring)
         super().stop()
+
+    def settle(self) -> None:
+        """See Queue."""
+        self._take_kept()
+        super().settle()
+
+    @property
+    def urings(self) -> tuple[int, ...]:
+        """See Queue."""
+        return () if self.lane.uring is None else (self.lane.uring,)
 
     def drain(self) -> int:
         """See Queue."""
+        self._take_kept()
         for chain in self.lane.left_over():
             self._take(chain)
         return super().drain()
+
+    def _take_kept(self) -> None:
+        while self.lane.finish() is End.DECLINED:
+            self._take(self.lane.declined())
 
     def count(self) -> None:
         """See Queue."""

@@ -57,6 +57,11 @@ class ThreadedQueue(LaneQueue):
         self._lib.lane_thread_park(self._thread)
         super().stop()
 
+    def settle(self) -> None:
+        """See Queue."""
+        self._halt()
+        super().settle()
+
     def drain(self) -> int:
         """See Queue."""
         self._halt()

@@ -209,12 +209,14 @@ def serve(
     sessions = [member.greet(context, loop) for member in members]
     calls, parts = 0, tuple[Part, ...]()
     if seal is not None:
-        seal.audit(_held(held, seal), channels=len(members))
+        made = [fd for session in sessions for fd in session.worker.descriptors]
+        seal.audit(_held([*held, *made], seal), channels=len(members))
         calls = seal.close(
             frozenset().union(*(member.kind.jail.syscalls for member in members)),
             members[0].spec.on_violation,
             files_grow=any(member.is_traced for member in members),
             ioctls=frozenset().union(*(member.kind.jail.ioctls for member in members)),
+            urings=[fd for session in sessions for fd in session.worker.urings],
         )
         parts = seal.parts
     serving = set(sessions)
@@ -248,6 +250,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
             member.kind.jail.syscalls,
             member.spec.on_violation,
             files_grow=False,
+            urings=worker.urings,
             receives=vhost_user.descriptors(len(worker.queues)),
             ioctls=member.kind.jail.ioctls,
         )

@@ -126,7 +126,12 @@ class Queue:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Those that it has made for itself."""
+        """Those that it has made for itself, but for :attr:`urings`."""
+        return ()
+
+    @property
+    def urings(self) -> tuple[int, ...]:
+        """The io_urings that it has made for itself, and enters."""
         return ()
 
     def settle(self) -> None:
@@ -214,7 +219,7 @@ class Queue:
             _logger.warning("%s: chain %d: %s", self.declaration.name, chain.head, chain.error.name)
             self._done.append((chain.head, 0))
             return
-        self.stats.bytes_read += chain.readable.size
+        self.stats.bytes_read += chain.sizes[0]
         written = self._handler(chain)
         if written is None:
             self._kept[chain.head] = chain

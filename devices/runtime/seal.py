@@ -126,21 +126,28 @@ class Seal:
         files_grow: bool,
         receives: int = 0,
         ioctls: Collection[int] = (),
+        urings: Collection[int] = (),
     ) -> int:
         """Allow the common calls, ``syscalls``, and ioctl(2) with one of the numbers in ``ioctls``,
         in every thread; returns how many that are. Files that are written to stay as large as the
         largest, unless ``files_grow``. One that ``receives`` descriptors may come to have so many,
-        and map what they are of."""
+        and map what they are of. One that has made ``urings`` may enter these, and no other."""
         calls = jail.numbers(COMMON.union(syscalls, _RECEIVING if receives else ()))
         jail.unblock_trap(self._wait_for_masks())
         limits = self._limits(files_grow=files_grow)
         limits[resource.RLIMIT_NOFILE] += receives
+        if urings:
+            # The kernel's own threads that serve them are among the processes that are counted.
+            # None is started otherwise: seccomp sees to that.
+            del limits[resource.RLIMIT_NPROC]
         os.close(self._proc)
         jail.limit(limits)
         # Python's own dump of its stack, which jail calls when a call is told of.
         faulthandler.register(signal.SIGSYS, all_threads=False)
-        jail.forbid_all_but(calls, on_violation, ioctls=ioctls, maps_files=receives > 0)
-        return len(calls) + _CONDITIONAL + bool(ioctls)
+        jail.forbid_all_but(
+            calls, on_violation, ioctls=ioctls, maps_files=receives > 0, urings=urings
+        )
+        return len(calls) + _CONDITIONAL + bool(ioctls) + bool(urings)
 
     def _limits(self, *, files_grow: bool) -> dict[int, int]:
         opened = self.open_descriptors()

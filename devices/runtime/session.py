@@ -27,7 +27,8 @@ class Session:
 
     def __init__(self, channel: Channel, worker: Worker, loop: Loop, trace: Trace | None) -> None:
         self._channel = channel
-        self._worker = worker
+        self.worker = worker
+        """Whom it speaks for."""
         self._loop = loop
         self._trace = trace
         self._life = Lifecycle()
@@ -48,14 +49,14 @@ class Session:
 
     def greet(self, kind: str) -> None:
         """Say who we are; ProtocolError if the VMM refuses, or does not answer."""
-        device = self._worker.device
+        device = self.worker.device
         hello = messages.Hello(
             messages.PROTOCOL_VERSION,
             messages.STATE_VERSION,
             kind,
             int(device.device_id),
-            self._worker.features,
-            self._worker.queue_sizes,
+            self.worker.features,
+            self.worker.queue_sizes,
             self._config_space(),
         )
         self._channel.send(hello)
@@ -99,33 +100,33 @@ class Session:
     def _start(self, request: messages.Start) -> messages.Done:
         self._life.advance(Event.START)
         try:
-            self._worker.start(request.features, request.queues, request.state)
+            self.worker.start(request.features, request.queues, request.state)
         except (ProtocolError, RingBroken):
             self._life.advance(Event.STOP)
             raise
         return messages.Done()
 
     def _stop(self, request: messages.Stop) -> messages.Done:
-        self._worker.stop()
-        self._worker.device.reset()
+        self.worker.stop()
+        self.worker.device.reset()
         self._life.advance(Event.STOP)
         return messages.Done()
 
     def _quiesce(self, request: messages.Quiesce) -> messages.Quiesced:
-        state = self._worker.quiesce()
+        state = self.worker.quiesce()
         self._life.advance(Event.STOP)
         return messages.Quiesced(state)
 
     def _stop_queue(self, request: messages.StopQueue) -> messages.Done:
-        self._worker.stop_queue(request.index)
+        self.worker.stop_queue(request.index)
         return messages.Done()
 
     def _write_config(self, request: messages.WriteConfig) -> messages.ConfigChanged:
-        self._worker.device.write_config(request.offset, request.data)
+        self.worker.device.write_config(request.offset, request.data)
         return messages.ConfigChanged(self._config_space())
 
     def _quit(self, request: messages.Quit) -> messages.Done:
-        self._worker.stop()
+        self.worker.stop()
         self.on_quit()
         return messages.Done()
 
@@ -138,7 +139,7 @@ class Session:
         self._event(messages.ConfigChanged(self._config_space()))
 
     def _config_space(self) -> bytes:
-        return self._worker.device.config_space()
+        return self.worker.device.config_space()
 
     def _event(self, message: object) -> None:
         self._channel.send(message)

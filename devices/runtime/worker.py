@@ -170,7 +170,12 @@ class Worker:
     @property
     def descriptors(self) -> list[int]:
         """Those that it has made for itself."""
-        return [fd for queue in self.queues for fd in queue.descriptors]
+        return [fd for queue in self.queues for fd in (*queue.descriptors, *queue.urings)]
+
+    @property
+    def urings(self) -> list[int]:
+        """Those of them that are io_urings."""
+        return [fd for queue in self.queues for fd in queue.urings]
 
     @property
     def is_running(self) -> bool:

@@ -222,14 +222,15 @@ def forbid_all_but(
     *,
     ioctls: Collection[int] = (),
     maps_files: bool = False,
+    urings: Collection[int] = (),
 ) -> None:
     """Allow ``calls``, ioctl(2) with one of the numbers in ``ioctls``, and some others with
     conditions (jail.h), in every thread, for ever. One that ``maps_files`` may share them with who
-    gives it their descriptors."""
+    gives it their descriptors; one with ``urings`` may enter these."""
+    lists = (ffi.new("int[]", list(calls)), ffi.new("unsigned long[]", list(ioctls)))
+    rings = ffi.new("int[]", list(urings))
+    allowed = (lists[0], len(calls), lists[1], len(ioctls), rings, len(urings), maps_files)
     answer = _ON_VIOLATION[on_violation]
-    listed = ffi.new("int[]", list(calls))
-    requests = ffi.new("unsigned long[]", list(ioctls))
-    allowed = (listed, len(calls), requests, len(ioctls), maps_files)
     _check("seccomp", lib.jail_filter(ffi.new("struct jail_allowed *", allowed), answer))
 
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <link.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -239,6 +240,17 @@ static int add_rules(scmp_filter_ctx filter, const struct jail_allowed *allowed)
     return error;
 }
 
+/* Submit, and wait; of no ring but these, and of none by a number that is no descriptor. */
+static int add_urings(scmp_filter_ctx filter, const int *urings, unsigned count) {
+    const uint32_t other_flags = ~IORING_ENTER_GETEVENTS;
+    int error = 0;
+    for (unsigned at = 0; !error && at < count; at++)
+        error = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(io_uring_enter), 2,
+                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)urings[at]),
+                                 SCMP_A3(SCMP_CMP_MASKED_EQ, other_flags, 0));
+    return error;
+}
+
 static int set_trap(int on_violation) {
     fill_names();
     dl_iterate_phdr(note_places, NULL);
@@ -268,6 +280,8 @@ int jail_filter(const struct jail_allowed *allowed, int on_violation) {
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!error)
         error = add_rules(filter, allowed);
+    if (!error)
+        error = add_urings(filter, allowed->urings, allowed->uring_count);
     return jail_load(filter, error);
 }
 

@@ -89,13 +89,16 @@ int jail_unblock_trap(const int *threads, unsigned count);
 /* Allow these calls and no others, in all threads, for ever. What a forbidden one leads to:
  * its name and place on stderr and death of SIGSYS; EPERM; or EPERM, and name and place on stderr,
  * a few a second. The start of a thread just fails. A handler that SIGSYS has had is called after
- * the line is written. One that maps `files` may share memory with whoever gives it a file. */
+ * the line is written. One that maps `files` may share memory with whoever gives it a file; one
+ * with `urings` may enter these, by their descriptors. */
 enum { JAIL_KILL, JAIL_ERRNO, JAIL_LOG };
 struct jail_allowed {
     const int *calls;
     unsigned call_count;
     const unsigned long *ioctls; /* their request numbers: ioctl(2) with those, and no others */
     unsigned ioctl_count;
+    const int *urings;
+    unsigned uring_count;
     int files;
 };
 int jail_filter(const struct jail_allowed *allowed, int on_violation);

@@ -57,15 +57,20 @@ class _Cursor:
         if not 0 <= size <= self.left:
             raise ValueError(f"{size} bytes asked of {self.left}")
         self.left -= size
-        views, whole = self._views, 0
-        while whole < len(views) and size >= len(views[whole]):
-            size -= len(views[whole])
-            whole += 1
-        taken = views[:whole]
-        del views[:whole]
-        if size:
-            taken.append(views[0][:size])
-            views[0] = views[0][size:]
+        views = self._views
+        if not self.left:
+            self._views = []
+            return views
+        taken = []
+        while size:
+            first = views[0]
+            if size < len(first):
+                taken.append(first[:size])
+                views[0] = first[size:]
+                break
+            size -= len(first)
+            taken.append(first)
+            del views[0]
         return taken
 
 

@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -48,13 +49,20 @@ def extent(sector: int, sectors: int, flags: int = 0) -> bytes:
 unmapped = pytest.mark.parametrize("boot", ["blk"], indirect=True)
 
 
-@pytest.fixture(params=["blk", "blk-mapped"])
-def boot(request: pytest.FixtureRequest, boot: Boot) -> Boot:
-    """Both implementations: what is asked of one is asked of the other."""
+# What is done in C, once more by the other engine.
+engines = pytest.mark.parametrize("boot", ["blk", "blk io_uring", "blk-mapped"], indirect=True)
 
-    def start(kind: str, config: object = None, **options: Any) -> DeviceHost:
+
+@pytest.fixture(params=["blk", "blk-mapped"])
+def boot(request: pytest.FixtureRequest, boot: Boot, image: Path) -> Boot:
+    """Both implementations: what is asked of one is asked of the other."""
+    used, _, engine = request.param.partition(" ")
+
+    def start(kind: str, config: Config | None = None, **options: Any) -> DeviceHost:
         assert kind == "blk"
-        return boot(request.param, config, **options)
+        if engine:
+            config = replace(config or Config(str(image)), engine=engine)
+        return boot(used, config, **options)
 
     return start
 
@@ -80,6 +88,7 @@ def status(host: DeviceHost, *readable: bytes, room: int = 0) -> int:
 # What works.
 
 
+@engines
 def test_what_is_written_is_read_back_and_lies_in_the_file(disk: DeviceHost, image: Path) -> None:
     data = os.urandom(4 * SECTOR)
 
@@ -90,6 +99,7 @@ def test_what_is_written_is_read_back_and_lies_in_the_file(disk: DeviceHost, ima
     assert image.read_bytes()[100 * SECTOR : 104 * SECTOR] == data
 
 
+@engines
 def test_any_split_of_a_request_into_buffers_is_the_same_request(
     disk: DeviceHost, image: Path
 ) -> None:
@@ -114,6 +124,7 @@ def test_the_last_sector_is_there_and_the_one_behind_it_is_not(
     assert status(disk, header(Request.IN, SECTORS - 1), room=2 * SECTOR) == Status.IOERR
 
 
+@engines
 def test_a_flush_is_answered(disk: DeviceHost) -> None:
     assert status(disk, header(Request.FLUSH)) == Status.OK
     assert disk.counters()["flushes"] == 1
@@ -460,6 +471,7 @@ def test_a_disk_of_several_queues_says_so(boot: Boot, image: Path) -> None:
     assert struct.unpack_from("<H", host.hello.config, NUM_QUEUES) == (3,)
 
 
+@engines
 def test_each_of_its_queues_reads_and_writes_the_same_disk(boot: Boot, image: Path) -> None:
     host = boot("blk", Config(str(image), queues=2))
     host.start(*WRITING, Feature.MQ)
@@ -506,6 +518,7 @@ def test_a_disk_that_waits_answers_the_vmm_and_stops_at_once(
     assert 0 < driver.used_idx < 10
 
 
+@engines
 def test_what_had_to_wait_is_done_then(boot: Boot, image: Path) -> None:
     # The first twenty come at once.
     host = boot("blk", Config(str(image), iops=20))
@@ -673,6 +686,7 @@ def test_one_buffer_named_many_times_makes_no_huge_request(disk: DeviceHost) -> 
     assert disk.memory.read(0x3000, 1) == bytes([Status.IOERR])
 
 
+@engines
 def test_a_header_that_changes_all_the_time_is_checked_as_it_is_used(boot: Boot) -> None:
     # Hazard 5: half of the time the sector is behind the end. What is answered with OK has been
     # read from where it is allowed to be, and nothing breaks.
@@ -710,7 +724,7 @@ def test_a_header_that_changes_all_the_time_is_checked_as_it_is_used(boot: Boot)
 # An image that fails.
 
 
-@unmapped
+@pytest.mark.parametrize("boot", ["blk", "blk io_uring"], indirect=True)
 def test_an_image_that_shrank_gives_errors_and_not_old_data(disk: DeviceHost, image: Path) -> None:
     os.truncate(image, 10 * SECTOR)
 
@@ -814,6 +828,24 @@ def test_a_mapped_image_cannot_go_around_the_page_cache(image: Path) -> None:
         MappedBlk.open(Config(str(image), cache="none"), FakeHost())
 
 
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        (MappedBlk, "io_uring is for disks that are served in C"),
+        (Blk, "io_uring: this host has none that can be restricted: it says so"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_bad_input(
+    image: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Blk], complaint: str
+) -> None:
+    monkeypatch.setattr("devices.blk.why_no_uring", lambda file: "it says so")
+
+    host = FakeHost()
+    with pytest.raises(BadInput, match=f"^engine: {complaint}"):
+        kind.open(Config(str(image), engine="io_uring"), host)
+    host.close()
+
+
 def test_a_path_that_is_none_is_bad_input() -> None:
     with pytest.raises(BadInput, match="null byte"):
         opened("a\0b")
@@ -847,6 +879,7 @@ def test_an_image_that_is_only_read_may_be_shared_with_readers(
         opened(image)
 
 
+@engines
 def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path) -> None:
     host = boot("blk")
     assert host.quit() == 0
@@ -868,6 +901,11 @@ def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path
         ({"block_size": 513}, "block_size: 513 is not 512"),
         ({"serial": "x" * 21}, "up to 20 characters"),
         ({"serial": "é"}, "up to 20 characters"),
+        ({"engine": "io_uring", "cache": "none"}, "engine: io_uring goes with the page cache"),
+        ({"overlay": "x", "readonly": True}, "overlay: does not go with a disk that is only read"),
+        ({"overlay": "x", "engine": "io_uring"}, "overlay: does not go with engine=io_uring"),
+        ({"overlay": "x", "queues": 2}, "overlay: does not go with queues=2"),
+        ({"overlay": "x", "cache": "none"}, "overlay: does not go with cache=none"),
         ({"queues": 0}, "queues: 0 is not 1 to 16"),
         ({"queues": -1}, "queues: -1 is not 1 to 16"),
         ({"queues": 17}, "queues: 17 is not 1 to 16"),

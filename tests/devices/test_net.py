@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +69,11 @@ def far_end(host: DeviceHost) -> Iterator[socket.socket]:
     with socket.socket(fileno=os.dup(given)) as end:
         end.settimeout(DEADLINE)
         yield end
+
+
+def unread(end: socket.socket) -> int:
+    """Bytes that it has sent, and that nobody has received."""
+    return int.from_bytes(fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def give_room(host: DeviceHost, *sizes: int) -> None:
@@ -166,6 +174,21 @@ def test_a_large_one_takes_several_buffers_which_are_used_together(
     whole = b"".join(one.data for one in used[:4])
     assert whole == HEADER.pack(0, 0, 0, 0, 0, 0, 4) + big
     assert used[4].data == ALONE + packet(b"next")
+
+
+def test_one_that_does_not_fit_when_there_are_more_buffers_holds_up_nobody(
+    net: DeviceHost, far: socket.socket
+) -> None:
+    give_room(net, 100, 100)
+    far.send(packet(b"large", 4000))
+    while unread(far):
+        net.counters()
+
+    give_room(net, 100, 100)
+    far.send(packet(b"small"))
+
+    assert net.collect(1, RECEIVEQ)[0].data == ALONE + packet(b"small")
+    assert net.counters()["dropped"] == 1
 
 
 def test_without_that_one_which_does_not_fit_is_dropped(
@@ -287,8 +310,9 @@ def test_after_a_reset_nothing_comes_into_the_old_buffers(
     net: DeviceHost, far: socket.socket
 ) -> None:
     give_room(net, 100)
-    far.send(packet(b"", 4000))  # waits for more room
-    net.counters()
+    far.send(packet(b"", 4000))
+    while unread(far):
+        net.counters()  # it waits for more room
     net.stop()
     net.start(Feature.MRG_RXBUF)
     give_room(net, 1526, 1526)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +19,7 @@ from protocol.errors import HostError
 from tests.support import initramfs
 from tests.support.kernels import debian
 from tests.support.netns import Namespace, needs_root
+from tests.support.peers import UML, Served, lacks, user_mode_linux
 
 pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
 
@@ -130,7 +132,7 @@ def take_all(listener: socket.socket, into: list[bytes]) -> None:
 
 def lines(console: socket.socket, text: bytearray, until: str) -> str:
     """What the guest says, up to a line that ``until`` matches."""
-    while not re.search(rf"^linux: {until}\r?$", text.decode(errors="replace"), re.MULTILINE):
+    while not re.search(rf"^linux: {until}\r?\n", text.decode(errors="replace"), re.MULTILINE):
         data = console.recv(1 << 16)
         assert data, text.decode(errors="replace")
         text += data
@@ -225,3 +227,30 @@ def test_two_linuxes_are_on_one_ethernet_and_one_of_them_on_the_hosts_network(
     assert hashlib.sha256(fetched.stdout).hexdigest() == digest
     assert "3 packets received" in heard
     assert f"downloaded {digest}" in heard
+
+
+@pytest.mark.skipif(bool(lacks(UML)), reason=lacks(UML))
+def test_user_mode_linux_moves_a_file_over_vhost_user(host: Namespace, tmp_path: Path) -> None:
+    content = os.urandom(SIZE)
+    (tmp_path / "file").write_bytes(content)
+    script = """
+ifconfig eth0 10.9.0.2 netmask 255.255.255.0 up
+say "eth0 $(cat /sys/class/net/eth0/address)"
+wget -q -O /tmp/file http://10.9.0.1:8000/file
+say "downloaded $(sha256sum /tmp/file | cut -d ' ' -f 1)"
+poweroff -f
+"""
+    serving = (sys.executable, "-m", "http.server", "8000", "--bind", "10.9.0.1")
+    server = host.popen(*serving, "--directory", str(tmp_path))
+    path, modules = tmp_path / "net", ("failover", "net_failover", "virtio_net")
+    try:
+        with host.call(Served, path, "net", "tap=vibe0", f"mac={MAC}") as served:
+            with user_mode_linux(tmp_path, BEGIN + script, [f"{path}:1"], modules) as linux:
+                assert linux.wait() == 0, linux.said
+            assert served.end() == 128 + signal.SIGINT
+    finally:
+        server.kill()
+        server.wait()
+
+    assert f"linux: eth0 {MAC}" in linux.said
+    assert f"linux: downloaded {hashlib.sha256(content).hexdigest()}" in linux.said

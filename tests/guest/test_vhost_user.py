@@ -80,17 +80,22 @@ def test_user_mode_linux_writes_a_disk_and_finds_it_again(tmp_path: Path, disk: 
 
 @needs_qemu
 @pytest.mark.parametrize(
-    ("machine", "disk_name", "rng_name"),
+    ("machine", "disk_name", "rng_name", "option"),
     [
-        pytest.param("microvm,acpi=on", "vhost-user-blk", "vhost-user-rng", id="microvm"),
-        pytest.param("q35", "vhost-user-blk-pci", "vhost-user-rng-pci", id="q35"),
+        pytest.param(
+            "microvm,acpi=on", "vhost-user-blk", "vhost-user-rng", "overlay={}.cow", id="microvm"
+        ),
+        pytest.param(
+            "q35", "vhost-user-blk-pci", "vhost-user-rng-pci", "engine=io_uring", id="q35"
+        ),
     ],
 )
 def test_qemu_writes_a_disk_and_finds_it_again_and_has_entropy(
-    tmp_path: Path, disk: Path, machine: str, disk_name: str, rng_name: str
+    tmp_path: Path, disk: Path, machine: str, disk_name: str, rng_name: str, option: str
 ) -> None:
-    blk, rng = tmp_path / "blk", tmp_path / "rng"
-    with Served(blk, "blk", f"path={disk}") as served, Served(rng, "rng") as entropy:
+    blk, rng, before = tmp_path / "blk", tmp_path / "rng", disk.read_bytes()
+    words = "blk", f"path={disk}", option.format(disk)
+    with Served(blk, *words) as served, Served(rng, "rng") as entropy:
         for found in ("guest: wrote 8 files", "guest: sums hold for 8 files"):
             with qemu(INIT, machine, [(disk_name, blk), (rng_name, rng)]) as linux:
                 assert linux.wait() == 0, linux.said
@@ -98,6 +103,7 @@ def test_qemu_writes_a_disk_and_finds_it_again_and_has_entropy(
             assert "guest: unmounted" in linux.said
             assert re.search("guest: entropy [0-9a-f]{64}\n", linux.said)
     assert "error" not in served.said + entropy.said
+    assert (disk.read_bytes() == before) == option.startswith("overlay")
 
 
 @needs_qemu

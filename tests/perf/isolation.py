@@ -8,19 +8,15 @@ the same for all; the disk's image is in the page cache.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import statistics
-import struct
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-from cffi import FFI
+from typing import Any
 
 from devices import blk
 from protocol.fds import close_all
@@ -28,6 +24,19 @@ from protocol.memory import GuestMemory, create_memfd
 from protocol.messages import Done, QueueSetup, Start
 from protocol.specs import LEVELS, Isolation, Level
 from protocol.virtio import Feature, bit
+from tests.perf.driver import (
+    IMAGE_SIZE,
+    IN,
+    OUT,
+    QUEUE_SIZE,
+    Queue,
+    compiled,
+    cpu_seconds,
+    drive,
+    in_turn,
+    lay_requests,
+    ratios,
+)
 from tests.support.device_host import DeviceHost
 from vmm import memory_map
 from vmm.mediation import Arena, Mediator, ShadowMemory, lay_out
@@ -37,29 +46,9 @@ from vmm.mediation.pump import Pump
 ROUNDS = 15
 REQUESTS = {32: 6000, 1: 3000}
 
-T = TypeVar("T")
-
-QUEUE_SIZE, DATA = 128, 4096
-# Where a guest of 16 MiB has its rings, and the requests of each: header, status, data.
+# Where a guest of 16 MiB has its rings, and the requests of each.
 _RING, _RING_STRIDE = 0x10_0000, 0x1_0000
-_REQUESTS, _QUEUE_STRIDE, _STRIDE = 0x20_0000, 0x10_0000, 0x2000
-IMAGE_SIZE = 64 << 20
-
-_IN, _OUT = 0, 1
-_NEXT, _WRITE = 1, 2
-
-LOOP = """
-struct vring_avail;
-struct vring_used;
-struct guest {
-    struct vring_avail *avail;
-    struct vring_used *used;
-    uint8_t *requests;
-    uint32_t size, stride, depth, sectors;
-    int kick, call;
-};
-uint64_t bench_guest(const struct guest *guests, uint32_t count, uint32_t total);
-"""
+_REQUESTS, _QUEUE_STRIDE = 0x20_0000, 0x10_0000
 
 
 def measure() -> dict[str, object]:
@@ -68,7 +57,7 @@ def measure() -> dict[str, object]:
     cpu: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        library = compiled("isolation", folder)
+        library = compiled("driver", folder)
         disks = {level: stack.enter_context(disk(level, folder / level)) for level in LEVELS}
         for turn in range(ROUNDS):
             for depth, total in REQUESTS.items():
@@ -83,19 +72,11 @@ def measure() -> dict[str, object]:
             level: round(statistics.median(each)) for level, each in here.items()
         }
         for one, other in (("jail", "none"), ("bounce", "jail")):
-            ratios = [a / b for a, b in zip(here[one], here[other], strict=True)]
-            quartiles = [round(value, 2) for value in statistics.quantiles(ratios, n=4)]
-            found[f"depth {depth}, {one} / {other} [quartiles]"] = quartiles
+            found[f"depth {depth}, {one} / {other} [quartiles]"] = ratios(here[one], here[other])
         found[f"depth {depth}, CPU a request, µs"] = {
             level: round(statistics.median(cpu[depth, level]) * 1e6, 1) for level in LEVELS
         }
     return found
-
-
-def in_turn(each: tuple[T, ...], turn: int) -> tuple[T, ...]:
-    """So that nobody always comes behind the same one."""
-    first = turn % len(each)
-    return each[first:] + each[:first]
 
 
 class Disk:
@@ -116,38 +97,22 @@ class Disk:
     def run(self, library: Any, depth: int, total: int) -> tuple[float, float]:
         """Requests per second, and seconds of CPU time a request, the guest's own not counted. The
         ``depth`` is that of all queues together."""
-        ffi, lib = library
-        with ffi.from_buffer(self._host.memory.whole) as ram:
-            guests = [
-                {
-                    "avail": ffi.cast("struct vring_avail *", ram + setup.avail),
-                    "used": ffi.cast("struct vring_used *", ram + setup.used),
-                    "requests": ffi.cast("uint8_t *", ram + _REQUESTS + index * _QUEUE_STRIDE),
-                    "size": QUEUE_SIZE,
-                    "stride": _STRIDE,
-                    "depth": max(1, depth // len(self._kicks)),
-                    "sectors": IMAGE_SIZE // 512,
-                    "kick": kick,
-                    "call": self._call,
-                }
-                for index, kick in enumerate(self._kicks)
-                for setup in (_ring(index),)
-            ]
-            before = self._busy()
-            elapsed = lib.bench_guest(ffi.new("struct guest[]", guests), len(guests), total)
-        assert elapsed, self._host.log()
-        return total / (elapsed / 1e9), (self._busy() - before) / total
+        queues = [
+            Queue(_ring(index), _requests(index), kick) for index, kick in enumerate(self._kicks)
+        ]
+        before = self._busy()
+        rate, _ = drive(
+            library, self._host.memory.whole, queues, self._call, depth=depth, total=total
+        )
+        return rate, (self._busy() - before) / total
 
     def _busy(self) -> float:
-        device = sum(
-            int((task / "schedstat").read_text().split()[0])
-            for task in Path(f"/proc/{self._host.process.pid}/task").iterdir()
-        )
+        device = cpu_seconds(self._host.process.pid)
         thread = self._pump.thread if self._pump is not None else None
         if thread is None:
-            return device / 1e9
+            return device
         assert thread.ident is not None
-        return device / 1e9 + time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        return device + time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 @contextmanager
@@ -169,8 +134,10 @@ def disk(
     isolation = Isolation(level)
     config = blk.Config(str(image), **options)
     with DeviceHost(kind, folder, config, start=False, level=level, register=register) as host:
-        kinds = (_IN,) if reads else (_IN, _OUT)
-        setups = [_lay_requests(host.memory, index, kinds) for index in host.kicks]
+        setups = [_ring(index) for index in host.kicks]
+        for setup in setups:
+            kinds = (IN,) if reads else (IN, OUT)
+            lay_requests(host.memory, setup, _requests(setup.index), kinds)
         if level != "bounce":
             host.hand_over(isolation=isolation)
             host.greet()
@@ -225,35 +192,5 @@ def _ring(index: int) -> QueueSetup:
     return lay_out(_RING + index * _RING_STRIDE, QUEUE_SIZE, index)
 
 
-def _lay_requests(memory: GuestMemory, index: int, kinds: Sequence[int]) -> QueueSetup:
-    setup = _ring(index)
-    for number in range(QUEUE_SIZE // 3):
-        at, head = _REQUESTS + index * _QUEUE_STRIDE + number * _STRIDE, 3 * number
-        kind = kinds[number % len(kinds)]
-        memory.write(at, struct.pack("<IIQ", kind, 0, 0))
-        pieces = (
-            (at, 16, _NEXT, head + 1),
-            (at + 0x1000, DATA, _NEXT | (_WRITE if kind == _IN else 0), head + 2),
-            (at + 16, 1, _WRITE, 0),
-        )
-        memory.write(setup.desc + 16 * head, b"".join(struct.pack("<QIHH", *one) for one in pieces))
-    return setup
-
-
-def compiled(name: str, directory: Path, declarations: str = LOOP) -> tuple[Any, Any]:
-    """The C beside this file that is called ``name``."""
-    builder = FFI()
-    builder.cdef(declarations)
-    builder.set_source(
-        f"_{name}_bench",
-        f'#include "{name}.c"',
-        include_dirs=[str(Path(__file__).parent)],
-        extra_compile_args=["-std=gnu11", "-O2"],
-    )
-    path = builder.compile(tmpdir=str(directory))
-    spec = importlib.util.spec_from_file_location(f"_{name}_bench", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ffi, module.lib
+def _requests(index: int) -> int:
+    return _REQUESTS + index * _QUEUE_STRIDE

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from protocol.errors import BadInput
-from tests.perf.isolation import DATA, IMAGE_SIZE, compiled, disk, in_turn
+from tests.perf.driver import DATA, IMAGE_SIZE, compiled, in_turn, ratios
+from tests.perf.isolation import disk
 
 # Arbitrary: a turn takes some tenths of a second.
 ROUNDS = 15
@@ -58,7 +59,7 @@ def measure() -> dict[str, object]:
     cpu: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name, ExitStack() as stack:
         folder = Path(name)
-        library, file = compiled("isolation", folder), compiled("lane", folder, _FILE)
+        library, file = compiled("driver", folder), compiled("lane", folder, _FILE)
         disks = {
             kind: stack.enter_context(
                 disk(
@@ -90,9 +91,7 @@ def measure() -> dict[str, object]:
             kind: round(statistics.median(each)) for kind, each in here.items()
         }
         for one, other in RATIOS:
-            ratios = [a / b for a, b in zip(here[one], here[other], strict=True)]
-            quartiles = [round(value, 2) for value in statistics.quantiles(ratios, n=4)]
-            found[f"{name}, {one} / {other} [quartiles]"] = quartiles
+            found[f"{name}, {one} / {other} [quartiles]"] = ratios(here[one], here[other])
         found[f"{name}, CPU of the device a request, µs"] = {
             kind: round(statistics.median(cpu[name, kind]) * 1e6, 2) for kind in KINDS
         }
@@ -103,7 +102,7 @@ def _waiting() -> dict[str, object]:
     # Reads of a disk that makes whoever asks wait: by how many threads at a time.
     rates: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name, ExitStack() as stack:
-        library = compiled("isolation", Path(name))
+        library = compiled("driver", Path(name))
         disks = {}
         for queues in QUEUES:
             folder, options = Path(name) / str(queues), {"cache": "none", "queues": queues}

@@ -128,10 +128,16 @@ class Served(Program):
         return self.wait()
 
 
-def user_mode_linux(folder: Path, init: str, devices: Sequence[str]) -> Program:
-    """Stock Linux as a process, running ``init``; ``devices`` are SOCKET:ID."""
+def user_mode_linux(
+    folder: Path,
+    init: str,
+    devices: Sequence[str],
+    names: Sequence[str] = ("virtio_blk", "virtio_console"),
+) -> Program:
+    """Stock Linux as a process, running ``init``; ``devices`` are SOCKET:ID, ``names`` the modules
+    that it has, in their order."""
     modules = next(_UML_MODULES.iterdir())
-    needed = [next(modules.rglob(f"virtio_{name}.ko")) for name in ("blk", "console")]
+    needed = [next(modules.rglob(f"{name}.ko")) for name in names]
     files = {f"modules/{at}-{path.name}": path for at, path in enumerate(needed)}
     kernel = Kernel(f"uml-{modules.name}", modules, "amd64")
     command = [

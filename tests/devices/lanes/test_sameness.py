@@ -11,16 +11,18 @@ import gc
 import logging
 import os
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from devices.blk import SECTOR, Blk, Config, Feature, Request, Status
+from devices.runtime.files.overlay import begin, open_overlay
 from devices.runtime.loop import Loop
 from devices.runtime.worker import Worker
 from protocol import doorbell, fds, journal
@@ -33,6 +35,7 @@ from tests.support.python_blk import PythonBlk
 from tests.support.ring_pair import guest_memory
 
 SECTORS = 32
+IMAGE = bytes(range(256)) * (SECTORS * 2)
 SIZE = 64
 # Descriptors of chains that no driver would make, behind those of the driver.
 FIRST_ODD = 56
@@ -45,7 +48,9 @@ NOT_COMPARED = ("batches", "interrupts", "kicks")
 def _quiet() -> Iterator[None]:
     # What is logged is kept, with the exceptions in it, their frames, and the memory in those.
     logging.disable(logging.CRITICAL)
+    gc.freeze()  # what there is already is not looked through hundreds of times
     yield
+    gc.unfreeze()
     logging.disable(logging.NOTSET)
 
 
@@ -76,7 +81,7 @@ class Left:
 @contextmanager
 def image() -> Iterator[int]:
     fd = os.memfd_create("image", os.MFD_CLOEXEC)
-    os.pwrite(fd, bytes(range(256)) * (SECTORS * SECTOR // 256), 0)
+    os.pwrite(fd, IMAGE, 0)
     try:
         yield fd
     finally:
@@ -90,13 +95,20 @@ def play(
     readonly: bool,
     flush: bool,
     jump: int,
+    engine: Literal["sync", "io_uring"] = "sync",
+    overlay: str = "",
 ) -> Left:
     """Everything that ``kind`` does with ``batches``, each offered when the one before is done; in
     the end avail.idx may ``jump``."""
     left = Left()
-    config = Config("", readonly=readonly)
+    config = Config("", readonly=readonly, engine=engine, overlay=overlay)
     sizes = tuple(queue.size for queue in kind.virtqueues(config))
-    with image() as disk, guest_memory() as memory:
+    with image() as disk, guest_memory() as memory, ExitStack() as stack:
+        files = {"image": disk}
+        if overlay:
+            files = {"image": open_overlay(overlay, "", disk), "base": disk}
+            stack.callback(os.close, files["image"])
+            begin(files["image"])
         notes = journal.create("test", sizes)
         bells = {"kick0": doorbell.create(), "call": doorbell.create()}
         loop = Loop()
@@ -104,7 +116,7 @@ def play(
             worker = Worker(
                 kind,
                 config,
-                {"image": disk, **bells},
+                files | bells,
                 memory,
                 kept,
                 loop,
@@ -114,6 +126,9 @@ def play(
             driver.keep_free(range(FIRST_ODD, SIZE))
             run(worker, driver, loop, bells, batches, left, flush=flush, jump=jump)
         left.image = os.pread(disk, SECTORS * SECTOR + 1, 0)
+        if overlay:
+            assert left.image == IMAGE
+            left.image = os.pread(files["image"], 1 << 20, 64)  # all but the header
         loop.close()
         fds.close_all([notes, *bells.values()])
     del worker, driver
@@ -192,7 +207,9 @@ kinds = st.sampled_from([*Request, *[Request.IN, Request.OUT] * 3, 2, 0xFFFF_FFF
 sectors = st.one_of(
     st.integers(0, SECTORS + 1), st.sampled_from([(1 << 64) - 1, 1 << 55, (1 << 55) - 1])
 )
-amounts = st.sampled_from([0, 1, 15, 16, 17, 511, 512, 513, 1024, 2048, SECTORS * SECTOR])
+amounts = st.sampled_from(
+    [0, 1, 15, 16, 17, 511, 512, 513, 1024, 2048, 4096, 8192, SECTORS * SECTOR]
+)
 ranges = st.builds(
     lambda found, extra: b"".join(struct.pack("<QII", *one) for one in found) + bytes(extra),
     st.lists(st.tuples(sectors, st.integers(0, SECTORS), st.sampled_from([0, 1, 2])), max_size=3),
@@ -256,7 +273,49 @@ def test_both_do_the_same(
     assert play(Blk, asked, readonly=readonly, flush=flush, jump=jump) == expected
 
 
-def test_reads_and_writes_are_carried_out_in_c() -> None:
+@given(batches, st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, SIZE + 1]))
+@settings(max_examples=25, deadline=None)
+def test_so_does_one_whose_requests_the_kernel_carries_out(
+    asked: list[list[Ask | Odd]], readonly: bool, flush: bool, jump: int
+) -> None:
+    # One at a time: of several, the order is nobody's.
+    alone = [[one] for batch in asked for one in batch]
+    expected = play(PythonBlk, alone, readonly=readonly, flush=flush, jump=jump)
+
+    found = play(Blk, alone, readonly=readonly, flush=flush, jump=jump, engine="io_uring")
+
+    assert found == expected
+
+
+@given(batches, st.booleans(), st.sampled_from([0, 0, 0, SIZE + 1]))
+@example(
+    [
+        [Ask(header(Request.OUT, 8) + b"x" * 8192, [16], [1])],
+        [Ask(header(Request.IN, 8), [], [8192, 1]), Ask(header(Request.IN, 0), [], [8192, 1])],
+    ],
+    True,
+    0,
+)
+@settings(max_examples=25, deadline=None)
+def test_so_do_both_with_an_overlay(asked: list[list[Ask | Odd]], flush: bool, jump: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = [
+            play(
+                kind,
+                asked,
+                readonly=False,
+                flush=flush,
+                jump=jump,
+                overlay=f"{folder}/{number}.cow",
+            )
+            for number, kind in enumerate((PythonBlk, Blk))
+        ]
+
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("engine", ["sync", "io_uring"])
+def test_reads_and_writes_are_carried_out_in_c(engine: Literal["sync", "io_uring"]) -> None:
     # Negative control: what Python alone does would be the same, too.
     class Nothing(Blk):
         lanes = Blk.lanes
@@ -272,8 +331,32 @@ def test_reads_and_writes_are_carried_out_in_c() -> None:
         [Ask(header(Request.IN, 5), [], [100, 924, 1])],
     ]
 
-    left = play(Nothing, asked, readonly=False, flush=True, jump=0)
+    if engine == "io_uring":
+        asked.append([Ask(header(Request.FLUSH, 0), [], [1])])
+
+    left = play(Nothing, asked, readonly=False, flush=True, jump=0, engine=engine)
 
     assert left.used[1].data == data + bytes([Status.OK])
     assert left.counters["reads"] == left.counters["writes"] == 1
-    assert left.counters["requestq.chains"] == 2
+    assert left.counters.get("flushes", 0) == len(asked) - 2
+    assert left.counters["requestq.chains"] == len(asked)
+
+
+def test_many_at_a_time_come_back_each_to_its_own_buffer() -> None:
+    # Many at a time, which come back in any order, each to its own buffer.
+    data = [bytes([number]) * SECTOR for number in range(SECTORS)]
+    writes = [Ask(header(Request.OUT, n) + data[n], [16], [1]) for n in range(SECTORS)]
+    reads = [Ask(header(Request.IN, n), [], [SECTOR, 1]) for n in range(16)]
+
+    left = play(
+        Blk,
+        [writes[:16], writes[16:], reads],
+        readonly=False,
+        flush=True,
+        jump=0,
+        engine="io_uring",
+    )
+
+    assert left.image == b"".join(data)
+    assert {used.data for used in left.used[32:]} == {one + b"\0" for one in data[:16]}
+    assert left.counters["writes"] == 32

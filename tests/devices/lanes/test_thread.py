@@ -264,7 +264,7 @@ both_threads = pytest.mark.parametrize("index", [FIRST, THREADED])
 @both_threads
 def test_a_batch_is_one_kick_one_publication_and_one_call(disk: Disk, index: int) -> None:
     driver = disk.drivers[index]
-    for _ in range(20):
+    for _ in range(16):
         driver.add([struct.pack("<IIQ", Request.IN, 0, 0)], [SECTOR, 1])
     assert driver.publish()
     assert driver.want_interrupts() is False
@@ -274,7 +274,7 @@ def test_a_batch_is_one_kick_one_publication_and_one_call(disk: Disk, index: int
     assert doorbell.drain(disk.bells["call"]) == 1
     counters = disk.worker.counters()
     found = {what: counters[f"requestq.{what}"] for what in ("chains", "batches", "interrupts")}
-    assert found == {"chains": 20, "batches": 1, "interrupts": 1}
+    assert found == {"chains": 16, "batches": 1, "interrupts": 1}
 
 
 @both_ways

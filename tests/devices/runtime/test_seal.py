@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from devices import blk
 from devices.kinds import KINDS, find
 from devices.runtime.seal import COMMON, Seal
 from protocol import jail
 from protocol.errors import HostError
 from protocol.messages import PROTOCOL_VERSION, STATE_VERSION, Hello, Welcome
-from tests.support import marksman
+from tests.support import marksman, ringed_blk
 from tests.support.device_host import ROOT, DeviceHost
 from tests.support.odd_devices import Config
 
@@ -27,8 +29,12 @@ Boot = Callable[..., DeviceHost]
 
 ROGUE = "tests.support.odd_devices:Rogue"
 MARKSMAN = "tests.support.marksman:Marksman"
+RINGED = "tests.support.ringed_blk:RingedBlk"
 FORKER = "tests.support.odd_devices:Forker"
 OPENER = "tests.support.odd_devices:Opener"
+
+# Ours and libzmq's two, and one that sends packets.
+_THREADS = {"net": 4}
 
 # The lines of /proc/PID/task/TID/status that the seal is about.
 _SEALED = {
@@ -56,7 +62,7 @@ def test_every_thread_of_a_sealed_device_has_lost_the_same(boot: Boot, kind: str
 
     threads = [status(task) for task in Path(f"/proc/{host.process.pid}/task").iterdir()]
 
-    assert len(threads) == 3  # ours and libzmq's two
+    assert len(threads) == _THREADS.get(kind, 3)
     for thread in threads:
         assert {name: thread[name] for name in _SEALED} == _SEALED, thread["Name"]
         assert not int(thread["SigBlk"], 16) >> (signal.SIGSYS - 1) & 1, thread["Name"]
@@ -70,7 +76,7 @@ def test_every_thread_of_a_sealed_device_is_in_the_same_namespaces_and_none_is_o
 
     tasks = list(Path(f"/proc/{host.process.pid}/task").iterdir())
 
-    assert len(tasks) == 3
+    assert len(tasks) == _THREADS.get(kind, 3)
     for name in ("user", "net", "ipc", "uts", "mnt"):
         (theirs,) = {os.readlink(task / "ns" / name) for task in tasks}
         assert theirs != os.readlink(f"/proc/self/ns/{name}"), name
@@ -132,6 +138,34 @@ def test_a_device_has_no_io_uring(boot: Boot) -> None:
 
     assert host.wait() == -signal.SIGSYS
     assert "E forbidden system call io_uring_setup (" in host.log()
+
+
+@pytest.mark.parametrize("deed", ringed_blk.DEEDS)
+def test_a_disk_with_an_io_uring_may_enter_that_one_and_nothing_else(
+    boot: Boot, image: Path, deed: str
+) -> None:
+    host = boot("ringed", blk.Config(str(image), engine="io_uring", serial=deed), register=RINGED)
+    host.start()
+    used = host.send([struct.pack("<IIQ", blk.Request.IN, 0, 0)], [512, 1])
+    assert used.data == image.read_bytes()[:512] + bytes([blk.Status.OK])
+    assert host.counters()["reads"] == 1
+
+    host.drivers[0].add([struct.pack("<IIQ", blk.Request.GET_ID, 0, 0)], [20, 1])
+    host.publish()
+
+    assert host.wait() == -signal.SIGSYS
+    call, _ = ringed_blk.DEEDS[deed]
+    assert f"E forbidden system call {call} (" in host.log()
+
+
+def test_an_io_uring_may_have_threads_of_the_kernel_s(boot: Boot, image: Path) -> None:
+    # Without, what cannot be done at once fails after 100 ms, and is done by Python.
+    host = boot("blk", blk.Config(str(image), engine="io_uring"))
+
+    lines = Path(f"/proc/{host.process.pid}/limits").read_text().splitlines()
+    (processes,) = (line for line in lines if line.startswith("Max processes"))
+
+    assert processes.split()[2] != "0"
 
 
 def test_a_sealed_device_can_have_no_more_than_it_has(boot: Boot) -> None:
