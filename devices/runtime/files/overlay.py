@@ -22,7 +22,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from devices.runtime import files
 from protocol.errors import BadInput
@@ -39,7 +38,7 @@ _ZEROS = memoryview(mmap.mmap(-1, 64 * 1024)).toreadonly()
 _HEADER = struct.Struct("<8sI4xQQ16s")
 _MAGIC, _VERSION = b"vibe-cow", 1
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 Buffers = Callable[[int], list[memoryview]]
 """The first so many bytes of what is to be written, in pieces."""
@@ -270,7 +269,8 @@ def _data_offset(size: int) -> int:
 
 
 def _boot() -> bytes:
-    return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
+    with open(_BOOT_ID) as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))
 
 
 def _why(error: Exception) -> str:
