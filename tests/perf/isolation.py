@@ -34,7 +34,7 @@ from vmm.mediation import Arena, Mediator, ShadowMemory, lay_out
 from vmm.mediation.pump import Pump
 
 # Arbitrary: a turn of one level takes a quarter of a second.
-ROUNDS = 15
+ROUNDS = 45
 REQUESTS = {32: 6000, 1: 3000}
 
 QUEUE_SIZE, DATA = 128, 4096
