@@ -445,7 +445,7 @@ class Hostile(Device[Config]):
         return self._send(bytes(MAX_MESSAGE + 1))
 
     def send_long(self, chain: Chain) -> int:
-        """A million empty arrays, as one message."""
+        """As many empty arrays as fit into one message."""
         return self._send(msgpack.packb([[]] * (MAX_MESSAGE - 100)))
 
     def send_unending(self, chain: Chain) -> int:

@@ -271,7 +271,7 @@ def _on_reboot(text: str | None) -> OnReboot:
 
 
 def _hang_after(text: str | None) -> float:
-    if text == "0":
+    if text in ("0", "0.0"):  # as VM() writes it
         return 0.0
     return _seconds("--hang-after", text) or DEFAULT_HANG_AFTER
 

@@ -42,6 +42,31 @@ class Attack:
             return self.shared
         return (self.mediated if mediated and self.mediated else self.expected)[level]
 
+    @property
+    def told(self) -> str:
+        """What a report of it has to say (a regular expression), for it to be one of this attack:
+        where no level permits one, nothing else shows that it is contained by what is meant to."""
+        return _TOLD.get(self.name, "")
+
+
+_TOLD = {
+    "write-late": "is killed: it does not answer",
+    "corrupt-used": "virtqueue broken by its device: USED_JUMP",
+    "corrupt-journal": "virtqueue has a bad journal: JOURNAL_VERSION",
+    "forge-hello": "hello makes no sense while running",
+    "forge-reply": "Done answers nothing",
+    "forge-generation": "messages of another generation",
+    "send-malformed": "not msgpack",
+    "send-deep": "not msgpack",
+    "send-huge": "message of 65537 bytes is over 65536",
+    "send-long": r"not msgpack: \d+ exceeds max_array_len",
+    "send-crumbs": "more than 500 messages a second",
+    "send-unending": "not msgpack: .*extra data",
+    "send-endless": "more than 500 messages a second",
+    "flood-log": "lines were held back",
+    "hang-on-config": "no answer to WriteConfig in time",
+}
+
 
 def _levels(*verdicts: Verdict) -> dict[str, Verdict]:
     return dict(zip(LEVELS, verdicts, strict=True))

@@ -276,6 +276,10 @@ def _check(experiment: Experiment, where: str) -> None:
             for name in used:
                 if known[name].operation == "write":
                     raise BadInput(f"{where}: loads", f"{name!r} writes, and {device!r} only reads")
+    if "shared" in experiment.grouping and "swap" in experiment.faults:
+        raise BadInput(
+            f"{where}: faults", "'swap': one of several in a process (grouping 'shared') has none"
+        )
     if not (used or experiment.attacks):
         raise BadInput(where, "a matrix of nothing: name loads, faults or attacks, or surface=true")
 

@@ -319,7 +319,7 @@ def reach(data: _Data) -> Figure | None:
             axis.annotate(
                 cell.held,
                 (at, y.median),
-                xytext=(9, 12 - 12 * order),
+                xytext=(9, 12 - 12 * (order % 3)),
                 textcoords="offset points",
                 va="center",
                 color=look["color"],

@@ -23,6 +23,7 @@ from typing import Any
 from cffi import FFI
 
 from devices import blk
+from launcher.experiment.surface import guest_memory
 from protocol.fds import close_all
 from protocol.memory import GuestMemory, create_memfd
 from protocol.messages import Done, Start
@@ -73,7 +74,8 @@ def measure() -> dict[str, object]:
                     rate, busy = lanes[level].run(library, depth, total)
                     rates.setdefault((depth, level), []).append(rate)
                     cpu.setdefault((depth, level), []).append(busy)
-    found: dict[str, object] = {}
+        reached = {level: lane.reached() for level, lane in lanes.items()}
+    found: dict[str, object] = {"bytes of guest memory that it reaches": reached}
     for depth in REQUESTS:
         here = {level: rates[depth, level] for level in LEVELS}
         found[f"depth {depth}, requests/s"] = {
@@ -124,6 +126,11 @@ class _Lane:
             elapsed = lib.bench_guest(guest, total)
         assert elapsed, self._host.log()
         return total / (elapsed / 1e9), (self._busy() - before) / total
+
+    def reached(self) -> int | None:
+        """Bytes of guest memory that the device can read, by its maps and descriptors."""
+        whole = len(self._host.memory.whole)
+        return guest_memory(self._host.process.pid, "test", whole)[0]
 
     def _busy(self) -> float:
         device = sum(

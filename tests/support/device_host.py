@@ -115,7 +115,7 @@ class DeviceHost:
         self._sequence = 0
         self._closed = False
 
-        self._memfd = create_memfd("test", REGIONS[-1].offset + REGIONS[-1].size)
+        self._memfd = create_memfd("vibevmm-test", REGIONS[-1].offset + REGIONS[-1].size)
         self.memory = GuestMemory(self._memfd, REGIONS)
         sizes = tuple(queue.size for queue in self.type.queues)
         self._journal_fd = journal.create("test-journal", sizes)
