@@ -23,7 +23,7 @@ from devices.runtime import entry
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
-from launcher import client, device_options, verbs
+from launcher import client, device_options, model, verbs
 from launcher.logs import harmless
 from launcher.wishes import AskingHost
 from protocol import codec, fds, log
@@ -112,7 +112,7 @@ class _ByHand:
         spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
         log.set_up(spec.log)
         try:
-            opened = self._device.open(self._config, AskingHost(self._launcher))
+            opened = model.opened(self._device, self._config, AskingHost(self._launcher))
         except BadInput as error:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
         seal = None

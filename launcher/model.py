@@ -6,6 +6,7 @@ one that somebody else wrote, in a process of its own (launcher.scout).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from devices import kinds
 from devices.runtime.device import AnyDevice, Device, Host, Offer, QueueDeclaration
 from launcher import device_options
 from launcher.device_options import Request
-from protocol import codec
+from protocol import codec, fds
 from protocol.errors import BadInput
 from protocol.specs import Isolation, OnViolation
+
+# What launcher.wiring and launcher.spawn hand over beside what a device opens.
+_RUNTIMES = re.compile(r"memory|journal|call|kick[0-9]+|faults|trace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,19 @@ def open_files(kind: str, config: bytes, option: str, host: Host) -> dict[str, i
     found = kinds.find(kind, option, is_bare=True)
     options: Any = codec.from_plain(found.config_type, codec.unpack(config))
     try:
-        return found.open(options, host)
+        return opened(found, options, host)
     except BadInput as error:
         raise BadInput(f"{option}: {error.where}", error.why) from error
+
+
+def opened(device: type[AnyDevice], config: Any, host: Host) -> dict[str, int]:
+    """What ``device`` opens, set to ``config``; BadInput if it has a name that the runtime's own
+    descriptors have, in whose place it would come."""
+    files = device.open(config, host)
+    if taken := sorted(name for name in files if _RUNTIMES.fullmatch(name)):
+        fds.close_all(files.values())
+        raise BadInput("open", f"{', '.join(taken)}: the runtime has a descriptor of that name")
+    return files
 
 
 def why_unfit(judge: str, ours: Offer, theirs: Offer) -> str | None:

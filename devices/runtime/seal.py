@@ -41,7 +41,7 @@ COMMON = frozenset(
         # libzmq on the socket that it has; it sends with sendto, see below.
         "recvfrom",
         # Allocators; what maps and protects executable memory is forbidden in filter.c.
-        "brk", "munmap", "mremap", "madvise",
+        "brk", "munmap", "madvise",
         # Locks, and clocks where the kernel does not serve them from the vDSO.
         "futex", "clock_gettime", "gettimeofday",
         # libzmq asks whether it was forked; abort() asks who it is.
@@ -59,9 +59,12 @@ _CONDITIONAL = 4
 _OWN = frozenset({"anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:[timerfd]"})
 
 
-# Bytes of private memory that a device may come to have beyond what it has when it is sealed
-# (arbitrary).
+# Bytes of private memory, and of addresses, that a device may come to have beyond what it has when
+# it is sealed (arbitrary).
 _ROOM = 64 << 20
+
+# Bytes of its first thread's stack, which RLIMIT_DATA does not count: Linux's own default.
+_STACK = 8 << 20
 
 
 class Seal:
@@ -138,7 +141,11 @@ class Seal:
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_MSGQUEUE: 0,
+            # The one counts neither what is only read nor stacks; the other is free again for
+            # private memory when a file is unmapped.
             resource.RLIMIT_DATA: self._status("status", b"VmData:") * 1024 + _ROOM,
+            resource.RLIMIT_AS: self._status("status", b"VmSize:") * 1024 + _ROOM,
+            resource.RLIMIT_STACK: _STACK,
         }
         if not files_grow:
             files = (os.fstat(fd) for fd in opened)

@@ -102,6 +102,8 @@ _ROWS = (
     Attack("shrink-memory", "truncates guest memory under everybody", 36, _levels(_C, _R, _R)),
     Attack("exhaust-memory", "takes a GiB of memory", 0, _ROOT),
     Attack("exhaust-shared-memory", "the same, of memory that can be shared", 0, _SEAL),
+    Attack("grow-stack", "the same, of memory that passes for a stack", 0, _SEAL),
+    Attack("exhaust-page-tables", "maps 128 GiB, for page tables", 0, _ROOT),
     Attack("exhaust-descriptors", "opens descriptors until it cannot", 30, _SEAL),
     Attack("map-executable", "maps memory in which it could put code", 0, _SEAL),
     Attack(
@@ -136,6 +138,8 @@ _ROWS = (
     Attack("kill-neighbour", "has another device killed by the control interface", 0, _SEAL),
     Attack("fork-bomb", "starts processes until it cannot", 0, _SEAL),
     Attack("execute", "starts another program", 0, _ROOT),
+    Attack("early-outlive", "is not to die with the launcher, before seccomp's list", 0, _ROOT),
+    Attack("early-read-keyring", "reads the launcher's keyring, before that", 0, _ROOT),
     Attack("io-uring", "makes an io_uring, whose operations no filter sees", 41, _SEAL),
     Attack("forge-hello", "says that it is another device", 0, _ALWAYS_TOLD),
     Attack("forge-reply", "answers what another one was asked", 0, _ALWAYS_TOLD),
