@@ -204,6 +204,7 @@ class Session:
             self._say(text)
         guard, terminal = self._wiring.guard(_KEYBOARD, self._terminal.saved)
         self._send(self._vmm, guard, terminal)
+        self._directory.leave_to_another()
         # Raw only now that the VMM was handed what it takes to undo it, should we be killed.
         self._terminal.start()
         if self._nursery is None:
