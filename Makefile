@@ -2,10 +2,11 @@
 PYTHON_BIN := .venv/bin
 PYTHON := $(PYTHON_BIN)/python
 PYTEST := $(PYTHON) -m pytest -q
-# What `make lab` runs when it is not told: Linux, then all tests that need KVM, on real KVM. Two
-# machines, so that one that locks up (tests/lab/run.py) costs its own tests only.
-# No test there is over sooner than a machine that stood still for a minute lets it be.
-LAB_TESTS := python -m pytest -q -p no:cacheprovider -o timeout=480 tests -m
+# What `make lab` runs when it is not told: Linux, and all tests that need KVM, on real KVM. Its machine
+# may lock up (tests/lab/run.py), and another goes on where it was. No test there is over sooner
+# than a machine that stood still for a minute lets it be.
+LAB_TESTS := python -m pytest -q -p no:cacheprovider -p tests.lab.resume -o timeout=480 tests \
+	-m '"lab or (kvm and not slow)"'
 LAB_OPTIONS ?=
 
 C_FOLDERS := protocol/ring vmm/hypervisor/kvm vmm/hypervisor/software vmm/mediation devices/runtime/files devices/lanes protocol/jail protocol/mapping
@@ -59,8 +60,7 @@ lab: build
 ifdef CMD
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- '$(subst ','\'',$(value CMD))'
 else
-	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS) lab
-	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS) '"kvm and not slow"'
+	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- $(LAB_TESTS)
 endif
 
 check: build

@@ -230,6 +230,11 @@ class Blk(Device[Config]):
             raise BadInput("engine", f"io_uring: this host has none that can be restricted: {why}")
 
     @classmethod
+    def makes_urings(cls, config: Config) -> bool:
+        """See Device."""
+        return config.engine == "io_uring"
+
+    @classmethod
     def virtqueues(cls, config: Config) -> tuple[QueueDeclaration, ...]:
         """All alike (5.2.2)."""
         (requestq,) = cls.queues

@@ -48,11 +48,17 @@ _PAGE = 4096
 
 # As much as no device of ours asks for, and no host notices (all arbitrary).
 _MUCH_MEMORY, _MANY_DESCRIPTORS, _MANY_PROCESSES, _MANY_LINES = 1 << 30, 512, 32, 5000
+_MANY_ADDRESSES = 128 << 30
 _MUCH_SENT = 64 << 20
 _STORM_SECONDS, _LATE_SECONDS, _FLOOD_SECONDS = 0.3, 0.3, 0.6
 
+# <linux/ptrace.h>, <asm/unistd.h>, <linux/mman.h>, <linux/prctl.h>, <linux/keyctl.h>
 _PTRACE_SEIZE = 0x4206
 _IO_URING_SETUP = 425
+_MAP_GROWSDOWN, _MAP_NORESERVE = 0x100, 0x4000
+_PR_SET_PDEATHSIG = 1
+KEYCTL_READ_SESSION = ({"x86_64": 250, "aarch64": 219}[os.uname().machine], 11, -3)
+"""The system call that reads the session's keyring, without the buffer and its size."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -240,6 +246,18 @@ class Hostile(Device[Config]):
         mmap.mmap(-1, _MUCH_MEMORY, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS).close()
         return f"{_MUCH_MEMORY} bytes"
 
+    def grow_stack(self, chain: Chain) -> str:
+        """The same, of a kind that passes for a stack."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_GROWSDOWN
+        mmap.mmap(-1, _MUCH_MEMORY, flags=flags).close()
+        return f"{_MUCH_MEMORY} bytes"
+
+    def take_page_tables(self, chain: Chain) -> str:
+        """Of memory that is only read, the kernel has one page, and page tables for each look."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        mmap.mmap(-1, _MANY_ADDRESSES, flags=flags, prot=mmap.PROT_READ).close()
+        return f"{_MANY_ADDRESSES} bytes of addresses"
+
     def map_executable(self, chain: Chain) -> str:
         """Memory in which code could be put."""
         mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
@@ -352,8 +370,7 @@ class Hostile(Device[Config]):
 
     def _trace(self, name: str) -> NoReturn:
         pid = _pid(name)
-        if _libc.ptrace(_PTRACE_SEIZE, pid, None, None):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        _check(_libc.ptrace(_PTRACE_SEIZE, pid, None, None))
         # Who is traced stops at the next signal; the end of the tracer lets go.
         _say(f"{SUCCEEDED}{name}, process {pid}")
         os._exit(0)
@@ -394,12 +411,21 @@ class Hostile(Device[Config]):
         child = os.posix_spawn("/bin/true", ["true"], {})
         return f"/bin/true ended with {os.waitpid(child, 0)[1]}"
 
+    def outlive(self, chain: Chain | None) -> str:
+        """Not to be killed when the launcher is gone."""
+        _check(_libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0))
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # it was enough that it could
+        return "it would not die with the launcher"
+
+    def read_keyring(self, chain: Chain | None) -> str:
+        """The keys of the session in which the launcher was started."""
+        found = ctypes.create_string_buffer(4096)
+        size = _check(_libc.syscall(*KEYCTL_READ_SESSION, found, len(found), 0))
+        return f"a keyring of {size // 4} keys"
+
     def io_uring(self, chain: Chain) -> str:
         """Operations that no filter sees."""
-        fd = _libc.syscall(_IO_URING_SETUP, 8, ctypes.create_string_buffer(120))
-        if fd < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        os.close(fd)
+        os.close(_check(_libc.syscall(_IO_URING_SETUP, 8, ctypes.create_string_buffer(120))))
         return "a ring"
 
     # ── what it says ──────────────────────────────────────────────────────────────────
@@ -445,7 +471,7 @@ class Hostile(Device[Config]):
         return self._send(bytes(MAX_MESSAGE + 1))
 
     def send_long(self, chain: Chain) -> int:
-        """A million empty arrays, as one message."""
+        """As many empty arrays as fit into one message."""
         return self._send(msgpack.packb([[]] * (MAX_MESSAGE - 100)))
 
     def send_unending(self, chain: Chain) -> int:
@@ -527,6 +553,12 @@ class NotFound(Exception):
     """There is nothing to do it to."""
 
 
+def _check(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
 def _say(text: str) -> None:
     # Not through the logging module: the line is to be one write.
     os.write(2, f"W {text}\n".encode())
@@ -562,6 +594,8 @@ DEEDS: dict[str, Callable[[Hostile, Any], Any]] = {
     "shrink-memory": Hostile.shrink_memory,
     "exhaust-memory": Hostile.take_memory,
     "exhaust-shared-memory": Hostile.take_shared_memory,
+    "grow-stack": Hostile.grow_stack,
+    "exhaust-page-tables": Hostile.take_page_tables,
     "map-executable": Hostile.map_executable,
     "read-neighbour": Hostile.read_neighbour,
     "read-file": Hostile.read_file,
@@ -590,6 +624,8 @@ DEEDS: dict[str, Callable[[Hostile, Any], Any]] = {
     "signal-launcher": Hostile.signal_launcher,
     "fork-bomb": Hostile.fork_bomb,
     "execute": Hostile.execute,
+    "early-outlive": Hostile.outlive,
+    "early-read-keyring": Hostile.read_keyring,
     "io-uring": Hostile.io_uring,
     "forge-hello": Hostile.forge_hello,
     "forge-reply": Hostile.forge_reply,

@@ -23,7 +23,7 @@ from devices.runtime import entry
 from devices.runtime.device import AnyDevice
 from devices.runtime.loop import Loop
 from devices.runtime.seal import Seal
-from launcher import client, device_options, verbs, vhost_user
+from launcher import client, device_options, model, verbs, vhost_user
 from launcher.logs import harmless
 from launcher.model import Place
 from launcher.wishes import AskingHost
@@ -125,13 +125,13 @@ class _ByHand:
         spec = codec.from_plain(DeviceSpec, codec.unpack(handover.payload))
         log.set_up(spec.log)
         try:
-            opened = self._device.open(self._config, AskingHost(self._launcher))
+            opened = model.opened(self._device, self._config, AskingHost(self._launcher))
         except BadInput as error:
             raise BadInput(f"{_COMMAND}: {error.where}", error.why) from error
         seal = None
         if self._is_sealed:
             seal = Seal(None)
-            seal.enter([spec.endpoint], None)
+            seal.enter([spec.endpoint], None, urings=self._device.makes_urings(self._config))
         member = entry.Member(spec, self._device, {**handover.fds, **opened}, self._config)
         entry.serve(
             [member],

@@ -24,8 +24,16 @@ _ATTACKS = " ".join(ATTACKS)
 _DEADLINE = 0.5
 
 
+_HELP = """\
+usage: vibevmm completion bash|zsh|fish
+
+Prints a completion script: source <(vibevmm completion bash), or keep it in a file for later."""
+
+
 def text(argv: Sequence[str]) -> str:
     """The script for the shell that ``argv`` names, or the targets of the verb that it does."""
+    if "--help" in argv or "-h" in argv:
+        return _HELP
     if len(argv) == 2 and argv[0] == "targets" and argv[1] in VERBS:
         return "\n".join(targets(VERBS[argv[1]]))
     if len(argv) != 1 or argv[0] not in SHELLS:

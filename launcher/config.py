@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher import device_options
+from launcher import device_options, toml
 from launcher.backend import AUTO, BACKENDS
 from launcher.device_options import NAME, Request, number
 from launcher.options import RUN_OPTIONS, Option, split, suggestion
@@ -24,9 +23,6 @@ DEFAULT_CMDLINE = "console=ttyS0"
 
 DEFAULT_HANG_AFTER = 10.0
 """Seconds. Disks that are slow for longer exist; taken for hung, they do their work twice."""
-
-# Bytes of a --config file (arbitrary; what people write has a few hundred).
-_MAX_CONFIG = 1 << 20
 
 _DEVICE_OPTIONS = ("--disk", "--console", "--net", "--device")
 
@@ -94,14 +90,10 @@ def read(argv: Sequence[str]) -> RunOptions:
 
 def read_file(path: str) -> list[Pair]:
     """The options of a TOML file; lists for what may be repeated, tables for devices and log."""
-    import tomllib  # only who has a file pays for it
-
     try:
-        table = tomllib.loads(_content(path).decode())
-    except ValueError as error:  # also what is not UTF-8, and a number that is too long
-        raise BadInput("--config", f"{path}: {error}") from error
-    except RecursionError as error:
-        raise BadInput("--config", f"{path}: nested too deeply") from error
+        table = toml.load(path)
+    except BadInput as error:
+        raise BadInput("--config", str(error)) from error
     known = {option.key: option for option in RUN_OPTIONS if option.in_file}
     found: list[Pair] = []
     for key, value in table.items():
@@ -114,20 +106,6 @@ def read_file(path: str) -> list[Pair]:
         for _, given in pairs:
             _check_text(f"--config: {path}: {key}", given)
         found += pairs
-    return found
-
-
-def _content(path: str) -> bytes:
-    try:
-        # Not held up by a FIFO without a writer.
-        with open(path, "rb", opener=lambda at, how: os.open(at, how | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadInput("--config", f"{path}: this is not a regular file")
-            found = file.read(_MAX_CONFIG + 1)
-    except OSError as error:
-        raise BadInput("--config", f"{path}: {error.strerror}") from error
-    if len(found) > _MAX_CONFIG:
-        raise BadInput("--config", f"{path}: a file of options has at most 1 MiB")
     return found
 
 
@@ -271,7 +249,7 @@ def _on_reboot(text: str | None) -> OnReboot:
 
 
 def _hang_after(text: str | None) -> float:
-    if text == "0":
+    if text in ("0", "0.0"):  # as VM() writes it
         return 0.0
     return _seconds("--hang-after", text) or DEFAULT_HANG_AFTER
 

@@ -38,8 +38,19 @@ class Finding:
     advice: str = ""
 
 
+_HELP = """\
+usage: vibevmm doctor [--json]
+
+What this host can do, what it cannot, and what to do about that.
+
+Options:
+  --json                      for programs: name, verdict (ok, limited, missing), found, advice"""
+
+
 def text(argv: Sequence[str]) -> str:
-    """All findings, with ``--json`` for programs."""
+    """All findings, with ``--json`` for programs; with ``--help``, what there is to ask."""
+    if "--help" in argv or "-h" in argv:
+        return _HELP
     for word in argv:
         if word != "--json":
             raise BadInput(word, "vibevmm doctor takes --json or nothing")

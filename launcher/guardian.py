@@ -1,19 +1,16 @@
 """Undoes what a process that was killed cannot: a raw terminal, a folder of temporary files.
 
 ``vibevmm run`` has the VMM for that, which outlives its launcher and removes its files, too
-(vmm.guard). A command without a VMM has a child that holds one end of a socket pair, and waits for
-the other end to close, as it does whatever its holder dies of.
+(vmm.guard). Who has no VMM, or none yet, has a child that holds one end of a socket pair, and waits
+for the other end to close, as it does whatever its holder dies of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -27,7 +24,7 @@ def guarded(terminal: int) -> Iterator[None]:
     """Within, the descriptor ``terminal`` may be made raw (protocol.terminal). When this is left
     it is what it was before, and so if this process is killed, or else its guardian."""
     saved = modes.save(terminal)
-    with _guardian(partial(modes.restore, terminal, saved), terminal):
+    with cleaned_up(partial(modes.restore, terminal, saved), terminal):
         yield
 
 
@@ -36,13 +33,18 @@ def folder(prefix: str, within: str | None = None) -> Iterator[Path]:
     """A new folder, of which nobody else may see anything, in ``within``, or where temporary files
     go. When this is left it is gone with all in it, and so if this process is killed, or else its
     guardian."""
+    import secrets
+    import tempfile
+
     path = Path(within or tempfile.gettempdir(), f"{prefix}{secrets.token_hex(8)}")
-    with _guardian(partial(_remove, path)):
+    with cleaned_up(partial(_remove, path)):
         path.mkdir(mode=0o700)
         yield path
 
 
 def _remove(path: Path) -> None:
+    import shutil  # the start of a machine does not wait for it
+
     # Again, if somebody who is about to end has made a file meanwhile.
     for _ in range(_MOST_REMOVALS):
         shutil.rmtree(path, ignore_errors=True)
@@ -54,8 +56,9 @@ _MOST_REMOVALS = 100  # arbitrary
 
 
 @contextlib.contextmanager
-def _guardian(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
-    # ``clean_up`` may be called twice, and needs the descriptors ``kept``.
+def cleaned_up(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
+    """When this is left ``clean_up`` is called, and so if this process is killed, or else its
+    guardian: it may be called twice. It needs the descriptors ``kept``."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

@@ -33,10 +33,16 @@ _WORDS = {"E": "error", "C": "error", "W": "warn", "I": "info", "D": "debug"}
 @dataclass(slots=True)
 class _Source:
     partial: bytes = b""
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
+    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=_TAIL))
     tokens: float = _BURST
     refilled: float = 0.0
     held_back: int = 0
+
+    def refill(self) -> None:
+        """As many more lines as the time since the last call allows."""
+        now = time.monotonic()
+        self.tokens = min(_BURST, self.tokens + (now - self.refilled) * _PER_SECOND)
+        self.refilled = now
 
 
 # Bytes of a process's own log, of which one older part is kept beside it (arbitrary).
@@ -63,12 +69,17 @@ class Logs:
     def feed(self, name: str, data: bytes) -> None:
         """Bytes that came from the standard output or error of process ``name``."""
         source = self._sources.setdefault(name, _Source())
-        *lines, source.partial = (source.partial + data).split(b"\n")
-        if len(source.partial) > _MAX_LINE:
-            lines.append(source.partial)
-            source.partial = b""
+        source.refill()
+        # No more of them than are shown; the others are counted, which costs a hundredth.
+        *lines, rest = (source.partial + data).split(b"\n", int(source.tokens))
         for line in lines:
             self._line(name, source, line)
+        source.held_back += rest.count(b"\n")
+        *last, source.partial = rest.rsplit(b"\n", _TAIL + 1)
+        source.tail.extend(line[:_MAX_LINE] for line in last[-_TAIL:])
+        if len(source.partial) > _MAX_LINE:
+            self._line(name, source, source.partial)
+            source.partial = b""
 
     def close(self, name: str) -> None:
         """Process ``name`` will write no more: what it left unfinished is a line, too."""
@@ -82,19 +93,16 @@ class Logs:
 
     def tail(self, name: str) -> tuple[str, ...]:
         """The last lines of ``name``, without time and name."""
-        return tuple(self._sources[name].tail) if name in self._sources else ()
+        return tuple(map(printable, self._sources[name].tail)) if name in self._sources else ()
 
     def _line(self, name: str, source: _Source, line: bytes) -> None:
-        text = printable(line[:_MAX_LINE])
-        source.tail.append(text)
-        now = time.monotonic()
-        source.tokens = min(_BURST, source.tokens + (now - source.refilled) * _PER_SECOND)
-        source.refilled = now
+        source.tail.append(line[:_MAX_LINE])
         if source.tokens < 1:
             source.held_back += 1
             return
         source.tokens -= 1
         self._tell_held_back(name, source)
+        text = printable(line[:_MAX_LINE])
         # Lines of the logging module begin with their level; a traceback's do not.
         if len(text) > 1 and text[1] == " " and text[0] in _WORDS:
             self._emit(name, _WORDS[text[0]], text[2:])

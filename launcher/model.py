@@ -6,6 +6,7 @@ one that somebody else wrote, in a process of its own (launcher.scout).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,12 @@ from devices.runtime.device import AnyDevice, Device, Host, Offer, QueueDeclarat
 from launcher import device_options
 from launcher.device_options import Request
 from launcher.policy import OnDeath
-from protocol import codec
+from protocol import codec, fds
 from protocol.errors import BadInput
 from protocol.specs import Isolation, OnViolation
+
+# What a machine (launcher.wiring, launcher.session), or launcher.vhost_user, hands over as well.
+_RUNTIMES = re.compile(r"memory|journal|call|kick[0-9]+|faults|trace|front-end|written")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ def open_files(kind: str, config: bytes, option: str, host: Host) -> dict[str, i
     found = kinds.find(kind, option, is_bare=True)
     options: Any = codec.from_plain(found.config_type, codec.unpack(config))
     try:
-        return found.open(options, host)
+        return opened(found, options, host)
     except BadInput as error:
         raise BadInput(f"{option}: {error.where}", error.why) from error
 
@@ -134,9 +138,22 @@ def reconnect(kind: str, config: bytes, option: str) -> dict[str, int]:
     """The same for a further process, of one that ``connects``; now, or BadInput."""
     found = kinds.find(kind, option, is_bare=True)
     try:
-        return found.reconnect(codec.from_plain(found.config_type, codec.unpack(config)))
+        return _named(found.reconnect(codec.from_plain(found.config_type, codec.unpack(config))))
     except BadInput as error:
         raise BadInput(f"{option}: {error.where}", error.why) from error
+
+
+def opened(device: type[AnyDevice], config: Any, host: Host) -> dict[str, int]:
+    """What ``device`` opens, set to ``config``; BadInput if it has a name that the runtime's own
+    descriptors have, in whose place it would come."""
+    return _named(device.open(config, host))
+
+
+def _named(files: dict[str, int]) -> dict[str, int]:
+    if taken := sorted(name for name in files if _RUNTIMES.fullmatch(name)):
+        fds.close_all(files.values())
+        raise BadInput("open", f"{', '.join(taken)}: the runtime has a descriptor of that name")
+    return files
 
 
 def _check_common(request: Request, common: device_options.Common) -> None:

@@ -4,8 +4,9 @@ One directory a machine, in one that belongs to the user::
 
     $XDG_RUNTIME_DIR/vibevmm/NAME/      or /run/vibevmm/NAME for root, /tmp/vibevmm-UID/NAME
 
-It is locked by its launcher for as long as that lives. A directory without a lock was left
-behind by launcher and VMM both being killed; the next start removes it.
+It is locked by its launcher for as long as that lives, and removed by its VMM if it is killed, or
+until there is one by a guardian (launcher.guardian). A directory without a lock was left behind by
+both being killed; the next start removes it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
+from launcher import guardian
 from protocol.errors import BadInput, HostError
 
 # A Unix socket's path has 108 bytes with the NUL (unix(7)); a device's socket is named after it,
@@ -41,6 +45,12 @@ class RunDirectory:
         self._is_removed = False
         base = base or base_directory()
         _own_directory(base)
+        with ExitStack() as guarded:
+            guarded.enter_context(guardian.cleaned_up(partial(_tidy, base)))
+            self._make(base, name)
+            self._guarded = guarded.pop_all()
+
+    def _make(self, base: str, name: str | None) -> None:
         base_lock = _lock(base, fcntl.LOCK_EX)
         try:
             _remove_stale(base)
@@ -66,6 +76,10 @@ class RunDirectory:
         finally:
             os.close(base_lock)
 
+    def leave_to_another(self) -> None:
+        """Who removes it should this process be killed is from now on another one."""
+        self._guarded.close()
+
     def remove(self) -> None:
         """Remove the directory with all that is in it, once."""
         if not self._is_removed:
@@ -76,6 +90,7 @@ class RunDirectory:
         """Remove it, and let the lock go."""
         self.remove()
         os.close(self._fd)
+        self._guarded.close()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -172,6 +187,14 @@ def _lock(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _tidy(base: str) -> None:
+    # What the next start would do, to any directory without a lock.
+    with contextlib.suppress(OSError):
+        base_lock = _lock(base, fcntl.LOCK_EX)
+        _remove_stale(base)
+        os.close(base_lock)
 
 
 def _remove_stale(base: str) -> None:

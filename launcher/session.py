@@ -228,7 +228,8 @@ class Session:
         if self._plan.options.timeout is not None:
             timed_out = outcome.timed_out(self._plan.options.timeout)
             self._loop.after(self._plan.options.timeout, partial(self._decide, timed_out))
-        # While the VMM starts: this import takes as long as it does.
+        # While the VMM starts, which removes it from now on: this import takes as long as it does.
+        self._directory.leave_to_another()
         from protocol import channel
 
         self._context = channel.new_context()

@@ -180,15 +180,22 @@ class _Ward:
 
 @dataclass(slots=True, eq=False)
 class _Household:
-    # The devices that share a process: mostly one. ``wanted`` is whose restart they all wait for.
+    # The devices that share a process: mostly one. ``wanted`` is whose restart they all wait for,
+    # ``displaced`` served until it made room for one that then failed.
     name: str
     wards: list[_Ward] = field(default_factory=list)
     dead: Child | None = None
+    displaced: Child | None = None
     wanted: tuple[_Ward, Done] | None = None
     # Whom it is to be connected to does not listen, and somebody has been told; is looked for.
     is_missed: bool = False
     is_looked_for: bool = False
     back_off: BackOff = field(default_factory=BackOff)
+
+    @property
+    def has_made_room(self) -> bool:
+        # Whoever is dead here has not died of itself: it quit when the VMM told it to.
+        return self.dead is not None and self.dead is self.displaced and self.dead.status == 0
 
     @property
     def is_empty(self) -> bool:
@@ -279,8 +286,9 @@ class Supervisor:
         ward.child, ward.household.dead = None, child
         if ward.successor is not None and ward.successor.is_swap and child.status == 0:
             return  # told to quit by the VMM, which will say that it has switched
-        how = child.how_it_ended()
-        self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
+        if not ward.household.has_made_room:
+            how = child.how_it_ended()
+            self._emit("died", ward.device.name, ward.number, pid=child.pid, detail=how)
         if (successor := ward.successor) is not None and not successor.is_switching:
             self._expect((successor,))  # sooner than while somebody served
         self._mourn(ward.household)
@@ -298,6 +306,9 @@ class Supervisor:
             return
         if household.wanted is not None:
             self._restart(household, failing=False)
+            return
+        if household.has_made_room:
+            self._restart_later(household, failing=False)
             return
         match first.device.on_death:
             case OnDeath.STOP_VM:
@@ -497,6 +508,8 @@ class Supervisor:
 
     def _switched(self, ward: _Ward, successor: _Successor, reply: object) -> None:
         if isinstance(reply, Unfit | Failed) and ward.successor is successor:
+            if isinstance(reply, Failed):
+                ward.household.displaced = ward.child or ward.household.dead
             self._fail(ward, reply.reason, is_unfit=isinstance(reply, Unfit))
 
     def attached(self, event: DeviceAttached) -> None:
@@ -505,9 +518,6 @@ class Supervisor:
         if ward is None or successor is None:
             return
         successor.has_served(event.asked, event.served)
-        if ward.child is not None:
-            # It has been asked to quit.
-            self._machine.after(_QUIT_DEADLINE, ward.child.kill)
         ward.successor, ward.child = None, successor.child
         ward.offers, ward.number = successor.offers, successor.number
         ward.by_hand, ward.holds = successor.by_hand, successor.holds

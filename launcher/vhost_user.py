@@ -28,7 +28,7 @@ from typing import Any
 from devices import kinds
 from devices.runtime.device import AnyDevice
 from devices.runtime.vhost_user import LARGEST_QUEUE
-from launcher import device_options, streams
+from launcher import device_options, model, streams
 from launcher.family import Family
 from launcher.host import Host, Streams
 from launcher.locks import Locks
@@ -137,7 +137,7 @@ def _locks(resources: contextlib.ExitStack) -> Locks:
 
 def _open(command: str, device: type[AnyDevice], config: Any, host: Host) -> Mapping[str, int]:
     try:
-        return device.open(config, host)
+        return model.opened(device, config, host)
     except BadInput as error:
         raise BadInput(f"{command}: {error.where}", error.why) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterable
 
 
 def create() -> int:
@@ -20,11 +21,17 @@ def ring(fd: int) -> None:
     """Ring once. A full counter is a doorbell that is ringing already; of a socket, which may
     stand for an eventfd where its owner reads it, nobody may be there any more.
 
-    Never from a thread that may not block where a hostile process holds the other end: it
-    can fill the counter and clear O_NONBLOCK, which both ends share.
+    Where a hostile process holds the other end, only after :func:`steady`.
     """
     with contextlib.suppress(BlockingIOError, ConnectionError):
         os.eventfd_write(fd, 1)
+
+
+def steady(fds: Iterable[int]) -> None:
+    """Make ringing these never block, again: who holds the other end, and is behind its seal by
+    now, could have filled the counter and cleared O_NONBLOCK, which both ends share, before."""
+    for fd in fds:
+        os.set_blocking(fd, False)
 
 
 def drain(fd: int) -> int:

@@ -140,7 +140,7 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Quiesce:
     """A successor takes over: touch guest memory no more, and leave what is in flight in the
-    journal. Reply: Quiesced. Start or Quit follows."""
+    journal. Reply: Quiesced. Quit follows, and who does not end then is killed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class Life:
         if slot.bounced or slot.mediated or not self._capabilities.coherent:
             backend, wires = self._mediate(seat, line, rings)
         else:
-            wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues))
+            wires = DirectWires(self.vm, gpa, slot.gsi, len(slot.queues), line.pulse)
         transport = MmioTransport(page, backend, line, seat.config)
         seat.on_broken = transport.needs_reset
         seat.on_config = transport.config_changed

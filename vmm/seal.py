@@ -38,26 +38,6 @@ _ABOUT_KVM = ("/proc/cpuinfo", "/sys/module")
 # <linux/capability.h>: CAP_KILL.
 _KILL = 1 << 5
 
-DENIED = frozenset(
-    {
-        # To look into others, or to be told of oneself.
-        "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "perf_event_open",
-        # To hold a fault of the kernel's open; io_uring, which no filter sees through.
-        "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
-        # To change the kernel, the host's files or its users.
-        "bpf", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load",
-        "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsconfig",
-        "fsmount", "fspick", "mount_setattr", "swapon", "swapoff", "reboot", "sethostname",
-        "setdomainname", "acct", "quotactl", "syslog", "settimeofday", "clock_settime",
-        "clock_adjtime", "adjtimex", "iopl", "ioperm", "mknod", "mknodat", "open_by_handle_at",
-        # To be somebody else, or somewhere else.
-        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
-        "setfsgid", "setgroups", "unshare", "setns", "personality", "add_key", "request_key",
-        "keyctl",
-    }
-)  # fmt: skip
-"""What kills it, beside what starts a process or program and sockets of the network."""
-
 
 def parts() -> frozenset[Part]:
     """Of protocol.specs.PARTS, those that hold a VMM of this user's. Root's stays root."""
@@ -75,7 +55,7 @@ def enter(cleanup: Iterable[str], directory: str, *, strict: bool = False) -> ja
     jail.limit({resource.RLIMIT_CORE: 0})
     # Python's own dump of its stack, which jail calls when a call is told of.
     faulthandler.register(signal.SIGSYS, all_threads=False)
-    jail.deny(DENIED)
+    jail.deny()
     with ExitStack() as opened:
         cell.restrict(_rights(opened, cleanup, directory), alone=False)
     for part, why in cell.lacks.items():

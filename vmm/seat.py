@@ -7,8 +7,8 @@ and status are answered all the same, the vCPUs run, and the guest's requests wa
                attach                    lost (its pidfd says so)
     empty ──────────────► occupied ──────────────────────────────────► empty
                              │  ▲
-                             └──┘ switch: the old one is quiet before the new one starts,
-                                  and goes on if the new one does not
+                             └──┘ switch: the old one is quiet, and then dead, before the new
+                                  one is led to anything that the old one could write
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class Seat:
         self._features = 0
         self._queues: tuple[QueueSetup, ...] | None = None
         self._written = Written(bytearray(Written.SIZE))
+        # What one that was switched from, or retired, has left, until somebody takes it over.
+        self._left = b""
 
     # ── transport.mmio.Backend ────────────────────────────────────────────────────────
 
@@ -79,7 +81,7 @@ class Seat:
         """Serve ``queues``, now or when there is a process; the reason, if one will not."""
         with self._lock:
             self._features, self._queues = features, queues
-            reason = self._resume(b"")
+            reason = self._resume()
             if reason is not None:
                 self._queues = None
             return reason
@@ -87,7 +89,7 @@ class Seat:
     def stop(self) -> None:
         """Return when nobody touches guest memory; what was in flight is forgotten."""
         with self._lock:
-            self._queues = None
+            self._queues, self._left = None, b""
             self._written.clear()
             if self.remote is not None:
                 self._or_gone(self.remote.stop)
@@ -157,53 +159,46 @@ class Seat:
             if (reason := self.why_unfit(remote)) is not None:
                 return reason
             self._seat(remote)
-            if (reason := self._resume(b"")) is not None:
+            if (reason := self._resume()) is not None:
                 # It read what is in guest memory, and in the journal: nobody can go on there.
                 self._queues = None
                 self.on_broken(reason)
             return self._why_empty(remote)
 
     def switch(self, successor: RemoteDevice) -> str | None:
-        """Put ``successor`` into the place of whoever serves; the reason, if that one goes on."""
+        """Put ``successor`` into the place of whoever serves; the reason, if it cannot serve. One
+        that does not fit disturbs nobody; behind any other the seat is empty, and who comes next
+        takes over what the one before has left."""
         with self._lock:
             if (reason := self.why_unfit(successor)) is not None:
                 return reason
-            old, state = self.remote, b""
-            if old is not None:
+            if (old := self.remote) is not None:
                 self.empty_since = time.monotonic()
                 if self._wires is not None:
                     self._wires.halt()
                 try:
-                    state = old.quiesce()
+                    self._left = old.quiesce()
+                    # That it is quiet is its word. It holds all that its successor will work on.
+                    old.end()
                 except DeviceGone as error:
                     # It could not say what it leaves behind: a crash, which costs nothing either.
                     log.warning("%s", error)
-                    old = None
             self._seat(successor)
-            reason = self._resume(state) or self._why_empty(successor)
-            if reason is None:
-                if old is not None:
-                    old.ask(Quit())
-                return None
-            successor.fence(reason)
-            if old is None:
+            reason = self._resume() or self._why_empty(successor)
+            if reason is not None:
+                successor.fence(reason)
                 self.remote = None
-            else:
-                self._seat(old)
-                if (worse := self._resume(state)) is not None:
-                    self._queues = None
-                    self.on_broken(worse)
             return reason
 
     def retire(self) -> None:
         """Have whoever sits here finish what it has begun, and quit. It sits here until it is dead,
-        and is given nothing new. State of its own, beside the journal, it must have none."""
+        and is given nothing new."""
         with self._lock:
             if (remote := self.remote) is not None:
                 if self._wires is not None:
                     self._wires.halt()
                 try:
-                    remote.quiesce()
+                    self._left = remote.quiesce()
                 except DeviceGone as error:
                     log.warning("%s", error)
                 remote.ask(Quit())
@@ -244,7 +239,7 @@ class Seat:
         wires.connect(bells)
         self.bells = bells
 
-    def _resume(self, state: bytes) -> str | None:
+    def _resume(self) -> str | None:
         # What the driver wants, to who sits here now.
         if (remote := self.remote) is None:
             return None
@@ -254,8 +249,10 @@ class Seat:
                 self._config_changed(remote, remote.write_config(offset, data))
             if (queues := self._queues) is not None:
                 self.asked = time.monotonic_ns()
-                reason = remote.start(self._features, queues, state)
+                reason = remote.start(self._features, queues, self._left)
                 self.served = time.monotonic_ns()
+                if reason is None:
+                    self._left = b""
                 return reason
         except DeviceGone as error:
             log.warning("%s", error)

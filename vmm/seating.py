@@ -147,7 +147,7 @@ class Seating:
     def switch(self, request: Switch) -> Done | Unfit | Failed:
         """Put a candidate into the place of whoever sits there."""
         remote = self._candidate(request.name, request.generation)
-        if remote is None or not remote.is_ready:
+        if remote is None or not remote.is_ready or fds.has_ended(remote.pidfd):
             return Failed(f"{request.name} has no successor {request.generation} that is ready")
         seat = self._seats[remote.name]
         if (why := seat.why_unfit(remote)) is not None:

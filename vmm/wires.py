@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from protocol import doorbell
@@ -13,13 +13,17 @@ from vmm.mediation.pump import Pump
 
 
 class DirectWires:
-    """Between device and guest: KVM. ``gpa`` is where the registers are."""
+    """Between device and guest: KVM, and none of ours rings or drains a doorbell. ``gpa`` is where
+    the registers are, ``interrupt`` an edge on line ``gsi``."""
 
-    def __init__(self, vm: Vm, gpa: int, gsi: int, queues: int) -> None:
+    def __init__(
+        self, vm: Vm, gpa: int, gsi: int, queues: int, interrupt: Callable[[], None]
+    ) -> None:
         self._vm = vm
         self._notify = gpa + Mmio.QUEUE_NOTIFY
         self._gsi = gsi
         self._queues = queues
+        self._interrupt = interrupt
         self._bells: Mapping[str, int] | None = None
 
     def connect(self, bells: Mapping[str, int]) -> None:
@@ -36,7 +40,7 @@ class DirectWires:
         self._vm.add_irqfd(bells["call"], self._gsi)
         if old is not None:
             # For what the one before published and did not live to tell.
-            doorbell.ring(bells["call"])
+            self._interrupt()
 
     def halt(self) -> None:
         """Nothing: who sits there leaves what is in flight in its journal (vmm.seat.Wires)."""
@@ -53,6 +57,7 @@ class PumpedWires:
 
     def connect(self, bells: Mapping[str, int]) -> None:
         """Lead ``bells`` to the guest (vmm.seat.Wires)."""
+        doorbell.steady(bells.values())
         self._pump.connect(bells)
 
     def halt(self) -> None:
@@ -72,6 +77,7 @@ class MediatedWires:
 
     def connect(self, bells: Mapping[str, int]) -> None:
         """Lead ``bells`` to the guest (vmm.seat.Wires)."""
+        doorbell.steady(bells.values())
         old, self._call = self._call, bells["call"]
         if old is not None:
             self._vm.forget(old)

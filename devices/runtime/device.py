@@ -208,6 +208,11 @@ class Device(Generic[C]):
         return True
 
     @classmethod
+    def makes_urings(cls, config: C) -> bool:
+        """Whether one with ``config`` makes io_urings: only who says so can, and when it is made."""
+        return False
+
+    @classmethod
     def virtqueues(cls, config: C) -> tuple[QueueDeclaration, ...]:
         """The queues of one with ``config``: each that is declared, unless a device says otherwise
         (QueueDeclaration.times)."""

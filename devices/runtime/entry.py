@@ -104,7 +104,11 @@ def _be(members: Sequence[Member], cell: jail.Cell | None, parent: socket.socket
             if any("faults" in member.handed for member in members):
                 import devices.runtime.faults  # noqa: F401  # while there are files to import
             ours = Seal(cell)
-            endpoints = ours.enter([member.spec.endpoint for member in members], parent)
+            endpoints = ours.enter(
+                [member.spec.endpoint for member in members],
+                parent,
+                urings=any(member.makes_urings for member in members),
+            )
             for member, endpoint in zip(members, endpoints, strict=True):
                 member.spec = replace(member.spec, endpoint=endpoint)
             _tell_lacks(members[0].spec, cell)
@@ -140,6 +144,11 @@ class Member:
         self.kind = kind.fitting(self._config)
         self.handed = handed
         _check_names(spec, self.kind.virtqueues(self._config), handed)
+
+    @property
+    def makes_urings(self) -> bool:
+        """Whether it makes io_urings, which is before the jail is closed."""
+        return self.kind.makes_urings(self._config)
 
     @property
     def is_traced(self) -> bool:

@@ -41,7 +41,7 @@ COMMON = frozenset(
         # libzmq on the socket that it has; it sends with sendto, see below.
         "recvfrom",
         # Allocators; what maps and protects executable memory is forbidden in filter.c.
-        "brk", "munmap", "mremap", "madvise",
+        "brk", "munmap", "madvise",
         # Locks, and clocks where the kernel does not serve them from the vDSO.
         "futex", "clock_gettime", "gettimeofday",
         # libzmq asks whether it was forked; abort() asks who it is.
@@ -63,9 +63,12 @@ _CONDITIONAL = 4
 _OWN = frozenset({"anon_inode:[eventfd]", "anon_inode:[eventpoll]", "anon_inode:[timerfd]"})
 
 
-# Bytes of private memory that a device may come to have beyond what it has when it is sealed
-# (arbitrary).
+# Bytes of private memory, and of addresses, that a device may come to have beyond what it has when
+# it is sealed (arbitrary).
 _ROOM = 64 << 20
+
+# Bytes of its first thread's stack, which RLIMIT_DATA does not count: Linux's own default.
+_STACK = 8 << 20
 
 
 class Seal:
@@ -82,15 +85,18 @@ class Seal:
         """Those that hold this process."""
         return () if self._cell is None else self._cell.parts
 
-    def enter(self, endpoints: Sequence[str], parent: socket.socket | None) -> Sequence[str]:
+    def enter(
+        self, endpoints: Sequence[str], parent: socket.socket | None, *, urings: bool = False
+    ) -> Sequence[str]:
         """Give up everything that belongs to a thread, for good, and all files but the sockets at
         ``endpoints``; where these are from now on. The process dies with its parent, which is at
-        the other end of ``parent``; None: its parent is a shell."""
+        the other end of ``parent``; None: its parent is a shell. With ``urings`` it may make some
+        until :meth:`close`."""
         if (threads := len(self._threads())) != 1:
             raise RuntimeError(f"{threads} threads: what is given up now, the others would keep")
         if self._cell is not None:
             endpoints = self._cell.empty_root(endpoints, self._proc)
-        jail.give_up_privileges()
+        jail.give_up_privileges(urings=urings)
         if self._cell is not None:
             self._cell.restrict([(self._proc, jail.READ)])
         if parent is not None:
@@ -136,6 +142,9 @@ class Seal:
         jail.unblock_trap(self._wait_for_masks())
         limits = self._limits(files_grow=files_grow)
         limits[resource.RLIMIT_NOFILE] += receives
+        if receives:
+            # What it is sent to be mapped is as large as it is.
+            del limits[resource.RLIMIT_AS]
         if urings:
             # The kernel's own threads that serve them are among the processes that are counted.
             # None is started otherwise: seccomp sees to that.
@@ -158,7 +167,11 @@ class Seal:
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_MSGQUEUE: 0,
+            # The one counts neither what is only read nor stacks; the other is free again for
+            # private memory when a file is unmapped.
             resource.RLIMIT_DATA: self._status("status", b"VmData:") * 1024 + _ROOM,
+            resource.RLIMIT_AS: self._status("status", b"VmSize:") * 1024 + _ROOM,
+            resource.RLIMIT_STACK: _STACK,
         }
         if not files_grow:
             files = (os.fstat(fd) for fd in opened)

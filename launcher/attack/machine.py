@@ -104,9 +104,11 @@ def _of_device(attack: Attack, seen: _Seen) -> Outcome:
     claimed = _after(lines, hostile.SUCCEEDED)
     if (proof := _proof(name, said, claimed, seen)) is not None:
         return Outcome("succeeded", proof)
-    reports = [report for line in lines if (report := _REPORT.search(line))]
+    reports = [report.group(0)[:120] for line in lines if (report := _REPORT.search(line))]
+    if told := [report for report in reports if re.search(attack.told, report)]:
+        return Outcome("reported", told[0])
     if reports:
-        return Outcome("reported", reports[0].group(0)[:120])
+        return Outcome("contained", f"by what is not meant to: {reports[0]}")
     failed = _after(lines, hostile.FAILED)
     return Outcome("contained", failed or f"the guest: {_told(said)}")
 

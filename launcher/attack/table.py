@@ -42,6 +42,32 @@ class Attack:
             return self.shared
         return (self.mediated if mediated and self.mediated else self.expected)[level]
 
+    @property
+    def told(self) -> str:
+        """What a report of it has to say (a regular expression), for it to be one of this attack:
+        where no level permits one, nothing else shows that it is contained by what is meant to."""
+        return _TOLD.get(self.name, "")
+
+
+_TOLD = {
+    "write-late": "is killed: it does not answer",
+    "corrupt-used": "virtqueue broken by its device: USED_JUMP",
+    "corrupt-journal": "virtqueue has a bad journal: JOURNAL_VERSION",
+    "forge-hello": "hello makes no sense while running",
+    "forge-reply": "Done answers nothing",
+    "forge-generation": "messages of another generation",
+    "send-malformed": "not msgpack",
+    "send-deep": "not msgpack",
+    "send-huge": "message of 65537 bytes is over 65536",
+    "send-long": r"not msgpack: \d+ exceeds max_array_len",
+    # On a host too busy for 500 a second it is at it until the machine ends.
+    "send-crumbs": "more than 500 messages a second|is killed: it does not answer",
+    "send-unending": "not msgpack: .*extra data",
+    "send-endless": "more than 500 messages a second",
+    "flood-log": "lines were held back",
+    "hang-on-config": "no answer to WriteConfig in time",
+}
+
 
 def _levels(*verdicts: Verdict) -> dict[str, Verdict]:
     return dict(zip(LEVELS, verdicts, strict=True))
@@ -76,6 +102,8 @@ _ROWS = (
     Attack("shrink-memory", "truncates guest memory under everybody", 36, _levels(_C, _R, _R)),
     Attack("exhaust-memory", "takes a GiB of memory", 0, _ROOT),
     Attack("exhaust-shared-memory", "the same, of memory that can be shared", 0, _SEAL),
+    Attack("grow-stack", "the same, of memory that passes for a stack", 0, _SEAL),
+    Attack("exhaust-page-tables", "maps 128 GiB, for page tables", 0, _ROOT),
     Attack("exhaust-descriptors", "opens descriptors until it cannot", 30, _SEAL),
     Attack("map-executable", "maps memory in which it could put code", 0, _SEAL),
     Attack(
@@ -110,6 +138,8 @@ _ROWS = (
     Attack("kill-neighbour", "has another device killed by the control interface", 0, _SEAL),
     Attack("fork-bomb", "starts processes until it cannot", 0, _SEAL),
     Attack("execute", "starts another program", 0, _ROOT),
+    Attack("early-outlive", "is not to die with the launcher, before seccomp's list", 0, _ROOT),
+    Attack("early-read-keyring", "reads the launcher's keyring, before that", 0, _ROOT),
     Attack("io-uring", "makes an io_uring, whose operations no filter sees", 41, _SEAL),
     Attack("forge-hello", "says that it is another device", 0, _ALWAYS_TOLD),
     Attack("forge-reply", "answers what another one was asked", 0, _ALWAYS_TOLD),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from typing import Any, Literal
 
 from devices import kinds
-from launcher import device_options
+from launcher import device_options, toml
 from launcher.attack.table import ATTACKS
 from launcher.backend import BACKENDS
 from launcher.experiment.faults import FAULTS
@@ -35,7 +32,8 @@ _OURS = ("id", "isolation", "path", "process")
 # Limits, all arbitrary but the depth (the guest's queues) and the size (virtio-blk's SIZE_MAX).
 _MOST = {"repetitions": 10_000, "strikes": 1000, "depth": 64, "size": 256 * 1024}
 _LONGEST = 3600.0
-_MAX_FILE = 1 << 20
+
+_DEFAULT = "default.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +97,15 @@ _KEYS = {each.name.replace("_", "-"): each.name for each in fields(Experiment)}
 
 def default() -> str:
     """The experiment that is taken when no file is named."""
-    return resources.files(__package__).joinpath("default.toml").read_text()
+    return resources.files(__package__).joinpath(_DEFAULT).read_text()
 
 
 def read(path: str | None) -> Experiment:
     """The experiment in the file ``path``, or the default; BadInput, naming the key, if that is
     none."""
-    text = default() if path is None else _content(path)
-    where = path or "default.toml"
-    try:
-        table = tomllib.loads(text)
-    except ValueError as error:
-        raise BadInput(where, str(error)) from error
-    except RecursionError as error:
-        raise BadInput(where, "nested too deeply") from error
-    return from_plain(table, where)
+    if path is None:
+        return from_plain(toml.parse(default().encode(), _DEFAULT), _DEFAULT)
+    return from_plain(toml.load(path), path)
 
 
 def from_plain(table: Mapping[str, Any], where: str) -> Experiment:
@@ -276,21 +268,9 @@ def _check(experiment: Experiment, where: str) -> None:
             for name in used:
                 if known[name].operation == "write":
                     raise BadInput(f"{where}: loads", f"{name!r} writes, and {device!r} only reads")
+    if "shared" in experiment.grouping and "swap" in experiment.faults:
+        raise BadInput(
+            f"{where}: faults", "'swap': one of several in a process (grouping 'shared') has none"
+        )
     if not (used or experiment.attacks):
         raise BadInput(where, "a matrix of nothing: name loads, faults or attacks, or surface=true")
-
-
-def _content(path: str) -> str:
-    try:
-        # Not held up by a FIFO without a writer.
-        with open(path, "rb", opener=lambda at, how: os.open(at, how | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadInput(path, "this is not a regular file")
-            found = file.read(_MAX_FILE + 1)
-        if len(found) > _MAX_FILE:
-            raise BadInput(path, "an experiment has at most 1 MiB")
-        return found.decode()
-    except OSError as error:
-        raise BadInput(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise BadInput(path, str(error)) from error

@@ -319,14 +319,15 @@ def reach(data: _Data) -> Figure | None:
             axis.annotate(
                 cell.held,
                 (at, y.median),
-                xytext=(9, 7 - 14 * (order % 2)),
+                xytext=(9, 12 - 12 * (order % 3)),
                 textcoords="offset points",
                 va="center",
+                color=look["color"],
             )
         axis.set_xlabel(title)
         axis.set_xlim(-0.05 * axis.dataLim.x1, 1.4 * max(axis.dataLim.x1, 1))
     axes[0][0].set_ylabel(f"requests/s, {load}")
-    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].set_ylim(0, 1.15 * max(axis.dataLim.y1 for axis in axes[0]))
     return figure
 
 

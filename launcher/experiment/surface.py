@@ -83,8 +83,11 @@ def guest_memory(pid: int, machine: str, size: int) -> tuple[int | None, int | N
             read += (end - begin) * ("r" in rights)
             write += (end - begin) * ("w" in rights)
         for fd in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{fd}") != name:
-                continue
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{fd}") != name:
+                    continue
+            except FileNotFoundError:
+                continue  # closed meanwhile
             mode = int(_field(f"/proc/{pid}/fdinfo/{fd}", "flags:"), 8) & os.O_ACCMODE
             read = size if mode != os.O_WRONLY else read
             write = size if mode != os.O_RDONLY else write

@@ -43,6 +43,28 @@ _ON_VIOLATION: dict[OnViolation, int] = {
     "log": lib.JAIL_LOG,
 }
 
+DENIED = frozenset(
+    {
+        # To look into others, or to be told of oneself.
+        "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "perf_event_open",
+        # To hold a fault of the kernel's open; io_uring, which no filter sees through.
+        "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
+        # To change the kernel, the host's files or its users.
+        "bpf", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load",
+        "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsconfig",
+        "fsmount", "fspick", "mount_setattr", "swapon", "swapoff", "reboot", "sethostname",
+        "setdomainname", "acct", "quotactl", "syslog", "settimeofday", "clock_settime",
+        "clock_adjtime", "adjtimex", "iopl", "ioperm", "mknod", "mknodat", "open_by_handle_at",
+        # To be somebody else, or somewhere else, or to have what his keys open.
+        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
+        "setfsgid", "setgroups", "unshare", "setns", "personality", "add_key", "request_key",
+        "keyctl",
+    }
+)  # fmt: skip
+"""What nobody here needs, beside what starts a process or program, and sockets but Unix ones."""
+
+_URINGS = frozenset({"io_uring_setup", "io_uring_enter", "io_uring_register"})
+
 
 class Orphaned(VibeError):
     """The parent is gone; nobody will ever stop this process."""
@@ -165,12 +187,15 @@ def die_with_parent(parent: socket.socket) -> None:
         raise Orphaned("the process that started this one is gone")
 
 
-def give_up_privileges() -> None:
-    """No new privileges and no old ones: capabilities, starting processes, being looked into."""
+def give_up_privileges(*, urings: bool = False) -> None:
+    """No new privileges and no old ones: capabilities, starting processes, sockets but those of
+    Unix, DENIED, outliving a parent with whom it is to die, being looked into. One with ``urings``
+    is to make some, before it closes its jail."""
     _check("no new privileges", lib.jail_no_new_privileges())
     keep_capabilities(0)
     # A process made before the filter would not die with the parent, and would stay unsealed.
-    _check("starting no process", lib.jail_forbid_processes())
+    calls = numbers(DENIED - _URINGS if urings else DENIED)
+    _check("a first filter", lib.jail_deny_early(calls, len(calls)))
     # A core file would hold the guest's memory.
     _check("being looked into", lib.jail_dumpable(False))
 
@@ -181,12 +206,13 @@ def keep_capabilities(kept: int) -> None:
     _check("dropping capabilities", lib.jail_keep_capabilities(kept))
 
 
-def deny(syscalls: Iterable[str]) -> None:
-    """Nothing is gained by executing something, which ``syscalls``, processes and sockets but
-    those of Unix are forbidden to: they are told of, and kill. Of this thread, and those that it
-    starts; SIGSYS stays with whoever has it before, who is called when a call is told of."""
+def deny() -> None:
+    """Nothing is gained by executing something; DENIED, what starts a process or program, and
+    sockets but those of Unix are forbidden: they are told of, and kill. Of this thread, and those
+    that it starts; SIGSYS stays with whoever has it before, who is called when a call is told
+    of."""
     _check("no new privileges", lib.jail_no_new_privileges())
-    calls = numbers(syscalls)
+    calls = numbers(DENIED)
     _check("seccomp", lib.jail_deny(calls, len(calls)))
 
 

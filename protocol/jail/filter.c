@@ -2,8 +2,10 @@
 #include "jail.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <link.h>
 #include <linux/io_uring.h>
+#include <linux/prctl.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -203,6 +205,31 @@ static void fill_names(void) {
     }
 }
 
+/* Memory, but nothing that can be executed, nor any that RLIMIT_DATA does not count: what is shared,
+ * a file's, or taken for a stack (MAP_GROWSDOWN). Those were mapped before; but `files` are mapped
+ * later, shared, and beside each other (protocol.mapping), and so at addresses of one's own. */
+static int add_mmap(scmp_filter_ctx filter, bool files) {
+    const uint32_t yes = SCMP_ACT_ALLOW;
+    const scmp_datum_t flags = MAP_PRIVATE | MAP_ANONYMOUS, whims = MAP_NORESERVE | MAP_STACK;
+    const struct scmp_arg_cmp data = SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0);
+    const struct scmp_arg_cmp fresh = SCMP_A3(SCMP_CMP_MASKED_EQ, ~whims, flags);
+    const struct scmp_arg_cmp shared =
+        SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE | MAP_ANONYMOUS, MAP_SHARED);
+    if (files) {
+        int error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2, data, fresh);
+        return error ? error : seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2, data, shared);
+    }
+    int error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 3, SCMP_A0(SCMP_CMP_EQ, 0), data,
+                                 fresh);
+    /* Where, the kernel says: far from each other, pages cost three times their size in page
+     * tables, which no limit counts. libc asks for that, and can do without. (Where EPERM is what
+     * becomes of every call, libseccomp takes no rule that says so.) */
+    if (!error && mode != JAIL_ERRNO)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOMEM), SCMP_SYS(mmap), 1,
+                                 SCMP_A0(SCMP_CMP_NE, 0));
+    return error;
+}
+
 static int add_rules(scmp_filter_ctx filter, const struct jail_allowed *allowed) {
     const uint32_t yes = SCMP_ACT_ALLOW;
     int error = 0;
@@ -212,22 +239,16 @@ static int add_rules(scmp_filter_ctx filter, const struct jail_allowed *allowed)
     for (unsigned at = 0; !error && at < allowed->ioctl_count; at++)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(ioctl), 1,
                                  SCMP_A1(SCMP_CMP_EQ, allowed->ioctls[at]));
-    /* Memory, but nothing that can be executed, nor any that RLIMIT_DATA does not count: what can
-     * be shared without a file. What is shared was mapped before. */
     if (!error)
-        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
-                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
-                                 SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE, MAP_PRIVATE));
-    if (!error && allowed->files)
-        error = seccomp_rule_add(filter, yes, SCMP_SYS(mmap), 2,
-                                 SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0),
-                                 SCMP_A3(SCMP_CMP_MASKED_EQ, MAP_TYPE | MAP_ANONYMOUS, MAP_SHARED));
+        error = add_mmap(filter, allowed->files);
+    /* No limit counts what a stack becomes by mremap. libc can do without that, too. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOMEM), SCMP_SYS(mremap), 0);
     if (!error)
         error = seccomp_rule_add(filter, yes, SCMP_SYS(mprotect), 1,
                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
     /* pthread_create makes this call with all signals blocked, and so would die without a word;
-     * that it fails is told by whoever wanted the thread. (Where that is what becomes of every
-     * call, libseccomp takes no rule that says so.) */
+     * that it fails is told by whoever wanted the thread. */
     if (!error && mode != JAIL_ERRNO)
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone3), 0);
     /* abort() signals its own thread; nobody else is to be signalled. */
@@ -264,6 +285,17 @@ static int set_trap(int on_violation) {
     return 0;
 }
 
+/* Load `filter`, which was made with this `error` so far, and release it. */
+static int load(scmp_filter_ctx filter, int error) {
+    /* Another architecture's calls have other numbers. */
+    if (!error)
+        error = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+    if (!error)
+        error = seccomp_load(filter);
+    seccomp_release(filter);
+    return error;
+}
+
 int jail_filter(const struct jail_allowed *allowed, int on_violation) {
     int error = set_trap(on_violation);
     if (error)
@@ -282,20 +314,13 @@ int jail_filter(const struct jail_allowed *allowed, int on_violation) {
         error = add_rules(filter, allowed);
     if (!error)
         error = add_urings(filter, allowed->urings, allowed->uring_count);
-    return jail_load(filter, error);
+    return load(filter, error);
 }
 
-int jail_deny(const int *calls, unsigned count) {
-    int error = set_trap(JAIL_KILL);
-    if (error)
-        return error;
-    /* The last is what trapped() dies of. */
-    const int always[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat),
-                          SCMP_SYS(reboot)};
-    const uint32_t no = SCMP_ACT_TRAP;
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
-    if (!filter)
-        return -ENOMEM;
+/* `calls`, what starts a process or program, and sockets but those of Unix are answered with `no`. */
+static int add_denied(scmp_filter_ctx filter, uint32_t no, const int *calls, unsigned count) {
+    const int always[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat)};
+    int error = 0;
     for (unsigned at = 0; !error && at < sizeof always / sizeof *always; at++)
         error = seccomp_rule_add(filter, no, always[at], 0);
     for (unsigned at = 0; !error && at < count; at++)
@@ -308,9 +333,37 @@ int jail_deny(const int *calls, unsigned count) {
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     if (!error)
         error = seccomp_rule_add(filter, no, SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_NE, AF_UNIX));
+    return error;
+}
+
+int jail_deny(const int *calls, unsigned count) {
+    int error = set_trap(JAIL_KILL);
+    if (error)
+        return error;
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (!filter)
+        return -ENOMEM;
+    error = add_denied(filter, SCMP_ACT_TRAP, calls, count);
+    /* What trapped() dies of. */
+    if (!error)
+        error = seccomp_rule_add(filter, SCMP_ACT_TRAP, SCMP_SYS(reboot), 0);
     /* Whoever has taken the process over would answer the trap himself. */
     if (!error)
         error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(rt_sigaction), 1,
                                  SCMP_A0(SCMP_CMP_EQ, SIGSYS));
-    return jail_load(filter, error);
+    return load(filter, error);
+}
+
+int jail_deny_early(const int *calls, unsigned count) {
+    const uint32_t no = SCMP_ACT_ERRNO(EPERM);
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
+    if (!filter)
+        return -ENOMEM;
+    int error = add_denied(filter, no, calls, count);
+    /* To outlive its parent. The kernel looks at 32 bits of the first argument. */
+    if (!error)
+        error = seccomp_rule_add(filter, no, SCMP_SYS(prctl), 2,
+                                 SCMP_A0(SCMP_CMP_MASKED_EQ, UINT_MAX, PR_SET_PDEATHSIG),
+                                 SCMP_A1(SCMP_CMP_NE, SIGKILL));
+    return load(filter, error);
 }

@@ -31,11 +31,6 @@ int jail_keep_capabilities(uint64_t kept);
 /* Whether others of the same user may look into this process, and a core be written of it. */
 int jail_dumpable(int yes);
 
-/* From now on nothing starts a process or another program: EPERM. Such a process would outlive
- * the parent, with all that it holds, for the death signal is not inherited. Threads may be
- * started; they have the same filter. */
-int jail_forbid_processes(void);
-
 /* ── namespaces.c ── */
 
 /* <linux/sched.h>: CLONE_NEW… */
@@ -108,10 +103,11 @@ int jail_filter(const struct jail_allowed *allowed, int on_violation);
  * In this thread and those that it starts; nobody takes over SIGSYS any more: EPERM. */
 int jail_deny(const int *calls, unsigned count);
 
-/* cdef end */
+/* The same for whoever makes a list later: EPERM, and SIGSYS is as it was. Nor may it outlive its
+ * parent any more, once it dies with that. A process that it started would: the death signal is not
+ * inherited. Threads may be started; they have the same filter. */
+int jail_deny_early(const int *calls, unsigned count);
 
-/* Load a libseccomp filter (a scmp_filter_ctx) that was made with this `error` so far, and
- * release it. */
-int jail_load(void *filter, int error);
+/* cdef end */
 
 #endif

@@ -4,8 +4,6 @@
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/prctl.h>
-#include <sched.h>
-#include <seccomp.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -39,32 +37,4 @@ int jail_keep_capabilities(uint64_t kept) {
         sets[at].inheritable = 0;
     }
     return syscall(SYS_capset, &header, sets) ? -errno : 0;
-}
-
-int jail_load(void *filter, int error) {
-    /* Another architecture's calls have other numbers. */
-    if (!error)
-        error = seccomp_attr_set(filter, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
-    if (!error)
-        error = seccomp_load(filter);
-    seccomp_release(filter);
-    return error;
-}
-
-int jail_forbid_processes(void) {
-    const int calls[] = {SCMP_SYS(fork), SCMP_SYS(vfork), SCMP_SYS(execve), SCMP_SYS(execveat)};
-    const uint32_t no = SCMP_ACT_ERRNO(EPERM);
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
-    if (!filter)
-        return -ENOMEM;
-    int error = 0;
-    for (unsigned at = 0; !error && at < sizeof calls / sizeof *calls; at++)
-        error = seccomp_rule_add(filter, no, calls[at], 0);
-    if (!error)
-        error = seccomp_rule_add(filter, no, SCMP_SYS(clone), 1,
-                                 SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
-    /* Its flags are in memory, where no filter sees them. libc then takes clone instead. */
-    if (!error)
-        error = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-    return jail_load(filter, error);
 }

@@ -50,7 +50,7 @@ DEFECTS = {
     "console": ("devices/console.py", " + data.size - data.left\n", "\n"),
     "bzimage": ("vmm/boot/bzimage.py", " and is_ram(regions, place, size)", ""),
     "elf": ("vmm/boot/elf.py", "is_ram(regions, segment.gpa, segment.size)", "True"),
-    "config": ("launcher/config.py", "except RecursionError as", "except KeyError as"),
+    "config": ("launcher/toml.py", "except RecursionError as", "except KeyError as"),
     "devices": ("launcher/device_options.py", 'text.replace(",", ",,")', "text"),
 }
 """By target: a file, what stands in it once, and what stands there in its place."""

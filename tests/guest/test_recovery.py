@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bare import at_jail
 from tests.support.guest import DEMO, STREAM, build, demo
 from tests.support.recovery import Victim, victim
 
@@ -47,6 +48,7 @@ def recovered(victim: Victim, name: str, count: int = 1) -> None:
     victim.wait_for(rf"{name} recovered in ", count)
 
 
+@at_jail
 @pytest.mark.parametrize("queues", [1, 2])
 def test_disk_is_killed_again_and_again_and_everything_is_verified(
     tmp_path: Path, backend: str, isolation: str, queues: int
@@ -65,7 +67,12 @@ def test_disk_is_killed_again_and_again_and_everything_is_verified(
     assert "demo: done" in printed
 
 
-@pytest.mark.parametrize("sleep", [False, True], ids=["looking", "interrupts"])
+@pytest.mark.parametrize(
+    ("isolation", "sleep"),
+    [("jail", False), ("jail", True), ("bounce", True)],
+    ids=["jail-looking", "jail-interrupts", "bounce-interrupts"],
+    indirect=["isolation"],
+)
 def test_every_device_is_killed_in_the_middle_of_a_stream(
     tmp_path: Path, backend: str, isolation: str, sleep: bool
 ) -> None:
@@ -82,6 +89,7 @@ def test_every_device_is_killed_in_the_middle_of_a_stream(
     assert status == 0, printed
 
 
+@at_jail
 def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str, isolation: str) -> None:
     image = demo(DEMO, count=SECTORS)
     options = ("--hypervisor", backend, "--isolation", isolation, "--hang-after", "0.4")

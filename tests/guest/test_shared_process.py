@@ -16,6 +16,7 @@ from launcher import cli
 from launcher.api import VM
 from launcher.client import Refused
 from protocol import control as wire
+from tests.support.bare import on_software
 from tests.support.guest import build, demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
@@ -105,6 +106,7 @@ def test_who_hangs_holds_up_the_others_and_all_are_replaced(start: Start) -> Non
     assert machine.wait(DEADLINE) == 0
 
 
+@on_software
 def test_a_fault_strikes_the_device_for_which_it_was_asked(start: Start) -> None:
     """The ring engine has one hook, and here three devices."""
     machine = start(allow_inject=True)
@@ -119,6 +121,7 @@ def test_a_fault_strikes_the_device_for_which_it_was_asked(start: Start) -> None
     assert sorted(died) == sorted(TOGETHER * 2)
 
 
+@on_software
 def test_a_restart_takes_all_and_nothing_else_takes_one(
     start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from launcher.api import VM
 from launcher.client import Refused
 from protocol.errors import BadInput
+from tests.support.bare import at_jail, on_software
 from tests.support.guest import STREAM, demo
 from tests.support.leaks import children
 
@@ -46,6 +47,7 @@ class Counting(Blk):
     def restore(self, state):
         version, self.total = struct.unpack("<BQ", state)
         self.counters["total"] = self.total
+        self.counters["restored"] = 1
         if version != 1:
             raise ValueError(f"version {version}")
 '''
@@ -115,10 +117,6 @@ HOSTILE = {
     "interrupts": "raise KeyboardInterrupt",
     "fills": "kept = [bytes(1 << 26) for _ in range(100)]; from devices.blk import *",
 }
-
-
-# What is refused before anybody looks at guest memory is refused at every level.
-at_jail = pytest.mark.parametrize("isolation", ["jail"], indirect=True)
 
 
 @pytest.fixture
@@ -256,21 +254,25 @@ def test_what_does_not_fit_leaves_the_one_that_serves_working(
     assert _goes_on(vm)
 
 
-def test_a_successor_that_takes_no_state_over_leaves_the_one_that_has_it(
+def test_a_state_that_a_successor_does_not_take_over_comes_back(
     machine: Callable[..., VM],
 ) -> None:
     vm = machine(FOR_EVER)
     assert _goes_on(vm)  # a disk that no driver has begun has no state to hand on
+    events = vm.events()
     vm.swap("blk0", "counting:Counting")
 
     with pytest.raises(Refused, match="of another tribe"):
         vm.swap("blk0", "broken:Forgetful")
 
+    list(_until(events, "recovered"))
     (report,) = vm.stats().devices
-    assert report.counters["total"] > 0
+    assert report.counters["restored"]
+    assert _state(vm, "blk0") == (4, "running")
     assert _goes_on(vm)
 
 
+@on_software
 @at_jail
 def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> None:
     vm = machine(FOR_EVER)
@@ -281,6 +283,7 @@ def test_one_that_never_says_hello_is_given_up(machine: Callable[..., VM]) -> No
     assert _goes_on(vm)
 
 
+@on_software
 @at_jail
 def test_one_whose_open_hangs_keeps_nothing_waiting_and_is_given_up(
     machine: Callable[..., VM],
@@ -337,6 +340,7 @@ def test_a_device_that_nobody_has_can_be_neither_swapped_nor_restarted(
         vm.swap("\udcff", "blk")  # as a byte of the command line that is no text arrives
 
 
+@at_jail
 def test_a_restart_takes_a_guest_out_of_the_pause_that_a_death_has_put_it_in(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -368,6 +372,7 @@ def test_a_disk_of_another_size_does_not_fit_an_empty_place_either(
     assert _goes_on(vm)
 
 
+@at_jail
 def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
     machine: Callable[..., VM], tmp_path: Path
 ) -> None:
@@ -383,6 +388,7 @@ def test_a_guest_that_somebody_has_paused_stays_so_when_a_device_comes_back(
     assert "resumed" not in [event.kind for event in vm.events(follow=False)]  # type: ignore[union-attr]
 
 
+@at_jail
 def test_the_one_that_serves_is_said_to_whatever_becomes_of_others(
     machine: Callable[..., VM],
 ) -> None:
@@ -400,7 +406,8 @@ def test_the_one_that_serves_is_said_to_whatever_becomes_of_others(
         vm.swap("blk0", "broken:Stuck")
     *_, hung = _until(events, "hung")
     assert hung.generation == 3  # type: ignore[attr-defined]
-    assert _state(vm, "blk0") == (2, "running")
+    list(_until(events, "recovered"))
+    assert _state(vm, "blk0") == (4, "running")
     assert _goes_on(vm)
 
 

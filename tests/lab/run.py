@@ -99,21 +99,23 @@ def run(
     timeout: float = DEFAULT_TIMEOUT,
     qemu_arguments: Sequence[str] = (),
     output: Callable[[bytes], object],
+    passed: Path = Path(os.devnull),
 ) -> int:
     """Run the shell command in a fresh L1, ``output`` getting what it prints; its exit status.
 
+    ``passed`` is for tests.lab.resume. It outlives L1.
     Raises LabTimedOut after ``timeout`` seconds, LabLockedUp when L1 makes no progress, and
     LabDied with the console's last lines.
     """
     kernel = debian("amd64")
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
         scratch = Path(folder)
-        (scratch / "command").write_text(_script(command, kernel))
+        (scratch / "command").write_text(_script(command, kernel, passed))
         reader, writer = os.pipe()
         with (scratch / "qemu").open("wb") as complaints, open(reader, "rb", 0):
             try:
                 machine = subprocess.Popen(
-                    [*_qemu(kernel, scratch, writer), *qemu_arguments],
+                    [*_qemu(kernel, scratch, writer, passed), *qemu_arguments],
                     stdin=subprocess.DEVNULL,
                     stderr=complaints,
                     pass_fds=[writer],
@@ -137,20 +139,21 @@ def run(
         raise LabDied("the lab's machine died; its last words:\n" + _last_words(scratch))
 
 
-def _script(command: str, kernel: Kernel) -> str:
+def _script(command: str, kernel: Kernel, passed: Path) -> str:
     # What runs in L1, in the host's root. The modules of L1's kernel are mounted where modprobe
     # looks, for what its initramfs did not load.
     modules = shlex.quote(str(kernel.root / "lib" / "modules"))
     path = ":".join([str(PROJECT / ".venv" / "bin"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])
     return f"""
-        export VIBE_LAB=1 HOME=/root PATH={shlex.quote(path)} LANG=C.UTF-8
+        export VIBE_LAB=1 VIBE_LAB_PASSED={shlex.quote(str(passed))}
+        export HOME=/root PATH={shlex.quote(path)} LANG=C.UTF-8
         mkdir -p /lib/modules && mount --bind {modules} /lib/modules
         cd {shlex.quote(str(PROJECT))} || exit {DIED}
         {command}
     """
 
 
-def _qemu(kernel: Kernel, scratch: Path, output: int) -> list[str]:
+def _qemu(kernel: Kernel, scratch: Path, output: int, passed: Path) -> list[str]:
     emulator = shutil.which("qemu-system-x86_64")
     if emulator is None:
         raise HostError("qemu-system-x86_64 is missing; run `make setup`")
@@ -176,6 +179,8 @@ def _qemu(kernel: Kernel, scratch: Path, output: int) -> list[str]:
         "-device", "virtserialport,chardev=output,nr=1",
         "-chardev", f"file,id=status,path={scratch / 'status'}",
         "-device", "virtserialport,chardev=status,nr=2",
+        "-chardev", f"file,id=passed,path={passed},append=on",
+        "-device", "virtserialport,chardev=passed,nr=3",
     ]
     # fmt: on
 
@@ -229,16 +234,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # CPU, so what is made of it is made out here.
         linux.initrd()
         linux.vmlinux()
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return run(
-                    " ".join(options.command),
-                    timeout=options.timeout,
-                    qemu_arguments=shlex.split(options.qemu),
-                    output=_write,
-                )
-            except LabLockedUp as error:
-                print(f"\nlab: {error} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr)
+        with tempfile.NamedTemporaryFile(prefix="lab-passed-") as passed:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return run(
+                        " ".join(options.command),
+                        timeout=options.timeout,
+                        qemu_arguments=shlex.split(options.qemu),
+                        output=_write,
+                        passed=Path(passed.name),
+                    )
+                except LabLockedUp as error:
+                    print(f"\nlab: {error} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr)
         return DIED
     except LabTimedOut as error:
         print(f"lab: {error}", file=sys.stderr)

@@ -31,6 +31,13 @@ def test_report_is_for_people_or_programs(capfd: pytest.CaptureFixture[str]) -> 
     )
 
 
+@pytest.mark.parametrize("word", ["doctor", "completion"])
+def test_help_is_no_bad_input(word: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([word, "--help"]) == 0
+
+    assert capfd.readouterr().out.startswith(f"usage: vibevmm {word} ")
+
+
 def test_option_that_there_is_not_is_bad_input(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--jason"]) == 2
     assert "--jason" in capfd.readouterr().err

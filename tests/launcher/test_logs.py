@@ -79,6 +79,26 @@ def test_flood_is_held_back_and_counted(logs: tuple[Logs, Callable[[], list[str]
     assert re.search(r"blk0 warn \(\d+ lines were held back\)", lines()[-1])
 
 
+def test_lines_that_are_held_back_are_counted_and_not_looked_at(
+    logs: tuple[Logs, Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, lines = logs
+    looked: list[bytes] = []
+    monkeypatch.setattr(
+        "launcher.logs.printable", lambda data: looked.append(data) or printable(data)
+    )
+
+    log.feed("blk0", b"".join(b"I %d\n" % number for number in range(30_000)) + b"I unfin")
+    assert len(looked) < 1000
+    assert log.tail("blk0") == tuple(f"I {number}" for number in range(29_980, 30_000))
+    log.feed("blk0", b"ished\n")
+    log.close("blk0")
+
+    assert log.tail("blk0")[-1] == "I unfinished"
+    (held,) = re.findall(r"\((\d+) lines were held back\)", "".join(lines()))
+    assert int(held) + len(lines()) - 1 == 30_001
+
+
 def test_line_without_an_end_is_cut(logs: tuple[Logs, Callable[[], list[str]]]) -> None:
     log, lines = logs
 

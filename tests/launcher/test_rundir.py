@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher.rundir import RunDirectory, base_directory
 from protocol.errors import BadInput, HostError
+from tests.support.leaks import children
+from tests.support.vibevmm import DEADLINE, ROOT
 
 
 @pytest.fixture
@@ -81,3 +86,31 @@ def test_runtime_directory_that_is_not_there_is_not_used(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
 
     assert base_directory() in ("/run/vibevmm", f"/tmp/vibevmm-{os.geteuid()}")
+
+
+def test_directory_goes_with_a_launcher_that_is_killed_before_there_is_a_vmm(
+    base: str,
+) -> None:
+    program = """
+import os, signal, sys
+from launcher.rundir import RunDirectory
+directory = RunDirectory("mine", sys.argv[1])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with RunDirectory("other"):
+        subprocess.run([sys.executable, "-c", program, base], cwd=ROOT, timeout=30, check=False)
+        deadline = time.monotonic() + DEADLINE
+        while os.path.exists(f"{base}/mine") and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+        assert os.listdir(base) == ["other"]
+
+
+def test_directory_is_left_to_another_process(base: str) -> None:
+    before = children()
+    with RunDirectory("mine") as directory:
+        assert len(children()) == len(before) + 1
+        directory.leave_to_another()
+
+        assert children() == before
+        assert os.path.exists(directory.path)

@@ -172,6 +172,18 @@ def test_it_has_no_descriptor_but_its_own(write: Callable[..., str]) -> None:
             look(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["memory", "journal", "call", "kick0", "faults", "trace", "front-end", "written"]
+)
+def test_what_it_opens_takes_no_place_of_the_runtimes_own(
+    write: Callable[..., str], name: str
+) -> None:
+    path = write(in_open=f"return {{'{name}': os.open('/dev/null', os.O_RDWR)}}")
+
+    with pytest.raises(BadInput, match=f"^--device: open: {name}: the runtime has a descriptor"):
+        opened(path, look(path).config)
+
+
 def test_what_it_opens_arrives_and_is_locked_here(
     write: Callable[..., str], tmp_path: Path
 ) -> None:

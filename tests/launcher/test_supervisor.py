@@ -403,7 +403,7 @@ def test_fail_io_starts_one_that_fails_until_somebody_restarts_it() -> None:
     assert world.machine.told[-1] == "rng0: spec"
 
 
-def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
+def test_swap_asks_for_a_switch_and_ends_nobody_by_itself() -> None:
     world = World()
     world.swap()
     world.bound(2)
@@ -417,9 +417,8 @@ def test_swap_asks_for_a_switch_and_ends_who_does_not_quit() -> None:
 
     assert world.answers == [Served(2, 77, 5_000_000)]
     assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
-    assert not world.child.is_killed
     world.fire()
-    assert world.child.is_killed
+    assert not world.child.is_killed  # the VMM has seen to it
     world.die(world.child, 0)
     assert world.machine.events == ["rng0 2 swapped", "resume for rng0"]
 
@@ -468,16 +467,40 @@ def test_first_swap_is_compared_with_what_the_first_process_offered() -> None:
     assert world.supervisor.child("rng0") is world.child
 
 
-def test_switch_that_fails_leaves_the_old_one() -> None:
-    world = World()
+@pytest.mark.parametrize("on_death", OnDeath)
+@pytest.mark.parametrize("is_seen", ["before", "after"])
+def test_old_one_that_made_room_for_one_that_fails_comes_back_whatever_on_death_says(
+    on_death: OnDeath, is_seen: str
+) -> None:
+    world = World(on_death)
     world.swap()
     world.bound(2)
     world.offers(2)
 
+    if is_seen == "before":
+        world.die(world.child, 0)
     world.machine.requests[0][1](Failed("it has no such state"))
+    if is_seen == "after":
+        world.die(world.child, 0)
 
     assert refusals(world) == [(3, "m/rng0: it has no such state")]
+    assert world.machine.events == ["rng0 2 failed"]
+    world.serve(3)
+    assert world.machine.events[1] == "rng0 3 recovered"
+    assert world.machine.told[-1] == "rng0: spec"  # not one that fails by order
+
+
+def test_switch_that_fails_before_the_old_one_made_room_leaves_it_to_die_its_own_death() -> None:
+    world = World(OnDeath.STOP_VM)
+    world.swap()
+    world.bound(2)
+    world.offers(2)
+    world.machine.requests[0][1](Failed("there is no successor"))
     assert world.supervisor.child("rng0") is world.child
+
+    world.die(world.child)
+
+    assert world.machine.events[1:] == ["rng0 1 died", "stop for rng0"]
 
 
 def test_switch_to_what_does_not_fit_is_bad_input() -> None:

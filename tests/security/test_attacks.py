@@ -3,12 +3,14 @@ where nothing is to contain it, or what tells would tell nothing."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from devices.hostile import KEYCTL_READ_SESSION
 from launcher.attack.machine import AT_ONCE, attacked
 from launcher.attack.table import ATTACKS, Attack, Outcome
 from protocol.specs import LEVELS
@@ -41,6 +43,8 @@ def impossible() -> set[str]:
         found.add("open-kvm")
     if read("/proc/sys/kernel/io_uring_disabled") not in ("", "0"):
         found.add("io-uring")
+    if ctypes.CDLL(None).syscall(*KEYCTL_READ_SESSION, None, 0, 0) < 0:
+        found.add("early-read-keyring")
     if read("/proc/sys/kernel/yama/ptrace_scope") not in ("", "0"):
         found |= {"trace-neighbour", "trace-vmm"}
     return found

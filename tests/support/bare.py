@@ -68,6 +68,13 @@ def require_kvm() -> None:
 BACKENDS = [pytest.param("kvm", marks=pytest.mark.kvm), "software"]
 """Each backend's name, as a parameter of tests."""
 
+# What makes no difference to a test is not tried both ways.
+on_software = pytest.mark.parametrize("backend", ["software"], indirect=True)
+"""For what the launcher does whichever CPU there is."""
+
+at_jail = pytest.mark.parametrize("isolation", ["jail"], indirect=True)
+"""For what is the same whether or not a device sees guest memory."""
+
 
 def require_backend(name: str) -> None:
     """Skip the test, with the reason, where the backend does not work."""

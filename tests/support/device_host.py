@@ -123,7 +123,7 @@ class DeviceHost:
         self._sequence = 0
         self._closed = False
 
-        self._memfd = create_memfd("test", REGIONS[-1].offset + REGIONS[-1].size)
+        self._memfd = create_memfd("vibevmm-test", REGIONS[-1].offset + REGIONS[-1].size)
         self.memory = GuestMemory(self._memfd, REGIONS)
         self.queues = self.type.virtqueues(self.config)
         sizes = tuple(queue.size for queue in self.queues)

@@ -32,6 +32,10 @@ def _refusal() -> int | None:
     return None
 
 
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_MAP_GROWSDOWN = 0x100  # <linux/mman.h>
+
+
 class Rogue(Device[Config]):
     """Does something forbidden, or wrong, at the first chain."""
 
@@ -48,6 +52,7 @@ class Rogue(Device[Config]):
             "thread": lambda: threading.Thread(target=print).start(),
             "kill": lambda: os.kill(1, 0),
             "executable": lambda: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_EXEC),
+            "stack": lambda: mmap.mmap(-1, 4096, _ANONYMOUS | _MAP_GROWSDOWN),
             "shared-memory": lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED),
             "give-away": lambda: ctypes.CDLL(None).sendmsg(3, None, 0),
             "raise": lambda: [][1],

@@ -72,6 +72,9 @@ class FakeRemote:
         self._called("quiesce")
         return self.leaves
 
+    def end(self) -> None:
+        self._called("end")
+
     def write_config(self, offset: int, data: bytes) -> bytes:
         self._called("write_config", offset, data)
         self.config = data

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from protocol import codec
+from protocol import codec, fds
 from protocol.channel import LENGTH, Channel, new_context
 from protocol.errors import DeviceGone, Unheard
 from protocol.lifecycle import State
@@ -28,6 +28,7 @@ from protocol.messages import (
     Hello,
     MachineStats,
     Ping,
+    Quit,
     Refused,
     Sealed,
     Start,
@@ -142,6 +143,38 @@ def test_a_refusal_names_both_sides_numbers(pair: Pair) -> None:
 
     assert isinstance(refused, Refused)
     assert f"protocol {PROTOCOL_VERSION} and state {STATE_VERSION}" in refused.reason
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_one_that_is_to_end_quits_by_itself_and_is_not_killed(
+    tmp_path: Path, by_hand: bool
+) -> None:
+    pair = Pair(tmp_path, by_hand=by_hand)
+    pair.get_ready()
+
+    def quit() -> None:
+        pair.expect(Quit)
+        pair.process.communicate()  # which ends what it reads
+
+    device = threading.Thread(target=quit)
+    device.start()
+    pair.remote.end()
+    device.join()
+
+    assert pair.remote.life.state is State.GONE
+    assert pair.process.returncode == 0
+    assert not pair.remote.fenced_because
+    pair.close()
+
+
+def test_one_that_is_to_end_and_does_not_is_dead_all_the_same(pair: Pair) -> None:
+    pair.get_ready()
+
+    pair.remote.end()
+
+    assert fds.has_ended(pair.pidfd)
+    assert pair.process.wait() == -signal.SIGKILL
+    assert pair.remote.fenced_because == "it was told to quit, and did not"
 
 
 def test_no_answer_within_the_deadline_is_the_end_of_the_process(pair: Pair) -> None:

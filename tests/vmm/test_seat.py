@@ -106,15 +106,16 @@ def test_every_successor_is_told_what_the_driver_has_written(here: Place, how: s
         first = successor
 
 
-def test_one_that_goes_on_after_a_swap_that_failed_is_told_again(here: Place) -> None:
-    first, other = here.sit(FakeRemote()), FakeRemote()
+def test_one_that_comes_after_a_swap_that_failed_is_told_of_it_too(here: Place) -> None:
+    here.sit(FakeRemote())
     here.seat.write_config(0, b"a")
-    other.refuses = "no"
-    first.calls.clear()
+    second, third = FakeRemote(), FakeRemote()
+    second.refuses = "no"
 
-    assert switch(here, other) == "no"
+    assert switch(here, second) == "no"
+    assert attach(here, third) is None
 
-    assert first.calls == ["quiesce", ("write_config", 0, b"a"), ("start", [0, 1], b"")]
+    assert third.calls == [("write_config", 0, b"a"), ("start", [0, 1], b"")]
 
 
 @pytest.mark.parametrize("written", [False, True])
@@ -287,40 +288,58 @@ def test_condemned_device_needs_a_reset(here: Place) -> None:
 # ── swaps ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_old_one_is_quiet_before_the_new_one_starts_with_its_state(here: Place) -> None:
+def test_old_one_is_dead_before_the_new_one_is_led_to_the_guest_and_has_its_state(
+    here: Place,
+) -> None:
     old, new = here.sit(FakeRemote()), FakeRemote()
     old.leaves = b"state"
+    led: list[int] = []
+    old.before = lambda call: led.append(len(here.wires.connected))
     new.before = lambda call: old.calls.append(f"new {call}")
 
     assert switch(here, new) is None
 
-    assert old.calls == ["quiesce", "new start", "Quit"]
+    assert old.calls == ["quiesce", "end", "new start"]
+    assert led == [1, 1]  # of the old one alone
     assert new.calls == [("start", [0, 1], b"state")]
     assert here.wires.connected[-1] is new.bells
-    assert not old.fenced
 
 
-def test_new_one_that_refuses_leaves_the_old_one_at_work(here: Place) -> None:
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [("refuses", "no such state"), ("dies_in", "rng0 ended while it was started")],
+)
+def test_what_the_old_one_left_is_for_who_comes_after_one_that_cannot_serve(
+    here: Place, failure: str, reason: str
+) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.leaves = b"state"
+    setattr(new, failure, "no such state" if failure == "refuses" else "start")
+
+    assert switch(here, new) == reason
+
+    assert new.fenced == reason
+    assert here.seat.remote is None
+    assert here.broken == []
+    third, fourth = FakeRemote(), FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == [("start", [0, 1], b"state")]
+    lose(here, third)
+    assert attach(here, fourth) is None
+    assert fourth.calls == [("start", [0, 1], b"")]  # what is taken over is not left any more
+
+
+def test_what_one_left_is_forgotten_with_the_reset_of_its_device(here: Place) -> None:
     old, new = here.sit(FakeRemote()), FakeRemote()
     old.leaves, new.refuses = b"state", "no such state"
+    switch(here, new)
 
-    assert switch(here, new) == "no such state"
+    here.seat.stop()
 
-    assert new.fenced == "no such state"
-    assert old.calls == ["quiesce", ("start", [0, 1], b"state")]
-    assert here.seat.remote is old
-    assert here.wires.connected[-1] is old.bells
-    assert here.broken == []
-
-
-def test_new_one_that_dies_in_start_leaves_the_old_one_at_work(here: Place) -> None:
-    old, new = here.sit(FakeRemote()), FakeRemote()
-    new.dies_in = "start"
-
-    assert switch(here, new) == "rng0 ended while it was started"
-
-    assert here.seat.remote is old
-    assert old.calls == ["quiesce", ("start", [0, 1], b"")]
+    assert here.seat.start(7, QUEUES) is None
+    third = FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == [("start", [0, 1], b"")]
 
 
 def test_unfit_new_one_does_not_disturb_the_old_one(here: Place) -> None:
@@ -339,7 +358,7 @@ def test_old_one_that_dies_in_quiesce_is_a_crash(here: Place) -> None:
 
     assert new.calls == [("start", [0, 1], b"")]
     assert here.seat.remote is new
-    assert "Quit" not in old.calls
+    assert old.calls == ["quiesce"]
 
 
 def test_both_die_in_a_switch_and_the_place_is_empty(here: Place) -> None:
@@ -354,16 +373,6 @@ def test_both_die_in_a_switch_and_the_place_is_empty(here: Place) -> None:
     assert third.calls == [("start", [0, 1], b"")]
 
 
-def test_old_one_that_dies_when_it_is_to_go_on_leaves_the_place_empty(here: Place) -> None:
-    old, new = here.sit(FakeRemote()), FakeRemote()
-    new.refuses, old.dies_in = "no", "start"
-
-    assert switch(here, new) == "no"
-
-    assert here.seat.remote is None
-    assert here.broken == []
-
-
 def test_nothing_new_comes_to_one_that_is_to_be_quiet(here: Place) -> None:
     old = here.sit(FakeRemote())
     halted: list[int] = []
@@ -376,8 +385,8 @@ def test_nothing_new_comes_to_one_that_is_to_be_quiet(here: Place) -> None:
 
 @pytest.mark.parametrize("dies", ["", "quiesce"])
 def test_one_that_retires_is_given_nothing_new_and_quits(here: Place, dies: str) -> None:
-    old = here.sit(FakeRemote())
-    old.dies_in = dies
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.leaves, old.dies_in = b"state", dies
 
     here.seat.retire()
 
@@ -385,7 +394,8 @@ def test_one_that_retires_is_given_nothing_new_and_quits(here: Place, dies: str)
     assert old.calls == ["quiesce", "Quit"]
     here.seat.lost(old)  # type: ignore[arg-type]
     here.seat.retire()  # nobody is there
-    assert switch(here, FakeRemote()) is None
+    assert switch(here, new) is None
+    assert new.calls == [("start", [0, 1], b"" if dies else b"state")]
 
 
 def test_switch_into_a_place_that_has_become_empty(here: Place) -> None:

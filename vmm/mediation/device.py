@@ -92,29 +92,32 @@ class OnVcpu:
     def kick(self, index: int) -> None:
         """The guest has rung for queue ``index``."""
         with self._turn:
-            if not self._is_halted and (mediator := self._mediators.get(index)):
-                self._move(index, mediator.kick)
+            if not self._is_halted:
+                self._move(index, Mediator.kick)
 
     def complete(self) -> None:
         """The device has rung; between two blocks of the guest's code."""
         with self._turn:
             if self._is_halted:
                 return
-            doorbell.drain(self._bells["call"])
-            for index, mediator in self._mediators.items():
-                self._move(index, mediator.complete)
+            for index in self._mediators:
+                self._move(index, Mediator.complete)
                 if self._missed:
-                    self._move(index, mediator.kick)
+                    self._move(index, Mediator.kick)
             self._missed = False
 
-    def _move(self, index: int, step: Callable[[], tuple[bool, bool]]) -> None:
+    def _move(self, index: int, step: Callable[[Mediator], tuple[bool, bool]]) -> None:
+        if (mediator := self._mediators.get(index)) is None:
+            return
         try:
-            ring_device, interrupt_guest = step()
+            ring_device, interrupt_guest = step(mediator)
         except RingBroken as error:
             # What came before the fault has been moved.
             ring_device = interrupt_guest = True
             self._broken(error)
         except MediatorBroken as error:
+            # What it broke stays broken under a successor: call none, until they are others.
+            self._mediators = {}
             self._broken(error)
             return
         if ring_device:

@@ -40,7 +40,8 @@ class Pump:
     doorbells of its own: the guest's of each queue, and one that is to interrupt the guest.
 
     ``broken`` is called on its thread: with RingBroken for a ring of the guest's, after which the
-    other queues go on; with anything else for what the device did, and then nothing goes on.
+    other queues go on; with anything else for what the device did, and then nothing goes on,
+    whoever is connected, until others are to be served.
     """
 
     def __init__(self, name: str, queues: int, broken: Callable[[VibeError], None]) -> None:
@@ -150,6 +151,8 @@ class Pump:
                 self._is_running = False
                 if fault is not None and not isinstance(fault, RingBroken):
                     self._is_wanted = False
+                    # Nor for a successor, who did not break it: only once they are others.
+                    self._mediators = {}
                 self._state.notify_all()
             # Not while it runs: who is told may want to stop it, or wait for somebody who does.
             if fault is not None:

@@ -33,6 +33,9 @@ RINGED = "tests.support.ringed_blk:RingedBlk"
 FORKER = "tests.support.odd_devices:Forker"
 OPENER = "tests.support.odd_devices:Opener"
 
+SYS_PRCTL = {"x86_64": 157, "aarch64": 167}[os.uname().machine]
+SYS_IO_URING_SETUP = 425  # on each
+
 # Ours and libzmq's two, and one that sends packets.
 _THREADS = {"net": 4}
 
@@ -95,6 +98,7 @@ def test_every_thread_of_a_sealed_device_is_in_the_same_namespaces_and_none_is_o
         ("kill", "kill"),
         ("executable", "mmap"),
         ("shared-memory", "mmap"),
+        ("stack", "mmap"),
     ],
 )
 def test_a_device_that_does_what_it_may_not_dies_and_says_what(
@@ -179,6 +183,10 @@ def test_a_sealed_device_can_have_no_more_than_it_has(boot: Boot) -> None:
     for name in ("Max processes", "Max core file size", "Max locked memory", "Max msgqueue size"):
         assert limits[name] == ["0", "0"], name
     assert limits["Max data size"][1] != "unlimited"
+    # Guest memory is mapped in it, whatever its size.
+    mapped = int(status(Path(f"/proc/{host.process.pid}"))["VmSize"].removesuffix(" kB")) << 10
+    assert mapped < int(limits["Max address space"][1]) <= mapped + (64 << 20)
+    assert limits["Max stack size"] == [str(8 << 20)] * 2
     assert limits["Max file size"][1] != "unlimited"
 
 
@@ -224,20 +232,97 @@ def test_a_device_that_forks_before_its_seal_cannot(boot: Boot) -> None:
         ("os.posix_spawn('/bin/true', ['true'], {})", "PermissionError"),
         ("subprocess.run(['/bin/true'])", "PermissionError"),
         ("os.execv('/bin/true', ['true'])", "PermissionError"),
+        ("socket.socket(socket.AF_INET)", "PermissionError"),
+        ("socket.socket(socket.AF_VSOCK)", "PermissionError"),
+        ("socket.socket(socket.AF_NETLINK)", "PermissionError"),
+        ("socket.socket(socket.AF_UNIX); print('a socket')", "a socket"),
+        ("call(*KEYCTL_READ_SESSION, None, 0, 0)", "PermissionError"),
+        ("call(*PRCTL, PR_SET_PDEATHSIG, 0, 0, 0, 0)", "PermissionError"),
+        ("call(*PRCTL, 1 << 32 | PR_SET_PDEATHSIG, 0, 0, 0, 0)", "PermissionError"),
+        ("call(*PRCTL, PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)", ""),
         ("threading.Thread(target=print, args=('a thread',)).start()", "a thread"),
     ],
 )
-def test_who_has_given_its_privileges_up_starts_threads_only(attempt: str, complaint: str) -> None:
+def test_who_has_given_its_privileges_up_can_do_little_even_before_the_seal(
+    attempt: str, complaint: str
+) -> None:
     program = f"""
-import os, subprocess, threading
+import ctypes, os, signal, socket, subprocess, threading
+from devices.hostile import KEYCTL_READ_SESSION
 from protocol import jail
+PRCTL, PR_SET_PDEATHSIG = [{SYS_PRCTL}], 1
+def call(*words):
+    words = (ctypes.c_long(word or 0) for word in words)
+    if ctypes.CDLL(None, use_errno=True).syscall(*words):
+        raise OSError(ctypes.get_errno(), "")
 jail.give_up_privileges()
 try:
     {attempt}
 except OSError as error:
     print(type(error).__name__)
 """
-    assert run(program, expect=0) == complaint + "\n"
+    assert run(program, expect=0).strip() == complaint
+
+
+@pytest.mark.parametrize("urings", [False, True])
+def test_who_says_that_it_makes_an_io_uring_can_and_nobody_else(urings: bool) -> None:
+    program = f"""
+import ctypes, errno
+from protocol import jail
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt():
+    libc.syscall({SYS_IO_URING_SETUP}, 1, None)
+    return ctypes.get_errno()
+before = attempt()
+jail.give_up_privileges(urings={urings})
+print(attempt() == (before if {urings} else errno.EPERM))
+"""
+    assert run(program, expect=0) == "True\n"
+
+
+def test_one_that_takes_files_maps_them_beside_each_other_and_however_large_they_are() -> None:
+    program = """
+import os
+from devices.runtime.seal import Seal
+from protocol.memory import GuestMemory, Region, create_memfd
+size = 1 << 28
+fd = create_memfd("vibevmm-test", 2 * size)
+Seal(None).close((), files_grow=True, receives=1)
+memory = GuestMemory.of_files([(fd, Region(at, size, at)) for at in (0, size)])
+memory.write(size, b"x")
+print(memory.read(size, 1), flush=True)
+os._exit(0)
+"""
+    assert run(program, expect=0) == "b'x'\n"
+
+
+# <linux/mman.h>: MREMAP_MAYMOVE; MAP_PRIVATE | MAP_ANONYMOUS, and MAP_NORESERVE.
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "libc.mremap(stack, 4096, 1 << 26, 1)",
+        "libc.mmap(1 << 30, 4096, 1, 0x22, -1, 0)",
+        "libc.mmap(None, 1 << 28, 1, 0x4022, -1, 0)",
+    ],
+    ids=["stretches its stack", "chooses its addresses", "takes many of them"],
+)
+def test_a_sealed_process_gets_no_memory_that_no_limit_counts(attempt: str) -> None:
+    program = f"""
+import ctypes, os
+from devices.runtime.seal import Seal
+libc = ctypes.CDLL(None, use_errno=True)
+for call in libc.mmap, libc.mremap:
+    call.restype = ctypes.c_void_p
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+with open("/proc/self/maps") as maps:
+    stack = next(int(line.split("-")[0], 16) for line in maps if "[stack]" in line)
+    Seal(None).close((), files_grow=True)
+    {attempt}
+    print(os.strerror(ctypes.get_errno()), flush=True)
+    os._exit(0)
+"""
+    assert run(program, expect=0) == os.strerror(errno.ENOMEM) + "\n"
 
 
 def test_a_device_that_starts_a_thread_cannot_and_says_so(boot: Boot) -> None:
@@ -301,7 +386,7 @@ def test_the_fewest_calls_are_common() -> None:
         "setrlimit", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setscheduler",
         "sched_setattr", "process_madvise", "migrate_pages", "move_pages", "kcmp", "keyctl",
         "get_robust_list", "perf_event_open", "vmsplice", "tgkill", "mmap", "mprotect",
-        "pkey_mprotect", "remap_file_pages",
+        "pkey_mprotect", "remap_file_pages", "mremap",
     }  # fmt: skip
     for kind in KINDS:
         assert not reaching & (COMMON | find(kind).jail.syscalls), kind

@@ -110,3 +110,33 @@ def test_a_log_that_was_flooded_is_seen(tmp_path: Path) -> None:
     found = seen(tmp_path, said, cases={"many-errors": []}, logged={"disk": ["x"] * 2000})
 
     assert _of_guest(ATTACKS["many-errors"], found).verdict == "succeeded"
+
+
+def test_a_report_of_something_else_is_none_of_the_attack(tmp_path: Path) -> None:
+    said, _ = _understood(DEVICE.format(4), ["forge-reply"])
+    late = ["forge-reply is killed: the VM ends, and it does not answer"]
+    right = [*late, "forge-reply is killed: it broke the protocol: Done answers nothing"]
+
+    found = seen(tmp_path, said, logged={"forge-reply": late})
+    assert _of_device(ATTACKS["forge-reply"], found).verdict == "contained"
+    found = seen(tmp_path, said, logged={"forge-reply": right})
+    assert _of_device(ATTACKS["forge-reply"], found).verdict == "reported"
+
+
+def test_what_no_level_permits_has_to_be_told_by_its_own_words() -> None:
+    never = {
+        name
+        for name, attack in ATTACKS.items()
+        if attack.by == "device" and "reported" in attack.expected["none"]
+    }
+
+    assert {name for name in never if not ATTACKS[name].told} == set()
+
+
+def test_a_vmm_that_grows_has_kept_what_never_ends(tmp_path: Path) -> None:
+    said, _ = _understood(DEVICE.format(4), ["send-unending"])
+
+    outcome = _of_device(ATTACKS["send-unending"], seen(tmp_path, said, grown=62 << 20))
+
+    assert outcome.verdict == "succeeded"
+    assert outcome.evidence == "the VMM grew by 62 MiB"

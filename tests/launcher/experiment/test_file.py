@@ -43,6 +43,11 @@ def read(folder: Path, text: str) -> Experiment:
         ("faults = ['kil']", "x.toml: faults", "there is no 'kil'; did you mean 'kill'?"),
         ("faults = ['kill']\nunder = 'x'", "x.toml: under", "there is no 'x'"),
         ("surface = true\nunder = 'x'", "x.toml: under", "there is no 'x'"),
+        (
+            "grouping = ['own', 'shared']\nfaults = ['swap']",
+            "x.toml: faults",
+            "'swap': one of several in a process (grouping 'shared') has none",
+        ),
         ("attacks = ['levitate']", "x.toml: attacks", "there is no 'levitate'"),
         ("hypervisor = 'xen'", "x.toml: hypervisor", "there is no 'xen'"),
         ("repetitions = 0", "x.toml: repetitions", "0 is no number from 1 to"),

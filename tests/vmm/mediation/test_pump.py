@@ -278,6 +278,38 @@ def test_one_that_breaks_its_ring_is_told_of_and_nothing_goes_on(running: Pumped
     assert them.driver.collect() == [], head
 
 
+@pytest.mark.parametrize("fault", ["ring", "doorbell"])
+def test_a_successor_of_one_that_broke_its_ring_is_not_blamed_and_serves_others(
+    running: Pumped, fault: str
+) -> None:
+    them = running.them
+    running.ask(b"x")
+    wait_for(running.bells["kick0"])
+    if fault == "ring":
+        them.device_memory.write(them.shadow.used + 2, struct.pack("<H", 9))
+        doorbell.ring(running.bells["call"])
+    else:
+        os.eventfd_write(running.bells["kick0"], FULL)
+        running.ask(b"y")
+    running.fault()
+    with made_bells() as fresh, mediated(16, arena=0x1_0000, event_idx=True) as after_reset:
+        running.pump.connect(fresh)
+        doorbell.ring(fresh["call"])
+        doorbell.ring(running.pump.kicks[0])
+        assert not running.told.acquire(timeout=0.2)
+        assert not running.pump.is_running
+
+        running.pump.serve({0: after_reset.mediator})
+
+        again = Pumped(after_reset, running.pump, fresh, running.faults, running.told)
+        again.ask(b"z")
+        assert again.answer() == [b"z"]
+        wait_for(running.pump.line)
+        assert len(running.faults) == 1
+        running.pump.serve({})
+        running.pump.connect(running.bells)
+
+
 def test_a_guest_that_breaks_its_ring_is_told_of_once_and_has_its_answers(running: Pumped) -> None:
     running.ask(b"good")
     running.them.driver.offer(99)

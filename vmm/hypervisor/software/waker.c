@@ -39,7 +39,7 @@ static void *watch(void *user)
     }
 }
 
-/* Edges: whoever takes a bit empties the descriptor, and each later signal is told again. */
+/* Edges: each later signal is told again, of an eventfd that nobody has emptied too. */
 static int add(struct waker *waker, int fd, uint32_t number)
 {
     struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.u32 = number };
