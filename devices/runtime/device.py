@@ -209,7 +209,7 @@ class Device(Generic[C]):
 
     @classmethod
     def makes_urings(cls, config: C) -> bool:
-        """Whether one with ``config`` makes io_urings: only who says so can, and when it is made."""
+        """Whether one with ``config`` makes io_urings, before its seal: only who says so can."""
         return False
 
     @classmethod

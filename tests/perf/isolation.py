@@ -66,7 +66,7 @@ def measure() -> dict[str, object]:
                     rate, busy = disks[level].run(library, depth, total)
                     rates.setdefault((depth, level), []).append(rate)
                     cpu.setdefault((depth, level), []).append(busy)
-        reached = {level: lane.reached() for level, lane in lanes.items()}
+        reached = {level: each.reached() for level, each in disks.items()}
     found: dict[str, object] = {"bytes of guest memory that it reaches": reached}
     for depth in REQUESTS:
         here = {level: rates[depth, level] for level in LEVELS}
