@@ -271,7 +271,8 @@ def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
     )
     try:
         wait_until(lambda: is_raw(keyboard), "raw mode")
-        pids = {"launcher": process.pid, "vmm": children(process.pid)[0]}
+        (vmm,) = [pid for pid in children(process.pid) if runs(pid, b"vmm.entry")]
+        pids = {"launcher": process.pid, "vmm": vmm}
 
         os.kill(pids[victim], signal.SIGKILL)
 
@@ -283,6 +284,10 @@ def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
         process.wait()
         os.close(master)
         os.close(keyboard)
+
+
+def runs(pid: int, module: bytes) -> bool:
+    return module in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def is_raw(terminal: int) -> bool:
