@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import ordinary_user
 from tests.support.bare import usable_kvm
-from tests.support.leaks import children
+from tests.support.leaks import children, started_as
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 60.0
@@ -277,7 +277,7 @@ def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
     )
     try:
         wait_until(lambda: is_raw(keyboard), "raw mode")
-        (vmm,) = [pid for pid in children(process.pid) if runs(pid, b"vmm.entry")]
+        (vmm,) = started_as("vmm.entry", process.pid)
         pids = {"launcher": process.pid, "vmm": vmm}
 
         os.kill(pids[victim], signal.SIGKILL)
@@ -290,10 +290,6 @@ def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
         process.wait()
         os.close(master)
         os.close(keyboard)
-
-
-def runs(pid: int, module: bytes) -> bool:
-    return module in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def is_raw(terminal: int) -> bool:
