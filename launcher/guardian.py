@@ -59,6 +59,17 @@ _MOST_REMOVALS = 100  # arbitrary
 def cleaned_up(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
     """When this is left ``clean_up`` is called, and so if this process is killed, or else its
     guardian: it may be called twice. It needs the descriptors ``kept``."""
+    with watched(clean_up, *kept):
+        try:
+            yield
+        finally:
+            clean_up()
+
+
+@contextlib.contextmanager
+def watched(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
+    """When this is left, or this process is killed, a guardian calls ``clean_up``, which needs the
+    descriptors ``kept``."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -67,7 +78,6 @@ def cleaned_up(clean_up: Callable[[], None], *kept: int) -> Iterator[None]:
             ours.recv(1)  # it is there, or dead
             yield
         finally:
-            clean_up()
             ours.close()
             os.waitpid(guardian, 0)
 

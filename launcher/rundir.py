@@ -46,7 +46,7 @@ class RunDirectory:
         base = base or base_directory()
         _own_directory(base)
         with ExitStack() as guarded:
-            guarded.enter_context(guardian.cleaned_up(partial(_tidy, base)))
+            guarded.enter_context(guardian.watched(partial(_tidy, base)))
             self._make(base, name)
             self._guarded = guarded.pop_all()
 

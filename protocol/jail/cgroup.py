@@ -26,6 +26,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from protocol.errors import HostError
@@ -130,7 +131,7 @@ class Group:
 
 
 class Machine:
-    """The groups of machine ``name``, whose launcher this process is: before it has children.
+    """The groups of machine ``name``, whose launcher this process is. Its children go with it.
     HostError if there can be none, and then nothing has changed.
 
     ``lacks`` says which controllers there are not, empty: none.
@@ -226,17 +227,28 @@ def _make(tree: Tree, base: str, name: str) -> Groups:
     groups = Groups(base, machine, missing)
     try:
         if _is_bound(tree, base) and (found := tree.read(f"{base}/{_PROCESSES}").split()):
-            if found != [str(pid)]:
+            if not {int(each) for each in found} <= {pid, *_children()}:
                 raise OSError(errno.EBUSY, "other processes are in it")
             groups = replace(groups, home=True)
             tree.make(f"{machine}/{_HOME}")
-            tree.write(f"{machine}/{_HOME}/{_PROCESSES}", str(pid))
+            for each in found:
+                with contextlib.suppress(ProcessLookupError):  # a child that has ended
+                    tree.write(f"{machine}/{_HOME}/{_PROCESSES}", each)
         _enable(tree, base, missing)
         _enable(tree, machine, wanted)
     except OSError:
         remove(tree, groups, patience=0)
         raise
     return groups
+
+
+def _children() -> list[int]:
+    # Of this process: somebody who watches over it (launcher.guardian).
+    try:
+        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in text.split()]
 
 
 def _is_bound(tree: Tree, group: str) -> bool:

@@ -8,7 +8,8 @@ from tests.support.bare import require_kvm
 from tests.support.guest import KERNELS, GuestMachine, build
 from vmm.platform.power import Reason
 
-pytestmark = pytest.mark.kvm
+# Slow in the lab, where test_sameness.py runs these guests.
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ def returns_but_for_the_serial_port(stats: dict[str, Any]) -> int:
     return stats["run_returns"] - printed
 
 
+@pytest.mark.slow  # in the lab
 @pytest.mark.parametrize("sleep", [False, True])
 def test_every_device_serves_the_guest_from_a_process_of_its_own(
     tmp_path: Path, sleep: bool, isolation: str
@@ -103,6 +104,7 @@ def test_a_guest_echoes_what_is_typed_on_a_pty(tmp_path: Path, isolation: str) -
         assert running.process.wait(60) == 0
 
 
+@pytest.mark.slow  # in the lab
 def test_a_guest_echoes_what_a_client_sends_and_its_stream_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "console.sock"
     options = ["--console", f"socket,path={path}", "--stats"]

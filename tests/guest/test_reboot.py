@@ -15,7 +15,7 @@ from launcher.api import VM
 from protocol.control import Event
 from tests.support.bare import BACKENDS, assembled, require_kvm
 from tests.support.guest import DEMO, KERNELS, build, demo
-from tests.support.leaks import children
+from tests.support.leaks import children, started_as
 from tests.support.listings import POWER_OFF
 from tests.support.vibevmm import DEADLINE, Running, raw, run, started, vibevmm
 from vmm.platform import ports
@@ -226,17 +226,13 @@ def test_fifty_reboots_leave_nothing_behind(tmp_path: Path, backend: str, isolat
         assert running.process.wait(DEADLINE) == 0
 
 
-def held(running: Running) -> tuple[dict[str, tuple[int, int]], int]:
+def held(machine: Running) -> tuple[dict[str, tuple[int, int]], int]:
     """Descriptors and threads of the VMM and of its device, and the VMM's anonymous memory in KiB.
     (The others have more when a spare process is there, which comes when it comes.)"""
-    (vmm,) = (
-        pid
-        for pid in children(running.process.pid)
-        if b"vmm.entry" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    (vmm,) = started_as("vmm.entry", machine.process.pid)
     found = {
         name: (len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")))
-        for name, pid in (("vmm", vmm), ("rng0", process(running, "rng0")))
+        for name, pid in (("vmm", vmm), ("rng0", process(machine, "rng0")))
     }
     status = Path(f"/proc/{vmm}/status").read_text()
     return found, int(status.partition("RssAnon:")[2].split()[0])

@@ -76,12 +76,14 @@ def test_panic_is_status_1(tmp_path: Path) -> None:
     assert "the guest panicked" in done.stderr
 
 
+@pytest.mark.slow  # in the lab
 def test_what_comes_through_a_pipe_is_input_of_the_serial_port(tmp_path: Path) -> None:
     done = vibevmm(*raw(tmp_path, assembled(ECHO)), typed="echo from afar: q")
 
     assert (done.returncode, done.stdout.strip()) == (0, ">echo from afar:"), done.stderr
 
 
+@pytest.mark.slow  # in the lab
 def test_sigusr1_prints_statistics_and_the_guest_runs_on(tmp_path: Path) -> None:
     with started(*raw(tmp_path, assembled(ECHO)), "--stats", "--device", "rng") as running:
         running.type(b"a")
@@ -98,6 +100,7 @@ def test_sigusr1_prints_statistics_and_the_guest_runs_on(tmp_path: Path) -> None
         assert running.process.wait(DEADLINE) == 0
 
 
+@pytest.mark.slow  # in the lab
 def test_power_button_in_the_terminal_is_pressed_in_the_guest(tmp_path: Path) -> None:
     with started(*raw(tmp_path, assembled(UNTIL_THE_POWER_BUTTON))) as running:
         running.wait_for(">")
@@ -107,6 +110,7 @@ def test_power_button_in_the_terminal_is_pressed_in_the_guest(tmp_path: Path) ->
         assert running.process.wait(DEADLINE) == 0
 
 
+@pytest.mark.slow  # in the lab
 def test_trace_has_a_line_for_all_that_happens_in_its_order(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
@@ -132,6 +136,7 @@ def test_trace_has_a_line_for_all_that_happens_in_its_order(tmp_path: Path) -> N
     assert exits[-1].startswith("cpu0 port 0x604 write 2 = 0x3400 ")
 
 
+@pytest.mark.slow  # in the lab
 def test_trace_for_perfetto_has_every_kind_of_event(tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
 

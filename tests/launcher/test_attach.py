@@ -19,6 +19,9 @@ import pytest
 from tests.support.leaks import children
 from tests.support.machines import Start
 
+# Nearly each starts a machine.
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 30.0
 

@@ -93,6 +93,7 @@ def test_machine_without_a_socket_is_silent(runtime: Path) -> None:
         client.Client("mute", 0.05)
 
 
+@pytest.mark.slow
 def test_looking_does_not_disturb_a_start(runtime: Path) -> None:
     # A look takes the lock of what it looks at; a start that meets it would say the name is taken.
     import threading

@@ -14,6 +14,9 @@ from launcher.verbs import VERBS
 from protocol.faults import FAULTS, POINTS, SLOTS
 from tests.support.machines import Start
 
+# Nearly each starts a machine.
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 
 

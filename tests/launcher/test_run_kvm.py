@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import ordinary_user
 from tests.support.bare import usable_kvm
-from tests.support.leaks import children
+from tests.support.leaks import children, started_as
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 60.0
@@ -103,6 +103,7 @@ def test_triple_fault_is_status_1_with_a_register_dump(
     assert "rip" in err
 
 
+@pytest.mark.slow  # in the lab
 def test_several_devices_of_each_kind_work_in_one_machine(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_several_devices_of_each_kind_work_in_one_machine(
     assert "second " in err
 
 
+@pytest.mark.slow  # in the lab
 @pytest.mark.parametrize("victim", ["vmm", "rng0"])
 def test_killed_child_is_status_3_and_nobody_is_left(
     victim: str,
@@ -179,6 +181,7 @@ def test_device_is_sealed_in_every_thread_as_a_user_starts_it(
         assert state["PPid"] == str(process.pid)
 
 
+@pytest.mark.slow  # in the lab
 def test_ignored_signals_stay_ignored_and_children_are_reaped_all_the_same(
     guest: Callable[[bytes], list[str]], runtime: Path
 ) -> None:
@@ -200,6 +203,7 @@ def test_ignored_signals_stay_ignored_and_children_are_reaped_all_the_same(
     assert process.returncode == 4, err
 
 
+@pytest.mark.slow  # in the lab
 def test_killed_launcher_takes_everybody_with_it(
     start: Callable[..., subprocess.Popen[str]],
     guest: Callable[[bytes], list[str]],
@@ -219,6 +223,7 @@ def test_killed_launcher_takes_everybody_with_it(
     wait_until(lambda: list((runtime / "vibevmm").iterdir()) == [], "an empty run directory")
 
 
+@pytest.mark.slow  # in the lab
 @pytest.mark.parametrize("moment", range(8))
 def test_launcher_killed_at_any_moment_of_a_short_run_leaves_nothing(
     moment: int, runtime: Path, tmp_path: Path
@@ -255,6 +260,7 @@ def test_launcher_killed_at_any_moment_of_a_short_run_leaves_nothing(
         os.close(keyboard)
 
 
+@pytest.mark.slow  # in the lab
 @pytest.mark.parametrize("victim", ["launcher", "vmm"])
 def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
     victim: str, guest: Callable[[bytes], list[str]], runtime: Path
@@ -271,7 +277,8 @@ def test_terminal_is_put_back_whoever_is_killed_the_moment_it_is_raw(
     )
     try:
         wait_until(lambda: is_raw(keyboard), "raw mode")
-        pids = {"launcher": process.pid, "vmm": children(process.pid)[0]}
+        (vmm,) = started_as("vmm.entry", process.pid)
+        pids = {"launcher": process.pid, "vmm": vmm}
 
         os.kill(pids[victim], signal.SIGKILL)
 

@@ -19,6 +19,9 @@ from protocol.messages import MachineStats
 from protocol.service import Client as Connection
 from tests.support.machines import Start
 
+# Nearly each starts a machine.
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 
 

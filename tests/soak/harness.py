@@ -27,7 +27,7 @@ from launcher.client import Gone, Refused
 from protocol.control import Event, Lost
 from protocol.errors import VibeError
 from tests.soak.schedule import Step
-from tests.support.leaks import children
+from tests.support.leaks import children, started_as
 
 PATIENCE = 60.0
 """Seconds for what has to happen sooner or later; arbitrary, and generous."""
@@ -274,18 +274,11 @@ class _Processes:
     def descriptors(self) -> dict[str, int]:
         """How many the launcher and the VMM have open."""
         found = {}
-        for name, pids in (("the launcher", [self._launcher]), ("the VMM", self._vmm())):
+        vmm = started_as("vmm.entry", self._launcher)
+        for name, pids in (("the launcher", [self._launcher]), ("the VMM", vmm)):
             for pid in pids:
                 with contextlib.suppress(OSError):
                     found[name] = len(os.listdir(f"/proc/{pid}/fd"))
-        return found
-
-    def _vmm(self) -> list[int]:
-        found = []
-        for pid in children(self._launcher):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a spare, gone
-                if b"vmm.entry" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
         return found
 
 

@@ -29,6 +29,16 @@ def children(pid: int | None = None) -> list[int]:
         return [int(child) for text in found for child in text.split()]
 
 
+def started_as(module: str, pid: int) -> list[int]:
+    """The children of ``pid`` that were started as ``module``."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
+
+
 @contextlib.contextmanager
 def none_left() -> Iterator[None]:
     """Fail if what runs inside leaves a descriptor open or a child behind."""

@@ -37,10 +37,11 @@ class Victim:
         for pid in children(self.process.pid):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
+                module = Path(f"/proc/{pid}/cmdline").read_bytes()
                 if name.startswith("python"):
-                    module = Path(f"/proc/{pid}/cmdline").read_bytes()
                     name = "zygote" if b"zygote" in module else "vmm"
-                found[name] = pid
+                if b"launcher" not in module:  # a guardian, while it is needed
+                    found[name] = pid
         return found
 
     def send(self, name: str, number: signal.Signals) -> int:

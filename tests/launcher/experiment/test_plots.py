@@ -28,6 +28,7 @@ def test_each_plot_is_made_in_each_format(
         assert path.read_bytes().endswith(WHOLE[path.suffix[1:]])
 
 
+@pytest.mark.slow
 def test_same_samples_make_the_same_plots(results: Results) -> None:
 
     first, second = ({path: path.read_bytes() for path in plots.draw(results)} for _ in range(2))

@@ -4,6 +4,7 @@ hierarchy that has the kernel's rules. The kernel's own is tried in the lab (tes
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -104,6 +105,21 @@ def test_a_user_who_is_alone_in_his_group_goes_one_down_and_comes_back() -> None
     assert tree.processes(OWN) == {ME}
     assert tree.controllers(OWN) == set()
     assert tree.groups() == []
+
+
+@pytest.mark.usefixtures("_user")
+def test_who_watches_over_a_launcher_goes_with_it() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as guardian:
+        child = str(guardian.pid)
+        tree = Cgroups(*CONTROLLERS, own=OWN, others=(child,))
+        tree.forbidden = {ROOT}
+
+        machine = Machine("m", tree)
+
+        assert tree.processes(f"{machine_path(OWN)}/home") == {ME, child}
+        machine.close()
+        assert tree.processes(OWN) == {ME, child}
+        guardian.communicate()
 
 
 @pytest.mark.usefixtures("_user")
