@@ -19,7 +19,8 @@ PARTS = ("lane", "thread", "blk", "net")
 INNER = ("uring", "blk_requests")
 """Of which Python knows nothing."""
 
-_INCLUDE = "\n".join(f'#include "{part}.h"' for part in PARTS)
+INCLUDE = "\n".join(f'#include "{part}.h"' for part in PARTS)
+"""What C needs to know what `declarations` declares."""
 
 
 def _marked(header: str) -> str:
@@ -45,12 +46,12 @@ def _extension(name: str, include: str, sources: list[str], *options: str) -> FF
     return made
 
 
-ffi = _extension("devices.lanes._lanes", _INCLUDE, [])
+ffi = _extension("devices.lanes._lanes", INCLUDE, [])
 ffi.cdef(declarations())
 
 faults = _extension(
     "devices.lanes._lanes_faults",
-    _INCLUDE,
+    INCLUDE,
     _engine["FAULT_SOURCES"],
     _engine["FAULT_OPTION"],
 )

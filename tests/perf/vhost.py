@@ -347,7 +347,7 @@ def build_null_lane(folder: Path) -> None:
     sources = [*parts, *lanes.ENGINE, "tests/perf/null_lane.c"]
     made.set_source(
         "_null_lane",
-        '#include "thread.h"\n#include "blk.h"',
+        lanes.INCLUDE,
         sources=[str(PROJECT / source) for source in sources],
         include_dirs=[str(PROJECT / "devices/lanes"), str(PROJECT / "protocol/ring")],
         extra_compile_args=["-std=gnu11", "-O2"],
