@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from protocol.errors import HostError
 from tests.support.kernels import Kernel
-from tests.support.packages import CACHE, host_architecture, unpack
+from tests.support.packages import CACHE, host_architecture, output, program, unpack
 
 
 class Archive:
@@ -94,6 +95,17 @@ def build(
     half_done.write_bytes(archive.finish())
     half_done.rename(image)
     return image
+
+
+def programs(*names: str) -> dict[str, Path]:
+    """``files`` for `build`: programs of this host, in ``bin``, and the libraries that they want,
+    where they are. Raises HostError when one is missing."""
+    files = {}
+    for name in names:
+        path = files[f"bin/{name}"] = Path(program(name))
+        wanted = re.findall(r"(/\S+) \(0x", output(["ldd", str(path)]))
+        files |= {library.lstrip("/"): Path(library) for library in wanted}
+    return files
 
 
 def busybox(architecture: str) -> Path:
