@@ -18,6 +18,7 @@ FIGURES = {
     "isolation": ("tests.perf.isolation", "a disk at each level of isolation"),
     "lane": ("tests.perf.lane", "a disk served in C against one served in Python, and no virtio"),
     "net": ("tests.perf.net", "packets through a network interface and its tap, and a tap alone"),
+    "testpmd": ("tests.perf.testpmd", "DPDK's testpmd on our interface, and on its own"),
     "vhost": ("tests.perf.vhost", "our disk against qemu-storage-daemon's, over vhost-user"),
     "memory": ("tests.perf.memory", "proportional set size, three devices, idle"),
     "ring": ("tests.perf.ring_bench", "the ring engine against a copy of 4 KiB a chain"),

@@ -38,7 +38,7 @@ _WRITE = 2
 # <linux/socket.h>, <linux/if_packet.h>.
 _SOL_PACKET, _QDISC_BYPASS = 263, 20
 
-_LOOPS = """
+LOOPS = """
 struct vring_avail;
 struct vring_used;
 struct queue {
@@ -65,7 +65,7 @@ def measure() -> dict[str, object]:
         return {"not measured": "only root makes taps"}
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name, Namespace() as host, ExitStack() as stack:
-        library = compiled("net", Path(name), _LOOPS)
+        library = compiled("net", Path(name), LOOPS)
         bare = host.call(tap.open_tap, "bare0")
         stack.callback(os.close, bare)
         host.call(tap.up, "bare0", 0)
@@ -146,11 +146,16 @@ class Guest:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def packet_of(size: int) -> bytes:
+    """A packet to all, of a type that nobody knows."""
+    return (b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x88\xb5").ljust(size, b"x")
+
+
 @contextmanager
 def guest(namespace: Namespace, folder: Path, size: int) -> Iterator[Guest]:
     """An interface on a tap, whose driver sends and takes packets of ``size`` bytes."""
     name = f"vibe{size}"
-    packet = (b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x88\xb5").ljust(size, b"x")
+    packet = packet_of(size)
     place = folder / name
     place.mkdir()
     fake = NamespaceHost(namespace)
@@ -194,7 +199,7 @@ def read(library: tuple[Any, Any], fd: int, packet: bytes, wire: socket.socket) 
 
 @contextmanager
 def feeding(library: tuple[Any, Any], wire: socket.socket, packet: bytes) -> Iterator[None]:
-    """Meanwhile ``packet`` is sent over ``wire`` all the time."""
+    """Meanwhile ``packet`` is sent over ``wire`` all the time, on the CPUs of this thread."""
     ffi, lib = library
     wire.setblocking(False)
     wire.setsockopt(_SOL_PACKET, _QDISC_BYPASS, 1)

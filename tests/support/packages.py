@@ -56,22 +56,46 @@ def unpack(candidates: list[str], architecture: str, folder: Path) -> Path:
     """
     errors = []
     for name in candidates:
-        print(f"downloading {name}:{architecture} (once)", flush=True)
-        done = subprocess.run(
-            [program("apt-get"), *_options(architecture), "download", "-qq", name],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        packages = list(folder.glob("*.deb"))
-        if packages:
-            tree = folder / "tree"
-            output(["dpkg", "-x", str(packages[0]), str(tree)])
-            return tree
-        errors.append(done.stderr.strip())
-    raise HostError(
-        f"cannot download {candidates[0]} for {architecture}; is the network there? "
-        + "; ".join(errors)
+        error = _download([name], architecture, folder)
+        if not error:
+            return _unpacked(folder)
+        errors.append(error)
+    raise _unavailable(candidates[0], architecture, errors)
+
+
+def unpack_all(names: list[str], architecture: str, folder: Path) -> Path:
+    """Unpack all these packages; the top of their tree, in ``folder``.
+
+    Raises HostError with what apt says when one of them cannot be had.
+    """
+    if error := _download(names, architecture, folder):
+        raise _unavailable(names[0], architecture, [error])
+    return _unpacked(folder)
+
+
+def _download(names: list[str], architecture: str, folder: Path) -> str:
+    # What is wrong, if they are not there now.
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    print(f"downloading {names[0]}:{architecture}{more} (once)", flush=True)
+    done = subprocess.run(
+        [program("apt-get"), *_options(architecture), "download", "-qq", *names],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    return (done.stderr.strip() or f"status {done.returncode}") if done.returncode else ""
+
+
+def _unpacked(folder: Path) -> Path:
+    tree = folder / "tree"
+    for package in sorted(folder.glob("*.deb")):
+        output(["dpkg", "-x", str(package), str(tree)])
+    return tree
+
+
+def _unavailable(name: str, architecture: str, errors: list[str]) -> HostError:
+    return HostError(
+        f"cannot download {name} for {architecture}; is the network there? " + "; ".join(errors)
     )
 
 
