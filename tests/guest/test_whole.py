@@ -45,9 +45,11 @@ def in_used_slots(stats: dict[str, Any], kind: str) -> set[int]:
 def test_no_notification_acknowledgement_or_read_of_a_register_exits(tmp_path: Path) -> None:
     _, stats = run(tmp_path, demo(DEMO, sleep=True))
 
+    disk = next(device for device in stats["devices"] if device["name"] == "blk0")
+    assert disk["counters"]["requestq.kicks"]  # one of few requests may be seen before its kick is
     for device in stats["devices"]:
-        for what in ("kicks", "interrupts"):
-            assert any(device["counters"][key] for key in device["counters"] if what in key)
+        counters = device["counters"]
+        assert any(counters[key] for key in counters if "interrupts" in key)
     written = in_used_slots(stats, "mmio write")
     assert Mmio.STATUS in written
     assert not written & {Mmio.QUEUE_NOTIFY, Mmio.INTERRUPT_ACK}
