@@ -17,7 +17,9 @@ SETUP := .venv/setup.stamp
 BUILT := .venv/build.stamp
 
 .PHONY: build setup demo demo-bare linux test test-fast lab check bench fuzz soak clean
+# Python's bytecode, too: who may not write it beside the source would compile that at each start.
 build: $(BUILT)
+	@$(PYTHON) -m compileall -q protocol devices vmm launcher tests tools
 
 ifneq ($(shell tools/setup --missing),)
 .PHONY: $(SETUP)
@@ -54,9 +56,7 @@ test: build
 test-fast: build
 	$(PYTEST) -n 2 -m "not (kvm or root or slow or lab)"
 
-# Python is compiled out here, where the CPU is quick.
 lab: build
-	$(PYTHON) -m compileall -q protocol devices vmm launcher tests
 ifdef CMD
 	$(PYTHON) -m tests.lab.run $(LAB_OPTIONS) -- '$(subst ','\'',$(value CMD))'
 else
@@ -83,5 +83,5 @@ soak: build
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache/initramfs .cache/linux
 	find $(C_FOLDERS) -name '_*.c' -o -name '*.o' -o -name '*.so' | xargs rm -f
-	find protocol devices vmm launcher tests -name __pycache__ | xargs rm -rf
+	find protocol devices vmm launcher tests tools -name __pycache__ | xargs rm -rf
 	rm -f tests/kernels/*.raw launcher/experiment/*.raw launcher/attack/*.raw tests/kernels/*.elf $(BUILT)
