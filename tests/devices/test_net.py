@@ -304,6 +304,9 @@ def test_a_link_that_is_down_before_the_driver_comes_is_down(boot: Boot, tmp_pat
 
     assert host.hello is not None
     assert host.hello.config[6:8] == b"\0\0"
+    host.start()
+    send(host, NO_HEADER + packet(b"lost"))
+    assert host.counters()["dropped"] == 1
 
 
 def test_after_a_reset_nothing_comes_into_the_old_buffers(
@@ -315,7 +318,7 @@ def test_after_a_reset_nothing_comes_into_the_old_buffers(
         net.counters()  # it waits for more room
     net.stop()
     net.start(Feature.MRG_RXBUF)
-    give_room(net, 1526, 1526)
+    give_room(net, 1526, 1526, 1526)  # enough for the old one, too
 
     far.send(packet(b"new"))
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from protocol.errors import HostError
 from tests.support import initramfs
 from tests.support.kernels import debian
 from tests.support.netns import Namespace, needs_root
-from tests.support.peers import UML, Served, lacks, user_mode_linux
+from tests.support.peers import QEMU, UML, Program, Served, lacks, qemu, user_mode_linux
 
 pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
 
@@ -240,28 +240,61 @@ def test_two_linuxes_are_on_one_ethernet_and_one_of_them_on_the_hosts_network(
     assert f"downloaded {digest}" in heard
 
 
-@pytest.mark.skipif(bool(lacks(UML)), reason=lacks(UML))
-def test_user_mode_linux_moves_a_file_over_vhost_user(host: Namespace, tmp_path: Path) -> None:
+def skips_without(program: str) -> pytest.MarkDecorator:
+    """Where ``program`` cannot be had."""
+    return pytest.mark.skipif(bool(lacks(program)), reason=lacks(program))
+
+
+def in_user_mode_linux(folder: Path, init: str) -> Program:
+    """Stock Linux as a process, on the interface that is served at ``folder / "net"``."""
+    modules = ("failover", "net_failover", "virtio_net")
+    return user_mode_linux(folder, init, [f"{folder / 'net'}:1"], modules)
+
+
+def in_qemu(folder: Path, init: str) -> Program:
+    """The same under QEMU, which has the address in its own keeping."""
+    return qemu(init, "microvm,acpi=on", [(f"virtio-net-device,mac={MAC}", folder / "net")])
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param(in_user_mode_linux, marks=skips_without(UML), id="user-mode-linux"),
+        pytest.param(in_qemu, marks=skips_without(QEMU), id="qemu"),
+    ],
+)
+def test_linux_elsewhere_moves_a_file_over_vhost_user_there_and_back(
+    host: Namespace, tmp_path: Path, peer: Callable[[Path, str], Program]
+) -> None:
     content = os.urandom(SIZE)
     (tmp_path / "file").write_bytes(content)
+    uploaded: list[bytes] = []
+    listener = host.call(socket.create_server, ("10.9.0.1", 8001))
+    taking = threading.Thread(target=take_all, args=(listener, uploaded))
+    taking.start()
     script = """
 ifconfig eth0 10.9.0.2 netmask 255.255.255.0 up
 say "eth0 $(cat /sys/class/net/eth0/address)"
+ping -c 3 -W 5 10.9.0.1 | sed -n 's/^.* packets transmitted/linux: ping &/p'
 wget -q -O /tmp/file http://10.9.0.1:8000/file
 say "downloaded $(sha256sum /tmp/file | cut -d ' ' -f 1)"
+nc 10.9.0.1 8001 </tmp/file
 poweroff -f
 """
     serving = (sys.executable, "-m", "http.server", "8000", "--bind", "10.9.0.1")
     server = host.popen(*serving, "--directory", str(tmp_path))
-    path, modules = tmp_path / "net", ("failover", "net_failover", "virtio_net")
     try:
-        with host.call(Served, path, "net", "tap=vibe0", f"mac={MAC}") as served:
-            with user_mode_linux(tmp_path, BEGIN + script, [f"{path}:1"], modules) as linux:
+        with host.call(Served, tmp_path / "net", "net", "tap=vibe0", f"mac={MAC}") as served:
+            with peer(tmp_path, BEGIN + script) as linux:
                 assert linux.wait() == 0, linux.said
+            taking.join(DEADLINE)
             assert served.end() == 128 + signal.SIGINT
     finally:
         server.kill()
         server.wait()
+        listener.close()
 
     assert f"linux: eth0 {MAC}" in linux.said
+    assert "3 packets received" in linux.said
     assert f"linux: downloaded {hashlib.sha256(content).hexdigest()}" in linux.said
+    assert b"".join(uploaded) == content

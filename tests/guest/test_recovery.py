@@ -49,13 +49,13 @@ def recovered(victim: Victim, name: str, count: int = 1) -> None:
 
 
 @at_jail
-@pytest.mark.parametrize("queues", [1, 2])
+@pytest.mark.parametrize("setting", ["overlay={}/disk.cow", "queues=2"], ids=["overlay", "queues"])
 def test_disk_is_killed_again_and_again_and_everything_is_verified(
-    tmp_path: Path, backend: str, isolation: str, queues: int
+    tmp_path: Path, backend: str, isolation: str, setting: str
 ) -> None:
     options = ("--hypervisor", backend, "--isolation", isolation)
     image = demo(DEMO, count=SECTORS)
-    with victim(tmp_path, image, *options, queues=queues) as machine:
+    with victim(tmp_path, image, *options, setting=setting.format(tmp_path)) as machine:
         for round_ in range(1, 6):
             reading(machine)
             machine.kill("blk0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
@@ -231,7 +232,7 @@ def arp(target: str) -> bytes:
 
 @needs_root
 @needs_passt
-def test_passt_answers_and_is_followed_by_another_when_it_dies(
+def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
     member: Callable[..., Member],
 ) -> None:
     with Namespace() as host:
@@ -248,6 +249,12 @@ def test_passt_answers_and_is_followed_by_another_when_it_dies(
         assert "127.0.0.1:5353" in host.run("ss", "-lun").stdout
 
         (pid,) = passts(one.children[0].pid)
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+        assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+        assert not re.search(r"^Uid:.*\t0$", status, re.MULTILINE)
+        assert os.listdir(f"/proc/{pid}/root/") == []
         os.kill(pid, signal.SIGKILL)
         one.until(lambda: not one.link.is_up)
         one.until(lambda: one.link.is_up)

@@ -58,6 +58,21 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.kvm
+def test_a_disk_dies_whose_requests_the_kernel_has_and_the_guest_notices_nothing(
+    tmp_path: Path,
+) -> None:
+    require_backend("kvm")
+    guest = Bare(SEED, "kvm", kinds={"blk": "blk,engine=io_uring"})
+    steps = schedule.at_every_point(("blk0",))
+
+    outcome = run(guest, steps, tmp_path, allow_inject=True)
+
+    assert outcome.problems == [], report.text(outcome)
+    assert outcome.done["inject"] == len(steps)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(bool(lacks(STORAGE_DAEMON)), reason=lacks(STORAGE_DAEMON))
 def test_a_disk_is_another_program_s_that_dies_and_the_guest_notices_nothing(
     tmp_path: Path,

@@ -29,7 +29,9 @@ UML = "linux.uml"
 QEMU = "qemu-system-x86_64"
 
 _UML_MODULES = Path("/usr/lib/uml/modules")
-_QEMU_MODULES = ("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio-rng")
+_QEMU_MODULES = (
+    *("virtio_mmio", "virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "virtio_net"),
+)
 
 
 def lacks(program: str) -> str:
@@ -159,12 +161,17 @@ def qemu(
     cpus: int = 1,
 ) -> Program:
     """Stock Linux under QEMU without KVM, running ``init``; ``devices`` are a device's name and
-    its socket. ``chardev`` is what else there is to say of that."""
+    its socket. ``chardev`` is what else there is to say of that. A network interface is QEMU's own,
+    virtio-net-…, and only its queues are served."""
     kernel = debian("cloud-amd64")
     arguments: list[str] = []
     for number, (device, path) in enumerate(devices):
         arguments += ["-chardev", f"socket,id=c{number},path={path}{chardev}"]
-        arguments += ["-device", f"{device},chardev=c{number}"]
+        leads_to = f"chardev=c{number}"
+        if device.startswith("virtio-net"):
+            arguments += ["-netdev", f"vhost-user,id=n{number},{leads_to}"]
+            leads_to = f"netdev=n{number}"
+        arguments += ["-device", f"{device},{leads_to}"]
     # Time by instructions: on a busy host microvm's kernel cannot tell how fast its clock is, and
     # waits for ever. A PC has a second one to compare it with.
     clock = ("-icount", "shift=1") if machine.startswith("microvm") else ()

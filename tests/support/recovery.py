@@ -98,9 +98,9 @@ def victim(
     on_death: str = "restart",
     before: Sequence[str] = (),
     external: str = "",
-    queues: int = 1,
+    setting: str = "queues=1",
 ) -> Iterator[Victim]:
-    """A machine that runs ``image``, with a disk of so many ``queues``, which is an ``external``
+    """A machine that runs ``image``, with a disk of that ``setting``, which is an ``external``
     device maybe, a console and entropy; killed at the block's end if it still runs. ``before`` are
     the words of a command that runs it."""
     disk = folder / "disk.img"
@@ -112,7 +112,7 @@ def victim(
         *(
             ("--device", external)
             if external
-            else ("--disk", f"{disk},on-death={on_death},queues={queues}")
+            else ("--disk", f"{disk},on-death={on_death},{setting}")
         ),
         *("--console", "terminal"),
         *("--device", "rng"),

@@ -13,7 +13,16 @@ from devices.blk import Request as BlkRequest
 from devices.runtime import disk
 from devices.vhost_user import Config
 from protocol import messages
-from protocol.vhost_user import U64, BackendRequest, ConfigSpace, Request, pack
+from protocol.vhost_user import (
+    F_PROTOCOL_FEATURES,
+    U64,
+    BackendRequest,
+    ConfigSpace,
+    Message,
+    Request,
+    pack,
+    unpack_table,
+)
 from protocol.virtio import RING_FEATURES, Feature, bit
 from tests.support.daemons import (
     DISK,
@@ -233,6 +242,32 @@ def test_one_that_keeps_a_journal_leaves_there_what_it_has_when_another_follows(
         host.publish()
         host.request(messages.Quiesce(), messages.Quiesced)
         assert puppet.asked[-1] is Request.GET_VRING_BASE
+
+
+def test_it_is_told_where_all_memory_lies_and_of_features_those_that_both_have(
+    tmp_path: Path,
+) -> None:
+    told: dict[Request, bytes] = {}
+
+    def done(message: Message) -> bytes:
+        told[message.request] = bytes(message.payload)
+        return U64(0).pack()
+
+    answers = dict.fromkeys((Request.SET_FEATURES, Request.SET_MEM_TABLE), done)
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        # SIZE_MAX is ours, and it has no word to say about it.
+        host.start(disk.Feature.SIZE_MAX, disk.Feature.FLUSH)
+        files = puppet.given[Request.SET_MEM_TABLE]
+        found = [
+            (region.guest_address, region.size, region.mmap_offset)
+            for region in unpack_table(told[Request.SET_MEM_TABLE])
+        ]
+        assert all(os.path.sameopenfile(file, host._memfd) for file in files)
+
+    assert found == [(region.gpa, region.size, region.offset) for region in host.memory.regions]
+    assert len(files) == len(found) > 1
+    agreed = U64.unpack(told[Request.SET_FEATURES]).value
+    assert agreed == sum(map(bit, (Feature.VERSION_1, F_PROTOCOL_FEATURES, disk.Feature.FLUSH)))
 
 
 def test_a_new_configuration_is_told(tmp_path: Path) -> None:
