@@ -41,7 +41,8 @@ _LOOPBACK = "127.0.0.1"
 _FORWARD = re.compile(r"(tcp|udp):(?:([0-9.]+|\[[0-9a-fA-F:.]+\]):)?([0-9]{1,5}):([0-9]{1,5})")
 _LAST_PORT = 0xFFFF
 
-# Bytes of a member's name in the folder of an Ethernet: by chance, that no two are the same.
+# Bytes of a member's name in the folder of an Ethernet, in hexadecimal, by which it is known there:
+# by chance, that no two are the same.
 _NAME_SIZE = 6
 
 
