@@ -45,6 +45,9 @@ _LAST_PORT = 0xFFFF
 # by chance, that no two are the same.
 _NAME_SIZE = 6
 
+# Seconds between two looks whether what a dead uplink has left is dead, too (arbitrary).
+_LOOK = 0.2
+
 
 class LinkEnd:
     """Our end of the link of an interface; ``fds`` are the device's, ours to close as well."""
@@ -310,4 +313,12 @@ class Uplinks:
         network.link.set(uplink=False)
         delay = self._back_offs[device].delay()
         self._loop.after(delay, partial(self._start, device, network))
+        self._reap(child.pid)
         return True
+
+    def _reap(self, group: int) -> None:
+        # What an uplink has started ends a little later than it, and is ours then.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-group, os.WNOHANG)[0]:
+                pass
+            self._loop.after(_LOOK, partial(self._reap, group))

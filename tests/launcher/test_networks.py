@@ -305,6 +305,25 @@ def test_passt_answers_and_is_followed_by_another_when_it_dies(
             time.sleep(0.01)
 
 
+@needs_root
+@needs_passt
+def test_passt_ends_with_its_uplink_and_is_reaped(member: Callable[..., Member]) -> None:
+    with Namespace() as host:
+        host.ip("tuntap add up0 mode tap")
+        host.ip("address add 192.0.2.1/24 dev up0")
+        host.ip("link set up0 up")
+        host.ip("route add default via 192.0.2.254")
+        jail.adopt_orphans(True)
+        try:
+            one = member("user", "", host.call)
+            one.until(lambda: bool(passts(one.children[0].pid)))
+            (pid,) = passts(one.children[0].pid)
+            os.kill(one.children[0].pid, signal.SIGKILL)
+            one.until(lambda: not Path(f"/proc/{pid}").exists())
+        finally:
+            jail.adopt_orphans(False)
+
+
 def passts(uplink: int) -> list[int]:
     """The children of an uplink."""
     return [int(pid) for pid in Path(f"/proc/{uplink}/task/{uplink}/children").read_text().split()]
