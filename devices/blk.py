@@ -219,7 +219,11 @@ class Blk(Device[Config]):
             os.close(overlay)
             why = "is in use: by another process, or twice in this run"
             raise BadInput("overlay", f"{config.overlay}: {why}")
-        begin(overlay)
+        try:
+            begin(overlay)
+        except OSError as error:
+            os.close(overlay)
+            raise BadInput("overlay", f"{config.overlay}: {error.strerror}") from error
         return overlay
 
     @classmethod

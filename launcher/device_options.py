@@ -249,7 +249,9 @@ def _bool(where: str, text: str | None) -> bool:
 def _int(where: str, text: str) -> int:
     if text.lower().startswith("0x"):
         return number(where, text)
-    return parse_size(text, where)
+    if (value := parse_size(text, where)) >= 1 << 64:
+        raise BadInput(where, f"not a number of 64 bits: {text}")
+    return value
 
 
 def number(where: str, text: str) -> int:

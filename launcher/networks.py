@@ -41,8 +41,12 @@ _LOOPBACK = "127.0.0.1"
 _FORWARD = re.compile(r"(tcp|udp):(?:([0-9.]+|\[[0-9a-fA-F:.]+\]):)?([0-9]{1,5}):([0-9]{1,5})")
 _LAST_PORT = 0xFFFF
 
-# Bytes of a member's name in the folder of an Ethernet: by chance, that no two are the same.
+# Bytes of a member's name in the folder of an Ethernet, in hexadecimal, by which it is known there:
+# by chance, that no two are the same.
 _NAME_SIZE = 6
+
+# Seconds between two looks whether what a dead uplink has left is dead, too (arbitrary).
+_LOOK = 0.2
 
 
 class LinkEnd:
@@ -309,4 +313,12 @@ class Uplinks:
         network.link.set(uplink=False)
         delay = self._back_offs[device].delay()
         self._loop.after(delay, partial(self._start, device, network))
+        self._reap(child.pid)
         return True
+
+    def _reap(self, group: int) -> None:
+        # What an uplink has started ends a little later than it, and is ours then.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-group, os.WNOHANG)[0]:
+                pass
+            self._loop.after(_LOOK, partial(self._reap, group))

@@ -11,7 +11,8 @@ and when passt ends, so does this, and the launcher starts another.
 
 **join** is a folder in which each machine has a socket. A packet goes to the socket of whoever has
 sent from that address, and to all of them where nobody has: what a switch does, without one. A
-machine that is gone leaves a socket that refuses, and whoever notices removes it.
+machine that is gone leaves a socket that refuses, and whoever notices removes it. What else is in
+the folder is left alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -38,6 +41,9 @@ _logger = logging.getLogger("uplink")
 MOST = 18 + 65535
 _LEAST = 14
 _ADDRESS = 6
+
+# What a machine's socket is called (launcher.networks).
+_MEMBER = re.compile("[0-9a-f]{12}")
 
 _SIZE = struct.Struct(">I")
 # Bytes of a stream that are read at once (arbitrary).
@@ -212,7 +218,7 @@ class Ethernet:
                 if not self._send(packet, other):
                     self._known.pop(to, None)
                 continue
-            for name in os.listdir():
+            for name in filter(_MEMBER.fullmatch, os.listdir()):
                 if name != self._name:
                     self._send(packet, name)
 
@@ -221,11 +227,13 @@ class Ethernet:
         buffer = memoryview(bytearray(MOST))
         while True:
             size, sender = self._member.recvfrom_into(buffer)
-            if size < _LEAST or not sender:
+            # A socket that has no name is no machine's, and one of an abstract name has bytes.
+            name = os.path.basename(os.fsdecode(sender or ""))
+            if size < _LEAST or not _MEMBER.fullmatch(name):
                 continue
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[bytes(buffer[_ADDRESS : 2 * _ADDRESS])] = os.path.basename(sender)
+            self._known[bytes(buffer[_ADDRESS : 2 * _ADDRESS])] = name
             packets.send(buffer[:size])
 
     def _send(self, packet: memoryview, name: str) -> bool:
@@ -236,9 +244,11 @@ class Ethernet:
         except BlockingIOError:
             self._slow.add(name)
         except (ConnectionRefusedError, FileNotFoundError):
-            # Bound before it was there to be found, it would not refuse if it lived.
+            # Bound before it was there to be found, it would not refuse if it lived. What is no
+            # socket refuses, too.
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                if stat.S_ISSOCK(os.lstat(name).st_mode):
+                    os.unlink(name)
             self._slow.discard(name)
             return False
         except OSError:

@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 class Generation:
     """One process of a device to be: its number, its endpoint, and its doorbells.
 
-    The VMM and the process get duplicates; ours are closed by :meth:`close`.
+    The VMM and the process get duplicates; ours are closed by :meth:`close`. One that ``relays``
+    has a doorbell besides for each kick, which the VMM does not get.
     """
 
-    def __init__(self, device: PlannedDevice, number: int, directory: str) -> None:
+    def __init__(self, device: PlannedDevice, number: int, directory: str, *, relays: bool) -> None:
         self.number = number
         self.endpoint = os.path.join(directory, f"{device.name}.{number}")
         self._resources = ExitStack()
         self.bells = {name: self._bell() for name in device.bells}
+        kicks = [index for index, _ in enumerate(device.queues)] if relays else []
+        self.relays = {f"relay{index}": self._bell() for index in kicks}
 
     def _bell(self) -> int:
         fd = doorbell.create()
@@ -133,7 +136,7 @@ class Wiring:
     ) -> tuple[Generation, bytes, dict[str, int]]:
         """A further generation, the caller's to close, and payload and descriptors of the VMM's
         handover for it, which ``waits`` to be switched to, or does not."""
-        made = Generation(device, number, self._directory)
+        made = self._new(device, number)
         spec = Successor(device.name, device.kind, number, made.endpoint, waits, by_hand)
         return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
 
@@ -163,6 +166,7 @@ class Wiring:
             "memory": self._bounce.get(device.name, self._memory),
             "journal": self._journals[device.name],
             **generation.bells,
+            **generation.relays,
             **device.fds,
         }
         if device.name in self._boards:
@@ -195,9 +199,14 @@ class Wiring:
         return fd
 
     def _generation(self, device: PlannedDevice, number: int) -> Generation:
-        made = Generation(device, number, self._directory)
+        made = self._new(device, number)
         self._resources.callback(made.close)
         return made
+
+    def _new(self, device: PlannedDevice, number: int) -> Generation:
+        # A software CPU's thread rings kicks. Who is in no jail of ours could make it wait there.
+        relays = self._all_have_shadows and device.model.connects
+        return Generation(device, number, self._directory, relays=relays)
 
     def _slot(self, device: PlannedDevice) -> DeviceSlot:
         return DeviceSlot(

@@ -6,7 +6,7 @@ A kick goes from the guest to a device, a call from a device to the guest; KVM w
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -19,12 +19,15 @@ def create() -> int:
 
 def ring(fd: int) -> None:
     """Ring once. A full counter is a doorbell that is ringing already; of a socket, which may
-    stand for an eventfd where its owner reads it, nobody may be there any more.
+    stand for an eventfd where its owner reads it, nobody may be there any more, or ever was.
 
     Where a hostile process holds the other end, only after :func:`steady`.
     """
-    with contextlib.suppress(BlockingIOError, ConnectionError):
+    try:
         os.eventfd_write(fd, 1)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # which would be our own mistake
+            raise
 
 
 def steady(fds: Iterable[int]) -> None:

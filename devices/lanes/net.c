@@ -10,10 +10,13 @@
 #include <errno.h>
 #include <linux/virtio_net.h>
 #include <poll.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
 _Static_assert(sizeof(struct virtio_net_hdr_v1) == NET_HEADER, "virtio 1.2, section 5.1.6");
+_Static_assert(offsetof(struct net, packet) % _Alignof(struct virtio_net_hdr_v1) == 0,
+               "a packet begins with its header");
 
 /* Each way may have a thread of its own, and this is what they share. */
 static void count_dropped(struct net *net)

@@ -32,8 +32,8 @@ struct net {
     uint64_t dropped; /* either way: the link is down, nobody takes it, the driver could not */
 
     uint32_t waiting; /* bytes of packet, which was received and has found no room yet; 0: none is */
-    bool has_waited;  /* it has, for buffers */
-    uint8_t packet[NET_MOST + 1];
+    uint8_t packet[NET_MOST + 1]; /* aligned as its header is to be */
+    bool has_waited;              /* it has, for buffers */
 };
 
 /* A lane_carry_out; net is a struct net. */

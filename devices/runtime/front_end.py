@@ -194,7 +194,9 @@ class FrontEnd(Worker):
     """Stands where the worker of a device would, for one that is :class:`External`.
 
     ``fds`` has ``back-end``, a connection, and the two ends of one for what the back-end says
-    unasked, ``requests`` and ``requests-theirs``. HostError where the back-end is of no use.
+    unasked, ``requests`` and ``requests-theirs``. Where there are ``relay0`` …, the back-end is
+    rung by them, and by us: it can make doorbells block, and whoever rings the kicks must not
+    wait. HostError where the back-end is of no use.
     """
 
     device: External[Any]
@@ -213,6 +215,20 @@ class FrontEnd(Worker):
             self._loop.add(self._fds["requests"], self._said_unasked)
         os.close(self._fds["requests-theirs"])
         self._loop.add(stream.fileno(), self._hung_up)
+        self._kicks = {index: self._kick(index) for index, _ in enumerate(self._declared)}
+
+    def _kick(self, index: int) -> int:
+        # That which the back-end gets.
+        kick = self._fds[f"kick{index}"]
+        if (relay := self._fds.get(f"relay{index}")) is None:
+            return kick
+
+        def pass_on() -> None:
+            doorbell.drain(kick)
+            doorbell.ring(relay)
+
+        self._loop.add(kick, pass_on)
+        return relay
 
     def _make_queues(
         self,
@@ -233,18 +249,19 @@ class FrontEnd(Worker):
             raise ProtocolError(f"features {features & ~self.features:#x} were not offered")
         if state:
             raise ProtocolError("a back-end takes no state over")
-        bases = [self._base(setup) for setup in setups]
         agreed = features & self._back_end.features | bit(F_PROTOCOL_FEATURES)
         self._back_end.tell(Request.SET_FEATURES, U64(agreed).pack())
         self._share_memory()
         self._share_journal(setups)
-        for setup, base in zip(setups, bases, strict=True):
-            self._show(setup, base)
+        for setup in setups:
+            self._show(setup)
         for setup in setups:
             state_of = VringState(setup.index, 1).pack()
             self._back_end.tell(Request.SET_VRING_ENABLE, state_of)
             # For what was made available before.
-            doorbell.ring(self._fds[f"kick{setup.index}"])
+            doorbell.ring(self._kicks[setup.index])
+        # And for what it has ended of its last front-end's, while it came to know us.
+        doorbell.ring(self._fds["call"])
 
     def quiesce(self) -> bytes:
         """See Worker. What is in flight is finished, or stands in the back-end's journal: on the
@@ -311,15 +328,15 @@ class FrontEnd(Worker):
             region = Inflight(size, PAGE_SIZE, len(sizes), max(sizes)).pack()
             self._back_end.tell(Request.SET_INFLIGHT_FD, region, [self._fds["journal"]])
 
-    def _show(self, setup: QueueSetup, base: int) -> None:
-        index, tell = setup.index, self._back_end.tell
+    def _show(self, setup: QueueSetup) -> None:
+        index, base, tell = setup.index, self._base(setup), self._back_end.tell
         desc, used, avail = setup.desc + _OURS, setup.used + _OURS, setup.avail + _OURS
         tell(Request.SET_VRING_NUM, VringState(index, setup.size).pack())
         tell(Request.SET_VRING_BASE, VringState(index, base).pack())
         tell(Request.SET_VRING_ADDR, VringAddr(index, 0, desc, used, avail, 0).pack())
         self._served[index] = setup
         tell(Request.SET_VRING_CALL, U64(index).pack(), [self._fds["call"]])
-        tell(Request.SET_VRING_KICK, U64(index).pack(), [self._fds[f"kick{index}"]])
+        tell(Request.SET_VRING_KICK, U64(index).pack(), [self._kicks[index]])
 
     def _hung_up(self) -> None:
         # It says nothing unasked here.

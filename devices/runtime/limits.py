@@ -21,7 +21,7 @@ class _Bucket:
 
     @property
     def left(self) -> int:
-        return int(self.level) if self.rate else ENDLESS
+        return min(int(self.level), ENDLESS) if self.rate else ENDLESS
 
     @property
     def seconds(self) -> float:

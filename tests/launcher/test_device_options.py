@@ -108,6 +108,7 @@ def test_keys_that_all_devices_have(text: str, expected: Common) -> None:
         ("a,size=big", "size: 'big' ends in 'G'|size: 'big' is not a size"),
         ("a,size=-1", "size: '-1' is negative"),
         ("a,size=0x10000000000000000", "64 bits"),
+        ("a,size=18446744073709551616", "64 bits"),
         ("a,size=0x1_0", "size: .0x1_0. is not a number"),
         ("a,size=٣", "size: .٣. is not a size"),
         ("a,size= 3", "size: . 3. is not a size"),

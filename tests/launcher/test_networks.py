@@ -161,6 +161,49 @@ def test_one_that_is_killed_leaves_the_others_going_and_its_socket_is_removed(
     assert len(list(folder.iterdir())) == 2
 
 
+def test_what_else_is_in_the_folder_is_left_alone(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder, elsewhere = tmp_path / "lan", tmp_path / "elsewhere"
+    for made in (folder, elsewhere):
+        made.mkdir()
+    for name in ("notes", "0123456789ab"):
+        (folder / name).write_text("mine")
+    (folder / "link").symlink_to(folder / "notes")
+    os.mkfifo(folder / "fifo")
+    one, two = (member("join", str(folder)) for _ in range(2))
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as liar,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as abstract,
+    ):
+        dead.bind(str(folder / "dead"))
+        dead.close()
+        other.bind(str(folder / "other"))
+        liar.bind(str(elsewhere / "notes"))
+        abstract.bind("\0vibevmm-nobody")
+        (socket_of_one,) = (
+            folder / name for name in os.listdir(folder) if str(folder / name) in one.removed
+        )
+        for sender in (liar, abstract):
+            sender.sendto(packet(EVERYBODY, 9, b"I am notes"), str(socket_of_one))
+        before = set(os.listdir(folder))
+
+        one.packets.send(packet(address(9), 1, b"for nine"))
+        one.packets.send(packet(EVERYBODY, 1, b"for all"))
+
+        assert two.packets.recv(1 << 17)[14:] == b"for nine"
+        assert two.packets.recv(1 << 17)[14:] == b"for all"
+        assert set(os.listdir(folder)) == before
+        assert (folder / "notes").read_text() == "mine"
+        with pytest.raises(BlockingIOError):
+            other.recv(1, socket.MSG_DONTWAIT)
+    for path in folder.iterdir():
+        if str(path) not in one.removed + two.removed:
+            path.unlink()
+
+
 def test_an_uplink_that_dies_is_followed_by_another_and_meanwhile_there_is_no_link(
     member: Callable[..., Member], tmp_path: Path
 ) -> None:
@@ -267,6 +310,25 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
         while is_alive(pid):  # it ends because its stream has
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@needs_root
+@needs_passt
+def test_passt_ends_with_its_uplink_and_is_reaped(member: Callable[..., Member]) -> None:
+    with Namespace() as host:
+        host.ip("tuntap add up0 mode tap")
+        host.ip("address add 192.0.2.1/24 dev up0")
+        host.ip("link set up0 up")
+        host.ip("route add default via 192.0.2.254")
+        jail.adopt_orphans(True)
+        try:
+            one = member("user", "", host.call)
+            one.until(lambda: bool(passts(one.children[0].pid)))
+            (pid,) = passts(one.children[0].pid)
+            os.kill(one.children[0].pid, signal.SIGKILL)
+            one.until(lambda: not Path(f"/proc/{pid}").exists())
+        finally:
+            jail.adopt_orphans(False)
 
 
 def passts(uplink: int) -> list[int]:

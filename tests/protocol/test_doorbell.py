@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +48,18 @@ def test_a_full_doorbell_goes_on_ringing(bell: int) -> None:
     doorbell.ring(bell)
 
     assert doorbell.drain(bell) == FULL
+
+
+def test_a_socket_at_which_nobody_is_may_be_rung_and_what_is_closed_may_not() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(socket.AF_UNIX) as alone:
+        theirs.close()
+        for one in (ours, alone):
+            doorbell.ring(one.fileno())
+        closed = ours.fileno()
+        ours.close()
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            doorbell.ring(closed)
 
 
 def test_a_doorbell_does_not_outlive_an_exec(bell: int) -> None:

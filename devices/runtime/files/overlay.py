@@ -204,8 +204,11 @@ def open_overlay(path: str, base_path: str, base: int) -> int:
 
 
 def begin(fd: int) -> None:
-    """Believe the current bitmap if it was written since the host booted, else the durable one."""
+    """Believe the current bitmap if it was written since the host booted, else the durable one.
+    OSError if there is no room for them."""
     magic, version, size, changed, boot = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+    # They are mapped: to write where the file system has no room is SIGBUS, and no error.
+    os.posix_fallocate(fd, 0, _data_offset(size))
     if boot == _boot():
         return
     half = _bitmap_size(size)
@@ -222,6 +225,7 @@ def _make(path: str, base: int) -> int:
         raise BadInput("overlay", f"{path}: {_why(error)}") from error
     try:
         os.ftruncate(fd, _data_offset(size) + size)
+        os.posix_fallocate(fd, 0, _data_offset(size))
         os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, changed, _boot()), 0)
         os.fsync(fd)
     except OSError as error:

@@ -12,7 +12,7 @@ import pytest
 from devices.blk import Request as BlkRequest
 from devices.runtime import disk
 from devices.vhost_user import Config
-from protocol import messages
+from protocol import doorbell, messages
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
     U64,
@@ -20,6 +20,7 @@ from protocol.vhost_user import (
     ConfigSpace,
     Message,
     Request,
+    VringState,
     pack,
     unpack_table,
 )
@@ -213,6 +214,51 @@ def test_what_makes_no_sense_while_it_starts_is_its_end(
 ) -> None:
     with Puppet(tmp_path / "socket", {request_: lambda _: answer}), front_end(tmp_path) as host:
         assert ends(host, messages.Start(bit(Feature.VERSION_1), SETUPS)).endswith(f"E {words}")
+
+
+def test_what_it_ends_while_its_next_front_end_comes_to_know_it_is_neither_lost_nor_done_again(
+    tmp_path: Path,
+) -> None:
+    # Its rings are served by another thread than its connections.
+    bases = []
+
+    def end_one(_: Message) -> bytes:
+        host.memory.write(SETUPS[0].used + 2, b"\1\0")
+        return U64(0).pack()
+
+    def note(message: Message) -> bytes:
+        bases.append(VringState.unpack(message.payload).num)
+        return U64(0).pack()
+
+    answers = {Request.SET_MEM_TABLE: end_one, Request.SET_VRING_BASE: note}
+    with Puppet(tmp_path / "socket", answers), front_end(tmp_path) as host:
+        host.request(messages.Start(bit(Feature.VERSION_1), SETUPS), messages.Done)
+        assert host.interrupted(0)
+    assert bases == [1]
+
+
+def test_one_that_makes_its_doorbell_block_holds_up_nobody_who_rings_the_device(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "process"
+    own.mkdir()
+    config = Config("blk", str(tmp_path / "socket"))
+    with (
+        Puppet(tmp_path / "socket") as puppet,
+        DeviceHost("vhost-user", own, config, start=False) as host,
+    ):
+        host.given["relay0"] = doorbell.create()
+        host.hand_over()
+        host.greet()
+        host.start()
+        (bell,) = puppet.given[Request.SET_VRING_KICK]
+        os.set_blocking(bell, True)
+        assert doorbell.drain(bell) == 1
+        assert not os.get_blocking(host.kicks[0])
+
+        host.kick()
+
+        assert doorbell.drain(bell) == 1
 
 
 def test_one_that_finishes_nothing_is_left(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def test_a_second_s_worth_comes_at_once_and_then_one_after_the_other() -> None:
     assert limit.left() == (1, ENDLESS)
 
 
+def test_more_than_a_lane_can_count_is_as_much_as_it_can() -> None:
+    assert Limit((1 << 64) - 1, ENDLESS).left() == (ENDLESS, ENDLESS)
+
+
 def test_a_large_request_is_begun_and_paid_for_after_it() -> None:
     clock = Clock()
     limit = Limit(0, 1000, clock)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.blk import Blk, Config, Feature, MappedBlk, Request, Status
+from devices.runtime import files
 from devices.runtime.files import overlay
 from devices.runtime.files.overlay import BLOCK, Overlay, begin, open_overlay
 from protocol import fds
@@ -165,6 +166,16 @@ def test_a_block_that_could_not_be_written_is_the_base_s(
                 with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
                     write(image, offset, b"x" * size)
         assert read(image) == below
+
+
+def test_its_bits_have_their_place_before_a_file_system_is_full(base: Path, tmp_path: Path) -> None:
+    # They are mapped, and to write into a hole would be the process's death.
+    path = tmp_path / "x.cow"
+    for _ in range(2):
+        with opened(base, path) as image:
+            assert os.fstat(image.fd).st_blocks * 512 >= image.data
+        with path.open("r+b") as file:  # a copy may have made holes of zeros
+            files.discard(file.fileno(), 2 * BLOCK, BLOCK)
 
 
 def ask(host: DeviceHost, request: int, sector: int, data: bytes = b"", room: int = 0) -> bytes:
