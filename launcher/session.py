@@ -427,6 +427,8 @@ class Session:
             case MachineReady():
                 self._vmm_lacks = message.lacks
                 self._startup.ready(message.phases)
+                for device in self._plan.devices:
+                    self._plan.locks.settle(device.name)
                 self._events.emit("ready", took=int(self._startup.phases["ready"] * 1_000_000))
                 self._serve_control()
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
@@ -601,6 +603,8 @@ class Session:
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
+        if kind == "swapped":
+            self._plan.locks.settle(device)
         self._events.emit(
             kind,
             device,

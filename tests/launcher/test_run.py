@@ -454,3 +454,32 @@ def test_user_signal_prints_statistics_and_the_machine_goes_on(
 
     sender.join()
     assert "3 returns of KVM_RUN" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "more", "status"),
+    [
+        ("poweroff", [], 0),
+        ("poweroff", ["--dry-run"], 0),
+        ("poweroff", ["--disk", "nothere"], 2),
+        ("poweroff", ["--log-file", "nowhere/log"], 2),
+        ("poweroff", ["--disk", "image,overlay=link"], 2),
+        ("stillborn", [], 3),
+    ],
+    ids=["starts", "dry", "later", "log", "twice", "stillborn"],
+)
+def test_an_overlay_is_made_by_a_run_that_starts_and_by_no_other(
+    behaviour: str,
+    more: list[str],
+    status: int,
+    binary: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("image").write_bytes(bytes(1 << 20))
+    Path("link").symlink_to("x.cow")
+
+    assert vibevmm(binary, behaviour, "--disk", "image,overlay=x.cow", *more) == status
+
+    assert Path("x.cow").exists() == (not more and status == 0)
