@@ -222,7 +222,7 @@ class Session:
             from launcher.networks import Uplinks
 
             networks = self._plan.streams.networks.by_device
-            self._uplinks = Uplinks(networks, self._loop, self._welcome)
+            self._uplinks = Uplinks(networks, self._loop, self._uplinked)
             self._uplinks.begin()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
@@ -304,12 +304,16 @@ class Session:
         self._welcome(child)
         self._enclose(child)
 
-    def _enclose(self, child: Child) -> None:
+    def _uplinked(self, child: Child) -> None:
+        self._welcome(child)
+        self._enclose(child, limits.UPLINK)  # before it starts anybody
+
+    def _enclose(self, child: Child, standing: Mapping[str, str] = limits.STANDING) -> None:
         # As soon as there is nobody who waits for it.
         if child.is_free or isinstance(self._groups, HostError):
             return
         try:
-            child.group = self._groups.enclose(child.pid, limits.STANDING)
+            child.group = self._groups.enclose(child.pid, standing)
         except ProcessLookupError:
             pass  # its death is noticed
         except OSError as error:

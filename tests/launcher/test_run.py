@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from launcher import cli, limits, nursery, plan, run, session
+from launcher import cli, limits, networks, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
+from protocol import fds
 from protocol.jail.cgroup import CONTROLLERS
 from tests.support import fake_launcher
 from tests.support.cgroups import Cgroups
@@ -394,6 +396,30 @@ def test_devices_are_limited_before_they_hear_of_the_machine(
     assert rest[:2] == [limits.of_memory(64 << 20), limits_of_bounce]
     assert rest[2:] in ([], [{}])
     assert tree.groups() == []
+
+
+def test_an_uplink_is_limited_before_it_starts_anybody(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Cgroups(*CONTROLLERS)
+    monkeypatch.setattr(run.cgroup, "Tree", lambda: tree)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    told: list[int] = []
+
+    def send(*arguments: Any) -> None:
+        told.append(len(tree.writes))
+        fds.send(*arguments)
+
+    monkeypatch.setattr(networks, "fds", SimpleNamespace(**{**vars(fds), "send": send}))
+
+    assert vibevmm(binary, "poweroff", "--net", f"join={tmp_path}/ether") == 0
+
+    pid = next(pid for path, pid in tree.writes[: told[0]] if path.endswith(f"/{pid}/cgroup.procs"))
+    mine = [(path, text) for path, text in tree.writes if f"/{pid}/" in path]
+    assert [(os.path.basename(path), text) for path, text in mine] == [
+        *limits.UPLINK.items(),
+        ("cgroup.procs", pid),
+    ]
 
 
 def test_signal_while_devices_are_forked_leaves_none_of_them(
