@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from devices.net import HEADER, RECEIVEQ, TRANSMITQ, Config, Feature, Net
+from devices.runtime import tap
 from devices.runtime.device import Offer
 from protocol import fds
 from protocol.messages import ConfigChanged
@@ -24,6 +25,9 @@ from tests.support.device_host import DEADLINE, DeviceHost, FakeHost
 from tests.support.netns import Namespace, NamespaceHost, needs_root
 
 Boot = Callable[..., DeviceHost]
+
+# linux/socket.h, linux/if_packet.h: packets have virtio's header before them.
+SOL_PACKET, PACKET_VNET_HDR = 263, 15
 
 MAC, HOST_MAC = "02:00:00:00:00:01", "02:00:00:00:00:99"
 NO_HEADER = bytes(HEADER.size)
@@ -438,6 +442,54 @@ def test_the_host_leaves_to_the_driver_what_that_has_agreed_to(
     else:
         assert flags == 0
         assert checksum(data[HEADER.size :]) == 0
+
+
+def tcp(gso: int) -> bytes:
+    """A packet with a header as the host has it: 2000 bytes of TCP, of which the checksum is to be
+    filled in, and which are to be cut into two (RFC 791, RFC 9293)."""
+    body = struct.pack("!HHIIBBHHH", 1, 2, 0, 0, 5 << 4, 0x10, 0, 0, 0) + bytes(2000)
+    ends = socket.inet_aton("10.9.0.1") + socket.inet_aton("10.9.0.2")
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, socket.IPPROTO_TCP, 0)
+    addresses = bytes.fromhex((MAC + HOST_MAC).replace(":", ""))
+    return (
+        HEADER.pack(1, gso, 54, 1000, 34, 16, 0)[:10] + addresses + b"\x08\0" + head + ends + body
+    )
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("agreed", "gso", "arrives"),
+    [
+        ([Feature.GUEST_CSUM, Feature.GUEST_TSO4, Feature.GUEST_ECN], 0x81, True),
+        ([Feature.GUEST_CSUM, Feature.GUEST_TSO4], 0x81, False),
+        ([Feature.GUEST_CSUM, Feature.GUEST_TSO4], 1, True),
+        ([Feature.GUEST_CSUM], 1, False),
+        ([Feature.GUEST_CSUM], 0, True),
+        ([], 0, False),
+    ],
+)
+def test_a_packet_that_the_driver_could_not_understand_is_never_delivered(
+    boot: Boot,
+    namespace: Namespace,
+    options: dict[str, Any],
+    agreed: list[int],
+    gso: int,
+    arrives: bool,
+) -> None:
+    host = tapped(boot, namespace, *agreed, **options)
+    namespace.ip("link set vibe0 mtu 4000")
+    give_room(host, *[4096] * 8)
+    # As a tap that has not listened would.
+    tap.set_offloads(host.given["packets"], tap.CHECKSUM | tap.TSO4 | tap.ECN)
+    with namespace.wire("vibe0") as wire:
+        wire.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        wire.send(tcp(gso))
+        wire.send(bytes(10) + packet(b"next"))
+
+        first = host.collect(1 + arrives, RECEIVEQ)[0].data
+
+    assert HEADER.unpack_from(first)[:2] == ((1, gso) if arrives else (0, 0))
+    assert host.counters().get("dropped", 0) == (not arrives)
 
 
 def checksum(frame: bytes) -> int:

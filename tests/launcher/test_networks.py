@@ -43,11 +43,17 @@ class Member:
     """An interface of a machine, and its uplink; ``call`` is how what has to be where it is is
     called there."""
 
-    def __init__(self, kind: str, where: str, call: Callable[..., object] = lambda f, *a: f(*a)):
+    def __init__(
+        self,
+        kind: str,
+        where: str,
+        call: Callable[..., object] = lambda f, *a: f(*a),
+        mtu: int = 0,
+    ) -> None:
         self.removed: list[str] = []
         self.children: list[Child] = []
         self.networks = Networks(self.removed.append)
-        self.given = self.networks.descriptors("net0", kind, where, 0)
+        self.given = self.networks.descriptors("net0", kind, where, mtu)
         self.link = Link(self.given["link"])
         self.loop = Loop()
         self.uplinks = Uplinks(self.networks.by_device, self.loop, self.welcome)
@@ -274,11 +280,24 @@ def arp(target: str) -> bytes:
     return EVERYBODY + address(1) + b"\x08\x06" + body
 
 
+def discover() -> bytes:
+    """A question for an address, and for the MTU (RFC 2131; RFC 2132, 5.1)."""
+    asked = struct.pack("!BBBBI20x16s192x", 1, 1, 6, 0, 1, address(1))
+    return udp(
+        "0.0.0.0", 68, "255.255.255.255", 67, asked + bytes.fromhex("63825363 350101 37011a ff")
+    )
+
+
 def datagram(target: str, port: int) -> bytes:
-    """One to ``port`` of ``target``, which it says, without a checksum (RFC 791, RFC 768)."""
-    ends = socket.inet_aton("192.0.2.1") + socket.inet_aton(target)
-    size = 8 + len(target)
-    body = struct.pack("!HHHH", 4000, port, size, 0) + target.encode()
+    """One to ``port`` of ``target``, which it says."""
+    return udp("192.0.2.1", 4000, target, port, target.encode())
+
+
+def udp(source: str, source_port: int, target: str, port: int, content: bytes) -> bytes:
+    """Without a checksum (RFC 791, RFC 768)."""
+    ends = socket.inet_aton(source) + socket.inet_aton(target)
+    size = 8 + len(content)
+    body = struct.pack("!HHHH", source_port, port, size, 0) + content
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, 64, socket.IPPROTO_UDP, 0)
     return EVERYBODY + address(1) + b"\x08\0" + header + ends + body
 
@@ -344,6 +363,27 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
         while is_alive(pid):  # it ends because its stream has
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@needs_root
+@needs_passt
+@pytest.mark.parametrize(("mtu", "told"), [(1400, 1400), (0, 65520)])
+def test_passt_tells_the_guest_the_size_of_packets(
+    member: Callable[..., Member], mtu: int, told: int
+) -> None:
+    with Namespace() as host:
+        host.ip("tuntap add up0 mode tap")
+        host.ip("address add 192.0.2.1/24 dev up0")
+        host.ip("link set up0 up")
+        host.ip("route add default via 192.0.2.254")
+        one = member("user", "", host.call, mtu)
+
+        one.packets.send(discover())
+
+        offered = one.packets.recv(1 << 17)
+        while b"\x63\x82\x53\x63" not in offered:
+            offered = one.packets.recv(1 << 17)
+        assert struct.pack("!BBH", 26, 2, told) in offered
 
 
 @needs_root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from tests.support.packages import PROJECT
 from tests.support.peers import Served
 
 SHOUT = PROJECT / "tests" / "support" / "shout.py"
+
+# The head of a request: of the disk's first sectors (virtio 1.2, section 5.2.6).
+READ = struct.pack("<IIQ", 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +264,41 @@ def test_a_disk_is_locked_for_as_long_as_it_is_served(path: Path, tmp_path: Path
         complaint = refused("blk", f"path={disk}", "--vhost-user", tmp_path / "other")
     assert "is in use: by another process" in complaint
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("limit", "size"), [("iops=1", 512), ("bw=512K", 96 << 10)])
+def test_a_disk_is_limited_for_any_front_end(
+    path: Path, tmp_path: Path, limit: str, size: int
+) -> None:
+    disk, count = tmp_path / "disk.img", 15
+    disk.write_bytes(bytes(1 << 20))
+    with Served(path, "blk", f"path={disk}", limit), FrontEnd.at(str(path)) as peer:
+        peer.negotiate()
+        peer.set_table()
+        peer.start(size=64)
+        for _ in range(count):
+            peer.drivers[0].add([READ], [size, 1])
+        peer.publish()
+
+        assert peer.interrupted()
+
+        peer.config(8)  # is answered behind all that it does at once
+        assert 0 < len(peer.drivers[0].collect()) < count
+
+
+def test_a_disk_of_an_io_uring_is_served_to_any_front_end(path: Path, tmp_path: Path) -> None:
+    disk, content = tmp_path / "disk.img", os.urandom(1 << 16)
+    disk.write_bytes(content)
+    with (
+        Served(path, "blk", f"path={disk}", "engine=io_uring") as served,
+        FrontEnd.at(str(path)) as peer,
+    ):
+        peer.negotiate()
+        peer.set_table()
+        peer.start()
+
+        assert peer.send([READ], [1 << 16, 1]).data == content + b"\0"
+
+        assert "anon_inode:[io_uring]" in [
+            os.readlink(fd) for fd in Path(f"/proc/{served.device('blk')}/fd").iterdir()
+        ]
