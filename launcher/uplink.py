@@ -143,9 +143,22 @@ def _options(stream: int, spec: UplinkSpec) -> list[str]:
 
 def _to_stream(packets: socket.socket, stream: socket.socket) -> None:
     buffer = memoryview(bytearray(_SIZE.size + MOST))
-    while size := packets.recv_into(buffer[_SIZE.size :]):
+    packet = buffer[_SIZE.size :]
+    while size := packets.recv_into(packet):
+        if leads_to_the_loopback(packet[:size]):
+            continue
         _SIZE.pack_into(buffer, 0, size)
         stream.sendall(buffer[: _SIZE.size + size])
+
+
+def leads_to_the_loopback(packet: memoryview) -> bool:
+    """Whether who connects to where ``packet`` goes reaches this host's loopback (RFC 1122,
+    3.2.1.3; RFC 4291, 2.5): passt connects to whatever a guest says."""
+    kind = bytes(packet[12:14])
+    if kind == b"\x08\0":
+        return bytes(packet[30:31]) in (b"\0", b"\x7f")
+    # None, itself, and all of IPv4.
+    return kind == b"\x86\xdd" and bytes(packet[38:48]) == bytes(10)
 
 
 def _from_passt(stream: socket.socket, packets: socket.socket, pid: int, said: int) -> NoReturn:

@@ -18,6 +18,7 @@ from launcher import cli, networks
 from launcher.loop import Loop
 from launcher.networks import Networks, Uplinks
 from launcher.spawn import Child
+from launcher.uplink import leads_to_the_loopback
 from protocol import fds, jail
 from protocol.errors import BadInput
 from protocol.link import Link
@@ -273,6 +274,15 @@ def arp(target: str) -> bytes:
     return EVERYBODY + address(1) + b"\x08\x06" + body
 
 
+def datagram(target: str, port: int) -> bytes:
+    """One to ``port`` of ``target``, which it says, without a checksum (RFC 791, RFC 768)."""
+    ends = socket.inet_aton("192.0.2.1") + socket.inet_aton(target)
+    size = 8 + len(target)
+    body = struct.pack("!HHHH", 4000, port, size, 0) + target.encode()
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, 64, socket.IPPROTO_UDP, 0)
+    return EVERYBODY + address(1) + b"\x08\0" + header + ends + body
+
+
 @needs_root
 @needs_passt
 def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
@@ -281,6 +291,7 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
     with Namespace() as host:
         host.ip("tuntap add up0 mode tap")
         host.ip("address add 192.0.2.1/24 dev up0")
+        host.ip("address add 198.51.100.1/32 dev lo")
         host.ip("link set up0 up")
         host.ip("route add default via 192.0.2.254")
         one = member("user", "tcp:8080:80+udp:127.0.0.1:5353:53", host.call)
@@ -290,6 +301,12 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
             first = one.packets.recv(1 << 17)
         assert "127.0.0.1:8080" in host.run("ss", "-ltn").stdout
         assert "127.0.0.1:5353" in host.run("ss", "-lun").stdout
+        # Of its host it reaches what others reach, and not the loopback, whatever it calls that.
+        with host.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("0.0.0.0", 4001))
+            for target in ("192.0.2.254", "127.0.0.1", "127.9.9.9", "0.0.0.0", "198.51.100.1"):
+                one.packets.send(datagram(target, 4001))
+            assert server.recv(100) == b"198.51.100.1"
 
         (pid,) = passts(one.children[0].pid)
         status = Path(f"/proc/{pid}/status").read_text()
@@ -329,6 +346,25 @@ def test_passt_ends_with_its_uplink_and_is_reaped(member: Callable[..., Member])
             one.until(lambda: not Path(f"/proc/{pid}").exists())
         finally:
             jail.adopt_orphans(False)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_loopback"),
+    [
+        ("::1", True),
+        ("::", True),
+        ("::ffff:127.0.0.1", True),
+        ("2001:db8::1", False),
+        ("fe80::1", False),
+        ("ff02::1", False),
+    ],
+)
+def test_the_hosts_loopback_has_addresses_of_ipv6(target: str, is_loopback: bool) -> None:
+    header = struct.pack("!IHBB", 6 << 28, 0, socket.IPPROTO_NONE, 64) + bytes(15) + b"\1"
+    packet = EVERYBODY + address(1) + b"\x86\xdd" + header
+    packet += socket.inet_pton(socket.AF_INET6, target)
+
+    assert leads_to_the_loopback(memoryview(packet)) == is_loopback
 
 
 def passts(uplink: int) -> list[int]:
