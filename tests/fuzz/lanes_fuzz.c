@@ -9,14 +9,14 @@
  *   and then lane_publish aborts), and in the order of popping, but for requests that the kernel has
  *   meanwhile, and for buffers that are none;
  * - one is declined when all before it are completed, and none behind it;
- * - of guest memory, only the used ring changes, and what is completed, so far as that was written; of a
- *   disk, which may have begun what then fails, all that its chains may be written to;
+ * - of guest memory, only the used ring changes, and what is completed, as far as that was written; of
+ *   a disk, which may have begun what then fails, all that its chains may be written to;
  * - a disk's file does not grow, its overlay's head stays as it was, as does all that is read only;
- *   blocks are marked that were written whole;
+ *   only whole blocks are marked as being there;
  * - a lane that goes to sleep has left nothing, and has asked for a kick; what it counts is true.
  *
- * The driver strikes between turns and, if the options say so, behind each pop. The clock is ours, and
- * the kernel ends at once what it has begun: on all hosts the same happens.
+ * The driver strikes between turns and, if the options say so, behind each pop. The clock is ours,
+ * and the kernel ends at once what it has begun: the same input does the same.
  *
  * Input: bytes for log2 of the size, the options, the kind of lane and its features, then
  * operations, each an opcode and its operands. lanes_seeds.py has some.
@@ -36,7 +36,7 @@
 enum { DISK, OVERLAY, URING, SEND, RECEIVE, KINDS };
 enum { OPTION_BUSY = 16 };
 enum { MOST_LOG_SIZE = 8, SIZE = 1 << MOST_LOG_SIZE, HEADERS = LOW_SIZE - 1024 };
-enum { SECTOR = 512, SECTORS = 20, DATA = 8192 }; /* two blocks and a half */
+enum { SECTOR = 512, SECTORS = 20 /* two blocks of an overlay, and a half */, DATA = 8192 };
 
 struct memory {
     _Alignas(8) uint8_t low[LOW_SIZE], high[HIGH_SIZE];
@@ -58,7 +58,7 @@ static struct world {
     uint32_t in_flight;
     uint16_t order[SIZE]; /* of those in flight, as they were popped */
     struct memory before, may; /* may: 255 where a byte may change in this turn, or 0 */
-    uint64_t completed, written, interrupts, handled; /* by us */
+    uint64_t completed, written, interrupts, handled; /* handled by us, in Python's place */
     uint64_t taken; /* packets that were sent */
     long looks;     /* at the clock */
 } w;
@@ -87,6 +87,7 @@ static void permit_first(const struct flight *flight, size_t left)
         left -= size;
     }
 }
+
 static void note_popped(const struct ring_chain *chain, const struct iovec *segments)
 {
     struct flight *flight = &flights[chain->head];
@@ -96,7 +97,7 @@ static void note_popped(const struct ring_chain *chain, const struct iovec *segm
     flight->count = chain->writable;
     memcpy(flight->writable, segments + chain->first + chain->readable,
            flight->count * sizeof(*segments));
-    if (w.kind < SEND)
+    if (w.disk)
         permit_first(flight, SIZE_MAX);
     w.order[w.in_flight++] = chain->head;
 }
@@ -164,7 +165,7 @@ static void begin_turn(void)
     memcpy(w.before.high, w.driver.high, HIGH_SIZE);
     memset(&w.may, 0, sizeof(w.may));
     permit(w.driver.low + config->used, 6 + 8 * config->size);
-    for (uint32_t i = 0; i < w.in_flight && w.kind < SEND; i++)
+    for (uint32_t i = 0; i < w.in_flight && w.disk; i++)
         permit_first(&flights[w.order[i]], SIZE_MAX);
 }
 
@@ -317,6 +318,7 @@ static off_t image_size(void)
     return (w.kind == OVERLAY ? DATA : 0) + SECTORS * SECTOR;
 }
 
+/* And it ends before the lane looks. */
 static bool submit_and_wait(void *disk, uint32_t wait)
 {
     return submit(disk, wait > w.lane->keeper->kept ? wait : w.lane->keeper->kept);

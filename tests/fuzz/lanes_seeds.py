@@ -139,11 +139,15 @@ LANES = {
     + poke(0, bytes(8))
     + SERVE * 2,
     "receive-full": begin(8, 0, RECEIVE, MERGES)
-    + buffers(0, 200, 30, WRITE)
+    + buffers(0, 250, 30, WRITE)
     + FULL
-    + RESTART
-    + buffers(0, 200, 30, WRITE)
-    + (packet(1000) + packet(2000) + SERVE) * 2,
+    + (packet(1000) + packet(2000) + SERVE) * 2
+    + RESTART,
+    "receive-more": begin(5, 0, RECEIVE, MERGES)
+    + buffers(0, 2, 30, WRITE)
+    + SERVE
+    + buffers(2, 20, 30, WRITE)
+    + (packet(250) + SERVE) * 2,
     "receive-largest": begin(4, 0, RECEIVE)
     + bytes([7, 8, 0, 0, 7, 9, 0, 0])
     + buffers(0, 4, 2000, WRITE)
