@@ -45,7 +45,7 @@ from protocol.vhost_user import (
     VringState,
     pack_table,
 )
-from protocol.virtio import DEVICE_FEATURES, RING_FEATURES, Feature, bit
+from protocol.virtio import DEVICE_FEATURES, RING_FEATURES, Feature, Status, bit
 
 if TYPE_CHECKING:
     from devices.runtime.faults import Injector
@@ -69,6 +69,7 @@ _UNDERSTOOD = sum(
         ProtocolFeature.BACKEND_REQ,
         ProtocolFeature.CONFIG,
         ProtocolFeature.INFLIGHT_SHMFD,
+        ProtocolFeature.STATUS,
     )
 )
 
@@ -122,6 +123,7 @@ class BackEnd:
         """That it offers, and of those that belong to no device."""
         self.config = b""
         self._protocol = 0
+        self._status = Status(0)
 
     def negotiate(self, kind: type[External[Any]], config: Any) -> None:
         """Learn what it is, and see that it can be a ``kind`` with ``config``."""
@@ -149,6 +151,30 @@ class BackEnd:
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether that was negotiated."""
         return bool(self._protocol & bit(feature))
+
+    def add_status(self, status: Status) -> None:
+        """Tell it how far the driver is, if it wants to know."""
+        self._set_status(self._status | status)
+
+    def reset(self) -> None:
+        """Tell it that the driver has reset the device, if it wants to know."""
+        self._set_status(Status(0))
+
+    def _set_status(self, status: Status) -> None:
+        if self.has(ProtocolFeature.STATUS):
+            self.tell(Request.SET_STATUS, U64(status).pack())
+        self._status = status
+
+    def agree(self, features: int) -> None:
+        """Those of a driver, and its own. ProtocolError if it does without."""
+        self.add_status(Status.ACKNOWLEDGE | Status.DRIVER)
+        self.tell(Request.SET_FEATURES, U64(features).pack())
+        self.add_status(Status.FEATURES_OK)
+        if not self.has(ProtocolFeature.STATUS):
+            return
+        if not self.number(Request.GET_STATUS) & Status.FEATURES_OK:
+            self.reset()
+            raise ProtocolError(f"the back-end refuses the features {features:#x}")
 
     def ask_config(self, size: int) -> None:
         """Learn its configuration space, of so many bytes."""
@@ -250,7 +276,7 @@ class FrontEnd(Worker):
         if state:
             raise ProtocolError("a back-end takes no state over")
         agreed = features & self._back_end.features | bit(F_PROTOCOL_FEATURES)
-        self._back_end.tell(Request.SET_FEATURES, U64(agreed).pack())
+        self._back_end.agree(agreed)
         self._share_memory()
         self._share_journal(setups)
         for setup in setups:
@@ -258,6 +284,9 @@ class FrontEnd(Worker):
         for setup in setups:
             state_of = VringState(setup.index, 1).pack()
             self._back_end.tell(Request.SET_VRING_ENABLE, state_of)
+        self._back_end.add_status(Status.DRIVER_OK)
+        self._running = True
+        for setup in setups:
             # For what was made available before.
             doorbell.ring(self._kicks[setup.index])
         # And for what it has ended of its last front-end's, while it came to know us.
@@ -268,12 +297,17 @@ class FrontEnd(Worker):
         guest's own rings there is always something new."""
         for setup in tuple(self._served.values()):
             self._stop(setup, drain=not self._journals)
+        # It is not reset: what it has in flight is the next one's.
+        self._running = False
         return b""
 
     def stop(self) -> None:
         """See Worker. HostError, and this process ends, if the back-end does not come to rest."""
         for index in tuple(self._served):
             self.stop_queue(index)
+        if self._running:
+            self._running = False
+            self._back_end.reset()
 
     def stop_queue(self, index: int) -> None:
         """See Worker."""

@@ -24,7 +24,7 @@ from protocol.vhost_user import (
     pack,
     unpack_table,
 )
-from protocol.virtio import RING_FEATURES, Feature, bit
+from protocol.virtio import RING_FEATURES, Feature, Status, bit
 from tests.support.daemons import (
     DISK,
     OFFERED,
@@ -314,6 +314,56 @@ def test_it_is_told_where_all_memory_lies_and_of_features_those_that_both_have(
     assert len(files) == len(found) > 1
     agreed = U64.unpack(told[Request.SET_FEATURES]).value
     assert agreed == sum(map(bit, (Feature.VERSION_1, F_PROTOCOL_FEATURES, disk.Feature.FLUSH)))
+
+
+def test_one_that_wants_to_know_the_drivers_status_is_told_it(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def note(message: Message) -> bytes:
+        told.append(message.number)
+        return U64(0).pack()
+
+    answers = {
+        Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(16)).pack(),
+        Request.SET_STATUS: note,
+        Request.GET_STATUS: lambda _: U64(told[-1]).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        host.start()
+        assert told == [3, 11, 15]
+        # What it is told before the next, and after which.
+        says = puppet.asked.index(Request.SET_FEATURES), puppet.asked.index(Request.SET_STATUS)
+        assert says == (says[1] + 1, says[1])
+        assert puppet.asked[-1] is Request.SET_STATUS
+        assert puppet.asked[-2] is Request.SET_VRING_ENABLE
+        host.stop()
+        assert told[3:] == [0]
+        # A successor's device is not reset under it.
+        host.start()
+        host.request(messages.Quiesce(), messages.Quiesced)
+        assert host.quit() == 0
+    assert told[4:] == [3, 11, 15]
+
+
+def test_one_that_refuses_the_features_is_not_started_and_says_so(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def note(message: Message) -> bytes:
+        told.append(message.number)
+        return U64(0).pack()
+
+    answers = {
+        Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(16)).pack(),
+        Request.SET_STATUS: note,
+        Request.GET_STATUS: lambda _: U64(told[-1] & ~Status.FEATURES_OK).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        failed = host.start(expect=messages.Failed)
+        assert failed.reason == "the back-end refuses the features 0x140000000"
+        assert told == [3, 11, 0]
+        assert Request.SET_VRING_KICK not in puppet.asked
+        puppet.answers[Request.GET_STATUS] = lambda _: U64(11).pack()
+        host.start()
 
 
 def test_a_new_configuration_is_told(tmp_path: Path) -> None:
