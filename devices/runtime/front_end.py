@@ -16,6 +16,8 @@ what makes no sense is the end of this process, too.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import select
 import socket
@@ -39,6 +41,7 @@ from protocol.vhost_user import (
     Connection,
     Inflight,
     MemoryRegion,
+    Message,
     ProtocolFeature,
     Request,
     VringAddr,
@@ -144,6 +147,8 @@ class BackEnd:
             found = self.number(Request.GET_QUEUE_NUM)
             if found < queues:
                 raise HostError(f"it has {found} queues, and {queues} are wanted")
+        if journals and self.has(ProtocolFeature.INFLIGHT_SHMFD):
+            self._check_inflight([queue.size for queue in kind.virtqueues(config)])
         if kind.config_size:
             self.ask_config(kind.config_size)
         kind.check(self, config)
@@ -151,6 +156,21 @@ class BackEnd:
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether that was negotiated."""
         return bool(self._protocol & bit(feature))
+
+    def _check_inflight(self, sizes: Sequence[int]) -> None:
+        # What it would have for an in-flight region, were it the one to make it: that tells whether
+        # it can do with our journal, which is to outlive it.
+        with self.exchange(Request.GET_INFLIGHT_FD, _inflight(sizes, 0).pack()) as reply:
+            found, wanted = Inflight.unpack(reply.payload), _inflight(sizes, PAGE_SIZE)
+            if found.mmap_size != wanted.mmap_size:
+                raise HostError(
+                    f"its in-flight region has {found.mmap_size} bytes, and our journal "
+                    f"{wanted.mmap_size}"
+                )
+            try:
+                _check_layout(reply.take(), found, sizes)
+            except (ProtocolError, OSError, struct.error) as error:
+                raise HostError(f"its in-flight region: {error}") from error
 
     def add_status(self, status: Status) -> None:
         """Tell it how far the driver is, if it wants to know."""
@@ -193,8 +213,15 @@ class BackEnd:
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
         """The payload of its reply."""
+        with self.exchange(request, payload) as message:
+            return message.payload
+
+    def exchange(
+        self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
+    ) -> Message:
+        """Its reply, the caller's to close."""
         try:
-            self.connection.send(request, payload)
+            self.connection.send(request, payload, descriptors)
             return self._reply(request)
         except ProtocolError as error:
             raise _useless(request, error) from error
@@ -204,16 +231,19 @@ class BackEnd:
         acknowledges = self.has(ProtocolFeature.REPLY_ACK)
         try:
             self.connection.send(request, payload, descriptors, needs_reply=acknowledges)
-            if acknowledges and U64.unpack(self._reply(request)).value:
-                raise HostError(f"{request.name}: it says no")
+            if acknowledges:
+                with self._reply(request) as message:
+                    if message.number:
+                        raise HostError(f"{request.name}: it says no")
         except ProtocolError as error:
             raise _useless(request, error) from error
 
-    def _reply(self, request: Request) -> bytes:
-        with self.connection.wait(PATIENCE) as message:
-            if message.request is not request or not message.is_reply:
-                raise ProtocolError(f"{request.name}: {message.request.name} in reply")
-            return message.payload
+    def _reply(self, request: Request) -> Message:
+        message = self.connection.wait(PATIENCE)
+        if message.request is not request or not message.is_reply:
+            message.close()
+            raise ProtocolError(f"{request.name}: {message.request.name} in reply")
+        return message
 
 
 class FrontEnd(Worker):
@@ -358,8 +388,7 @@ class FrontEnd(Worker):
             self.journal.clear()
         elif self._back_end.has(ProtocolFeature.INFLIGHT_SHMFD):
             sizes = [queue.size for queue in self._declared]
-            size = journal.size_of(sizes) - PAGE_SIZE
-            region = Inflight(size, PAGE_SIZE, len(sizes), max(sizes)).pack()
+            region = _inflight(sizes, PAGE_SIZE).pack()
             self._back_end.tell(Request.SET_INFLIGHT_FD, region, [self._fds["journal"]])
 
     def _show(self, setup: QueueSetup) -> None:
@@ -397,6 +426,40 @@ def _useless(request: Request, error: ProtocolError) -> HostError:
     # What is wrong with a message names it already.
     why = str(error)
     return HostError(why if why.startswith(request.name) else f"{request.name}: {why}")
+
+
+def _inflight(sizes: Sequence[int], offset: int) -> Inflight:
+    # Our journal's, at ``offset`` of its file.
+    return Inflight(journal.size_of(sizes) - PAGE_SIZE, offset, len(sizes), max(sizes))
+
+
+def _check_layout(fd: int, region: Inflight, sizes: Sequence[int]) -> None:
+    # Of a fresh one: what is at the beginning of each queue's part. The file is closed.
+    try:
+        _check_shared_memory(fd)
+        if os.fstat(fd).st_size < region.mmap_offset + region.mmap_size:
+            raise ProtocolError("it is more than its file")
+        for index, size in enumerate(sizes):
+            at = region.mmap_offset + region.mmap_size // len(sizes) * index
+            header = os.pread(fd, journal.HEADER.size, at)
+            features, version, desc_num = journal.HEADER.unpack(header)
+            if features or version not in (0, journal.VERSION) or desc_num not in (0, size):
+                raise ProtocolError(
+                    f"queue {index} has features {features:#x}, version {version}, {desc_num} "
+                    "entries"
+                )
+    finally:
+        os.close(fd)
+
+
+def _check_shared_memory(fd: int) -> None:
+    # To read any other file may take as long as whoever serves it likes.
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ProtocolError("it is not in shared memory") from error
+        raise
 
 
 def _needed(*, journals: bool) -> list[Feature]:

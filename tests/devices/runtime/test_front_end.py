@@ -282,6 +282,7 @@ def test_one_that_keeps_a_journal_leaves_there_what_it_has_when_another_follows(
         front_end(tmp_path, direct=True) as host,
     ):
         host.start()
+        assert Request.GET_INFLIGHT_FD in puppet.asked
         (file,) = puppet.given[Request.SET_INFLIGHT_FD]
         assert os.path.sameopenfile(file, host._journal_fd)
         host.drivers[0].add(*read(0))
