@@ -214,8 +214,8 @@ class Blk(Device[Config]):
 
     @classmethod
     def _open_overlay(cls, base: int, config: Config, host: Host) -> int:
-        overlay = open_overlay(config.overlay, config.path, base)
-        if not host.lock(overlay, shared=False):
+        overlay, name = open_overlay(config.overlay, config.path, base)
+        if not host.lock(overlay, shared=False, name=name):
             os.close(overlay)
             why = "is in use: by another process, or twice in this run"
             raise BadInput("overlay", f"{config.overlay}: {why}")

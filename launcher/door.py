@@ -189,6 +189,7 @@ class Wishes:
         self._hand = hand
         self._device = device
         self._streams = streams
+        self._locks = locks
         self._host = Host(device, streams, locks)
         loop.on_readable(hand.handover.fileno(), self._wished)
 
@@ -209,10 +210,14 @@ class Wishes:
             raise BadInput(kind, "a machine that runs is connected to nothing new")
         return self._host.network(kind, where, mtu)
 
-    def lock(self, fd: int, *, shared: bool) -> bool:
-        """Lock it, and remember it."""
-        if not self._host.lock(fd, shared=shared):
+    def lock(self, fd: int, *, shared: bool, name: str = "") -> bool:
+        """Lock it, and remember it. A new one has its name from now on."""
+        if not self._host.lock(fd, shared=shared, name=name):
             return False
+        try:
+            self._locks.name(self._device, "device run")
+        except BadInput:
+            return False  # somebody was faster; it goes with the hand
         self._hand.locked.append(os.dup(fd))
         return True
 

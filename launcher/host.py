@@ -121,9 +121,9 @@ class Host:
             self._streams.networks = Networks(self._streams.clean_up)
         return self._streams.networks.descriptors(self._name, kind, where, mtu)
 
-    def lock(self, fd: int, *, shared: bool) -> bool:
+    def lock(self, fd: int, *, shared: bool, name: str = "") -> bool:
         """Lock ``fd``; see devices.runtime.device.Host."""
-        return self._locks.take(self._name, fd, shared=shared)
+        return self._locks.take(self._name, fd, shared=shared, name=name)
 
 
 def _duplicates(descriptors: dict[str, int]) -> dict[str, int]:

@@ -1,4 +1,5 @@
 """What the processes of devices may use, by their cgroups (protocol.jail.cgroup): chosen here.
+So is what an uplink may, with its passt.
 
 Memory is charged to the group of whoever touches a page first, and stays charged to it. A guest's
 page is touched first by a device as often as by the guest: by a disk that reads into it. So the
@@ -35,6 +36,18 @@ STANDING: Final[Mapping[str, str]] = {
     "pids.max": "64",
 }
 """The limits of any device, by the names of their files."""
+
+
+UPLINK: Final[Mapping[str, str]] = {
+    "cpu.max": "200000 100000",
+    "memory.oom.group": "1",
+    "memory.max": str(256 << 20),
+    "memory.swap.max": "0",
+    "pids.max": "8",
+}
+"""Those of an uplink, with its passt: a processor for each; an interpreter of 15 MiB and a passt of
+21, and the buffers of connections that the kernel has for it; three threads (the rest
+arbitrary)."""
 
 
 def of_memory(shared: int) -> dict[str, str]:

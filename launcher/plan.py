@@ -136,6 +136,12 @@ class Plan:
         """Give back all that is held, and remove what devices asked to have removed."""
         self._resources.close()
 
+    def name_files(self) -> None:
+        """Give the files that were made for devices their names, now that all else is right, or
+        BadInput; unless they are settled, too, they go with the plan (launcher.locks)."""
+        for device in self.devices:
+            self.locks.name(device.name, device.option)
+
     @property
     def processes(self) -> dict[str, list[PlannedDevice]]:
         """The devices, by the process that serves them: mostly one in each."""

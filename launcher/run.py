@@ -60,6 +60,7 @@ def run(plan: Plan, loop: Loop, signals: Signals) -> int:
 
         session = Session(plan, startup, loop, outputs, directory, groups, vmm, nursery, resources)
         signals.on_signal = session.on_signal
+        plan.name_files()
         outputs.begin()
         return session.run()
 

@@ -222,7 +222,7 @@ class Session:
             from launcher.networks import Uplinks
 
             networks = self._plan.streams.networks.by_device
-            self._uplinks = Uplinks(networks, self._loop, self._welcome)
+            self._uplinks = Uplinks(networks, self._loop, self._uplinked)
             self._uplinks.begin()
         self._loop.after(_START_DEADLINE, self._late)
         if self._plan.options.timeout is not None:
@@ -304,12 +304,16 @@ class Session:
         self._welcome(child)
         self._enclose(child)
 
-    def _enclose(self, child: Child) -> None:
+    def _uplinked(self, child: Child) -> None:
+        self._welcome(child)
+        self._enclose(child, limits.UPLINK)  # before it starts anybody
+
+    def _enclose(self, child: Child, standing: Mapping[str, str] = limits.STANDING) -> None:
         # As soon as there is nobody who waits for it.
         if child.is_free or isinstance(self._groups, HostError):
             return
         try:
-            child.group = self._groups.enclose(child.pid, limits.STANDING)
+            child.group = self._groups.enclose(child.pid, standing)
         except ProcessLookupError:
             pass  # its death is noticed
         except OSError as error:
@@ -427,6 +431,8 @@ class Session:
             case MachineReady():
                 self._vmm_lacks = message.lacks
                 self._startup.ready(message.phases)
+                for device in self._plan.devices:
+                    self._plan.locks.settle(device.name)
                 self._events.emit("ready", took=int(self._startup.phases["ready"] * 1_000_000))
                 self._serve_control()
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
@@ -601,6 +607,8 @@ class Session:
         detail: str,
     ) -> None:
         """Tell whoever wants to know."""
+        if kind == "swapped":
+            self._plan.locks.settle(device)
         self._events.emit(
             kind,
             device,

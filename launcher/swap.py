@@ -84,6 +84,12 @@ class Swaps:
             done(found)
             return
         after.fds.update(found[1])
+        try:
+            self._plan.locks.name(after.name, after.option)
+        except BadInput as error:
+            self._keep(before, after)
+            done(error)
+            return
 
         def told(served: Served | VibeError) -> None:
             if isinstance(served, VibeError):

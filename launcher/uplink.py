@@ -4,10 +4,11 @@ It moves packets between the device, which may be killed and replaced meanwhile,
 is the handover socket to the launcher. Two threads, one each way, that wait in their calls: who is
 slow holds up whoever sends to him, and nobody else.
 
-**user** is passt, which has the user's rights and no others, jails itself, and speaks TCP, UDP and
-ICMP with the host's own sockets. It takes packets from a stream: a packet's size in 4 bytes,
-big-endian, then the packet. It ends with this process, for that has the other end of its stream;
-and when passt ends, so does this, and the launcher starts another.
+**user** is passt, which speaks TCP, UDP and ICMP with the host's own sockets, and jails itself: a
+user namespace, an empty root, a list of system calls. What it does not give itself, it is given
+here: of root, a user that nobody is but this process, too; limits; and death with this
+process, whatever it does. It takes packets from a stream: a packet's size in 4 bytes,
+big-endian, then the packet. When passt ends, so does this, and the launcher starts another.
 
 **join** is a folder in which each machine has a socket. A packet goes to the socket of whoever has
 sent from that address, and to all of them where nobody has: what a switch does, without one. A
@@ -21,6 +22,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -56,6 +58,21 @@ _MOST_KNOWN = 4096
 _PATIENCE = 20_000
 
 _EXIT_ENDED = 1
+
+# What passt may have: some 8000 connections, which take it two files each; of memory it has 74 MiB
+# when it starts (measured; the rest arbitrary). It writes no file and starts nobody.
+_LIMITS = {
+    resource.RLIMIT_NOFILE: 16384,
+    resource.RLIMIT_NPROC: 0,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_DATA: 512 << 20,
+    resource.RLIMIT_AS: 512 << 20,
+}
+# The first port that anybody may listen at, unless somebody has set another.
+_FIRST_FREE_PORT = 1024
 
 Run = Callable[[], object]
 
@@ -103,25 +120,42 @@ def user(packets: socket.socket, spec: UplinkSpec) -> Sequence[Run]:
     """Both ways between ``packets`` and a passt that is started; HostError."""
     ours, theirs = socket.socketpair()
     said, saying = os.pipe2(os.O_CLOEXEC)
+    uplink = os.getpid()
+    is_low = any(one.host_port < _FIRST_FREE_PORT for one in spec.forwards)
+    # One user for both: who is another's is not signalled when this process dies.
+    jail.leave_root(jail.LOW_PORTS if is_low else 0)
     with theirs:
-        os.set_inheritable(theirs.fileno(), True)
-        command = [spec.program, *_options(theirs.fileno(), spec)]
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, saying, 1),
-            (os.POSIX_SPAWN_DUP2, saying, 2),
-        ]
         try:
-            # It has the launcher's environment, as far as that is passed on (launcher.spawn).
-            pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+            pid = os.fork()
+            if pid == 0:
+                _become_passt(theirs.fileno(), saying, spec, uplink)
         except OSError as error:
-            raise HostError(f"cannot start {spec.program}: {error.strerror}") from error
+            raise HostError(f"cannot fork: {error.strerror}") from error
         finally:
             os.close(saying)
     return [
         lambda: _from_passt(ours, packets, pid, said),
         lambda: _to_stream(packets, ours),
     ]
+
+
+def _become_passt(stream: int, saying: int, spec: UplinkSpec, uplink: int) -> NoReturn:
+    # Does not return, whatever happens: above are the uplink's frames.
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(saying, 1)
+        os.dup2(saying, 2)
+        os.set_inheritable(stream, True)
+        jail.limit(_LIMITS)
+        # The user namespace that it makes is below its own, so that the kernel does not forget.
+        jail.die_with(uplink)
+        # It has the launcher's environment, as far as that is passed on (launcher.spawn).
+        os.execv(spec.program, [spec.program, *_options(stream, spec)])
+    except Exception as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        os.write(2, f"cannot start {spec.program}: {why}".encode())
+    finally:
+        os._exit(_EXIT_ENDED)
 
 
 def _options(stream: int, spec: UplinkSpec) -> list[str]:

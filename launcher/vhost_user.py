@@ -92,7 +92,8 @@ def run(command: str, implementation: str, path: str, given: str) -> int:
         listener = _listen(path, resources)
         leading = Streams()
         resources.callback(leading.close)
-        opened = _open(command, device, config, Host(name, leading, _locks(resources)))
+        locks = _locks(resources)
+        opened = _open(command, device, config, Host(name, leading, locks))
         resources.callback(fds.close_all, opened.values())
         if leading.terminal:
             raise BadInput(f"{command}: backend", "a terminal is not to be had here; pty or socket")
@@ -105,6 +106,8 @@ def run(command: str, implementation: str, path: str, given: str) -> int:
             if leading.networks is not None:
                 server.connect(leading.networks)
             coming.on_signal = server.on_signal
+            locks.name(name, command)
+            locks.settle(name)
             for text in leading.announcements:
                 _say(text)
             _say(f"{name} waits for a front-end at {path}; Ctrl-C ends it")

@@ -32,9 +32,9 @@ class AskingHost:
             raise BadInput(answer.where, answer.why)
         return found
 
-    def lock(self, fd: int, *, shared: bool) -> bool:
+    def lock(self, fd: int, *, shared: bool, name: str = "") -> bool:
         """See devices.runtime.device.Host."""
-        return self._ask(Wish("lock", shared=shared), {"file": fd})[0].granted
+        return self._ask(Wish("lock", shared=shared, path=name), {"file": fd})[0].granted
 
     def _ask(self, wish: Wish, handed: Mapping[str, int]) -> tuple[Granted, dict[str, int]]:
         fds.send(self._channel, codec.pack(codec.to_plain(wish)), handed)
@@ -56,7 +56,8 @@ def answer(channel: socket.socket, host: Host, handover: Handover) -> None:
         elif wish.what == "network":
             found = host.network(wish.backend, wish.path, wish.mtu)
         elif set(handover.fds) == {"file"}:
-            granted = Granted(host.lock(handover.fds["file"], shared=wish.shared))
+            file = handover.fds["file"]
+            granted = Granted(host.lock(file, shared=wish.shared, name=wish.path))
         else:
             raise ProtocolError("a lock is of a file")
     except BadInput as error:

@@ -261,8 +261,8 @@ class Volunteer:
 class Wish:
     """To the launcher, from such a process, once it has its DeviceSpec: what ``Device.open`` asks
     of its host. A ``lock`` of the descriptor ``file`` that comes with this, which may be
-    ``shared``, a ``stream`` to ``backend`` at ``path``, or a ``network`` of that kind, with packets
-    of up to ``mtu`` bytes."""
+    ``shared``, and is to be called ``path`` if it is new; a ``stream`` to ``backend`` at ``path``;
+    or a ``network`` of that kind, with packets of up to ``mtu`` bytes."""
 
     what: Literal["lock", "stream", "network"]
     shared: bool = False

@@ -43,10 +43,13 @@ class Host(Protocol):
         the host's network, with the ports in ``where`` forwarded; or ``join``, the folder of an
         Ethernet. What is made for it takes packets of ``mtu`` bytes, unless that is 0."""
 
-    def lock(self, fd: int, *, shared: bool) -> bool:
+    def lock(self, fd: int, *, shared: bool, name: str = "") -> bool:
         """Lock the file ``fd`` (flock(2)) until the machine ends, or this device is replaced by
         one that does not; False if somebody else has it. The lock is the launcher's: a successor
-        of this device that wants the same file finds it locked for itself."""
+        of this device that wants the same file finds it locked for itself.
+
+        A file that ``open`` has made without a name (O_TMPFILE) gets ``name``, an absolute path,
+        once the device is to serve; if it never does, nothing is left of it."""
 
 
 class Runtime(Protocol):

@@ -29,6 +29,9 @@ REMOVE_FILE: Final[int] = lib.JAIL_REMOVE_FILE
 MAKE_SOCKET: Final[int] = lib.JAIL_MAKE_SOCKET
 """What may be done to files."""
 
+LOW_PORTS: Final = 1 << 10
+"""The capability to listen at ports that are root's (CAP_NET_BIND_SERVICE)."""
+
 SIGNAL_BORROWED: Final[int] = lib.JAIL_BORROWED
 """A signal that no thread of libc's making blocks for long; see jail.h."""
 
@@ -147,19 +150,37 @@ class Cell:
 
     def _become_nobody(self, number: int, proc: int) -> None:
         lib.jail_empty_bounding_set()  # while root may; another one comes with the namespace
-        for user in (number, _NOBODY):
-            try:
-                os.setgroups([])
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
-                break
-            except OSError as error:
-                self.lacks["user"] = error.strerror or ""
-        else:
+        if error := _become(number):
+            self.lacks["user"] = error.strerror or ""
             return
         # Its own files in /proc belong to it again; behind the seal to nobody.
         _check("being nobody", lib.jail_dumpable(True))
         self._enter_user(proc)
+
+
+def _become(number: int) -> OSError | None:
+    # Why root cannot be somebody else, if so.
+    for user in (number, _NOBODY):
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            return None
+        except OSError as error:
+            why = error
+    return why
+
+
+def leave_root(passed_on: int = 0) -> None:
+    """A root user becomes one that nobody else is, in no group, unless there is none. No
+    capability, but those of ``passed_on`` that there are, a bit each, which what is executed has,
+    too; and nothing is gained by that. For who has one thread."""
+    _check("dropping capabilities", lib.jail_save_capabilities(passed_on))
+    _check("dropping capabilities", lib.jail_empty_bounding_set())
+    if os.geteuid() == 0:
+        _become(_FIRST_USER + os.getpid())
+    _check("dropping capabilities", lib.jail_pass_on_capabilities(passed_on))
+    _check("no new privileges", lib.jail_no_new_privileges())
 
 
 def adopt_orphans(yes: bool) -> None:

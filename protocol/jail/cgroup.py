@@ -6,7 +6,7 @@ socket buffers, pages of a file) is no matter of its rlimits. So its launcher ma
     base                    what was delegated to us, or, of root, the hierarchy's own root
       vibevmm-NAME-PID/     the machine's; PID is its launcher's
         home/               launcher, VMM and zygote, where base is the group that we were in
-        4711/               a jailed device process, by its pid
+        4711/               a jailed device process, by its pid; or an uplink, with its passt
 
 A group has controllers below it, or processes in it, and not both (the root excepted): that is why
 the launcher, where it has but its own group, goes one further down, and comes back at the end.

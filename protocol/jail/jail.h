@@ -28,6 +28,12 @@ int jail_empty_bounding_set(void);
 /* Leave this thread, also root's, no capability but those of `kept` that it has, a bit each. */
 int jail_keep_capabilities(uint64_t kept);
 
+/* Before the bounding set is emptied, and root becomes somebody else: let `kept` outlive that. */
+int jail_save_capabilities(uint64_t kept);
+
+/* Behind that: the same as jail_keep_capabilities, and what is executed has them, too. */
+int jail_pass_on_capabilities(uint64_t kept);
+
 /* Whether others of the same user may look into this process, and a core be written of it. */
 int jail_dumpable(int yes);
 

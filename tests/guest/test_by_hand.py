@@ -361,3 +361,19 @@ def test_file_that_is_changed_is_swapped_in(tmp_path: Path, shouting: Asked) -> 
         shouting.machine.swap("shout0", str(changed))
 
     shouting.says("HELLO!", "hell1!", "hell2!", "hell3!")
+
+
+def test_an_overlay_that_it_makes_stays_if_it_serves(
+    tmp_path: Path, by_hand: Callable[..., Hand]
+) -> None:
+    image, wanted, unwanted = (tmp_path / name for name in ("image", "x.cow", "y.cow"))
+    image.write_bytes(bytes(1 << 16))
+    with machine(tmp_path, "auto", f"blk,{image}"):
+        asked = ("blk", "--attach", "m/blk0")
+        assert by_hand(*asked, f"overlay={unwanted}", "block_size=4096").end() == 2
+        hand = by_hand(*asked, f"overlay={wanted}")
+        hand.waits_for("serves")
+        assert hand.end(signal.SIGINT) == 130
+
+    assert wanted.exists()
+    assert not unwanted.exists()

@@ -254,6 +254,25 @@ def test_what_does_not_fit_leaves_the_one_that_serves_working(
     assert _goes_on(vm)
 
 
+@at_jail
+def test_an_overlay_is_made_for_a_successor_and_stays_if_that_serves(
+    machine: Callable[..., VM], tmp_path: Path
+) -> None:
+    vm, path = machine(FOR_EVER), tmp_path / "x.cow"
+    for implementation, settings in (("broken:Stillborn", {}), ("", {"block_size": 4096})):
+        with pytest.raises(Refused):
+            vm.swap("blk0", implementation, overlay=path, **settings)
+        assert not path.exists()
+
+    vm.swap("blk0", overlay=path)
+    with pytest.raises(Refused):
+        vm.swap("blk0", "broken:Stillborn")
+    assert _goes_on(vm)
+    vm.stop(force=True)
+
+    assert path.exists()
+
+
 def test_a_state_that_a_successor_does_not_take_over_comes_back(
     machine: Callable[..., VM],
 ) -> None:

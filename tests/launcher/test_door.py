@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from launcher import door as doors
-from launcher.door import Door, Hand
+from launcher.door import Door, Hand, Wishes
+from launcher.host import Streams
+from launcher.locks import Locks
 from launcher.loop import Loop
-from protocol import codec
+from protocol import codec, fds
 from protocol.specs import Notice, Volunteer
 
 VOLUNTEER = Volunteer("rng0", "mine.py", True)
@@ -98,6 +100,26 @@ def test_process_that_comes_is_known_by_a_pidfd(
     hand.kill()
     hand.close()
     hand.close()
+
+
+def test_a_new_file_has_its_name_while_whom_it_is_for_is_there(
+    guarded: Guarded, visitor: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    guarded.turn_until(lambda: guarded.came)
+    ((hand, _),) = guarded.came
+    locks, names = Locks(), [str(tmp_path / name) for name in ("new", "nowhere/new")]
+    wishes = Wishes(guarded.loop, hand, "blk0", Streams(), locks)
+    files = [os.open(tmp_path, os.O_RDWR | os.O_TMPFILE) for _ in names]
+
+    assert wishes.lock(files[0], shared=False, name=names[0])
+    assert not wishes.lock(files[1], shared=False, name=names[1])
+    assert os.path.exists(names[0])
+    locks.keep_only("blk0", [])  # as when it ends (launcher.session)
+
+    assert not os.path.exists(names[0])
+    wishes.end()
+    hand.close()
+    fds.close_all(files)
 
 
 def test_another_user_is_turned_away(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

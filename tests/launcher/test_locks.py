@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.locks import Locks
+from protocol.errors import BadInput
 
 
 @pytest.fixture
@@ -86,3 +87,62 @@ def test_lock_outlives_the_descriptor_that_it_was_taken_with(
     assert not is_free(opened[0])
     locks.close()
     assert is_free(opened[0])
+
+
+def new(folder: Path) -> int:
+    return os.open(folder, os.O_RDWR | os.O_TMPFILE)
+
+
+def test_a_new_file_has_its_name_when_it_is_to_serve_and_stays_if_it_does(
+    locks: Locks, tmp_path: Path
+) -> None:
+    path, fd = tmp_path / "new", new(tmp_path)
+    assert locks.take("blk0", fd, shared=False, name=str(path))
+    locks.settle("blk0")  # another of its files serves
+    locks.name("blk1", "--disk")
+    assert not path.exists()
+
+    locks.name("blk0", "--disk")
+    assert path.stat().st_ino == os.fstat(fd).st_ino
+    locks.name("blk0", "--disk")  # once
+    locks.settle("blk0")
+    locks.keep_only("blk0", [])
+
+    assert path.exists()
+    os.close(fd)
+
+
+def test_a_new_file_goes_with_its_lock_unless_it_serves(locks: Locks, tmp_path: Path) -> None:
+    fds = [new(tmp_path) for _ in range(3)]
+    for name, fd in zip("abc", fds, strict=True):
+        assert locks.take("blk0", fd, shared=False, name=str(tmp_path / name))
+    locks.name("blk0", "--disk")
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").write_text("mine")
+
+    locks.keep_only("blk0", fds[1:])
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "c").exists()
+    locks.close()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert (tmp_path / "b").read_text() == "mine"
+    for fd in fds:
+        os.close(fd)
+
+
+def test_two_new_files_have_not_one_name_and_none_has_that_of_another(
+    locks: Locks, tmp_path: Path
+) -> None:
+    path, fds = tmp_path / "new", [new(tmp_path), new(tmp_path)]
+    assert locks.take("blk0", fds[0], shared=False, name=str(path))
+    assert not locks.take("blk1", fds[1], shared=False, name=str(path))
+    path.write_text("mine")
+
+    with pytest.raises(BadInput, match=r"^--disk \(blk0\): /.*/new: File exists$"):
+        locks.name("blk0", "--disk")
+    locks.close()
+
+    assert path.read_text() == "mine"
+    for fd in fds:
+        os.close(fd)

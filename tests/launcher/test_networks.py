@@ -294,12 +294,12 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
         host.ip("address add 198.51.100.1/32 dev lo")
         host.ip("link set up0 up")
         host.ip("route add default via 192.0.2.254")
-        one = member("user", "tcp:8080:80+udp:127.0.0.1:5353:53", host.call)
+        one = member("user", "tcp:81:80+udp:127.0.0.1:5353:53", host.call)
         one.packets.send(arp("192.0.2.254"))
         first = one.packets.recv(1 << 17)
         while first[12:14] != b"\x08\x06":  # it also asks for us
             first = one.packets.recv(1 << 17)
-        assert "127.0.0.1:8080" in host.run("ss", "-ltn").stdout
+        assert "127.0.0.1:81 " in host.run("ss", "-ltn").stdout
         assert "127.0.0.1:5353" in host.run("ss", "-lun").stdout
         # Of its host it reaches what others reach, and not the loopback, whatever it calls that.
         with host.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as server:
@@ -313,8 +313,25 @@ def test_passt_answers_jailed_and_is_followed_by_another_when_it_dies(
         assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
         assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
         assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-        assert not re.search(r"^Uid:.*\t0$", status, re.MULTILINE)
+        user = 0x7000_0000 + one.children[0].pid
+        assert re.search(rf"^Uid:(\t{user}){{4}}$", status, re.MULTILINE)
+        assert re.search(rf"^Gid:(\t{user}){{4}}$", status, re.MULTILINE)
+        assert re.search(r"^Groups:\t *$", status, re.MULTILINE)
+        above = Path(f"/proc/{one.children[0].pid}/status").read_text()
+        assert re.search(rf"^Uid:(\t{user}){{4}}$", above, re.MULTILINE)
+        for capabilities in ("Bnd", "Prm", "Inh", "Amb"):
+            assert re.search(rf"^Cap{capabilities}:\t0+$", above, re.MULTILINE)
         assert os.listdir(f"/proc/{pid}/root/") == []
+        found = Path(f"/proc/{pid}/limits").read_text()
+        for what, most in (
+            ("Max processes", 0),
+            ("Max file size", 0),
+            ("Max core file size", 0),
+            ("Max open files", 16384),
+            ("Max data size", 512 << 20),
+            ("Max address space", 512 << 20),
+        ):
+            assert re.search(rf"^{what} +{most} +{most} ", found, re.MULTILINE), what
         os.kill(pid, signal.SIGKILL)
         one.until(lambda: not one.link.is_up)
         one.until(lambda: one.link.is_up)
@@ -342,6 +359,9 @@ def test_passt_ends_with_its_uplink_and_is_reaped(member: Callable[..., Member])
             one = member("user", "", host.call)
             one.until(lambda: bool(passts(one.children[0].pid)))
             (pid,) = passts(one.children[0].pid)
+            status = Path(f"/proc/{pid}/status")
+            one.until(lambda: "Seccomp:\t2" in status.read_text())
+            os.kill(pid, signal.SIGSTOP)  # and so does not notice that its stream has ended
             os.kill(one.children[0].pid, signal.SIGKILL)
             one.until(lambda: not Path(f"/proc/{pid}").exists())
         finally:

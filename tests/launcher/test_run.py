@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from launcher import cli, limits, nursery, plan, run, session
+from launcher import cli, limits, networks, nursery, plan, run, session
 from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
+from protocol import fds
 from protocol.jail.cgroup import CONTROLLERS
 from tests.support import fake_launcher
 from tests.support.cgroups import Cgroups
@@ -396,6 +398,30 @@ def test_devices_are_limited_before_they_hear_of_the_machine(
     assert tree.groups() == []
 
 
+def test_an_uplink_is_limited_before_it_starts_anybody(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Cgroups(*CONTROLLERS)
+    monkeypatch.setattr(run.cgroup, "Tree", lambda: tree)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    told: list[int] = []
+
+    def send(*arguments: Any) -> None:
+        told.append(len(tree.writes))
+        fds.send(*arguments)
+
+    monkeypatch.setattr(networks, "fds", SimpleNamespace(**{**vars(fds), "send": send}))
+
+    assert vibevmm(binary, "poweroff", "--net", f"join={tmp_path}/ether") == 0
+
+    pid = next(pid for path, pid in tree.writes[: told[0]] if path.endswith(f"/{pid}/cgroup.procs"))
+    mine = [(path, text) for path, text in tree.writes if f"/{pid}/" in path]
+    assert [(os.path.basename(path), text) for path, text in mine] == [
+        *limits.UPLINK.items(),
+        ("cgroup.procs", pid),
+    ]
+
+
 def test_signal_while_devices_are_forked_leaves_none_of_them(
     binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -454,3 +480,32 @@ def test_user_signal_prints_statistics_and_the_machine_goes_on(
 
     sender.join()
     assert "3 returns of KVM_RUN" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "more", "status"),
+    [
+        ("poweroff", [], 0),
+        ("poweroff", ["--dry-run"], 0),
+        ("poweroff", ["--disk", "nothere"], 2),
+        ("poweroff", ["--log-file", "nowhere/log"], 2),
+        ("poweroff", ["--disk", "image,overlay=link"], 2),
+        ("stillborn", [], 3),
+    ],
+    ids=["starts", "dry", "later", "log", "twice", "stillborn"],
+)
+def test_an_overlay_is_made_by_a_run_that_starts_and_by_no_other(
+    behaviour: str,
+    more: list[str],
+    status: int,
+    binary: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("image").write_bytes(bytes(1 << 20))
+    Path("link").symlink_to("x.cow")
+
+    assert vibevmm(binary, behaviour, "--disk", "image,overlay=x.cow", *more) == status
+
+    assert Path("x.cow").exists() == (not more and status == 0)

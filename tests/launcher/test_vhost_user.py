@@ -85,6 +85,17 @@ def test_a_socket_that_cannot_be_made_is_refused_by_its_option(tmp_path: Path) -
     assert refused("rng", "--vhost-user", tmp_path / ("x" * 200)).startswith("--vhost-user: ")
 
 
+def test_an_overlay_is_made_once_it_is_served(path: Path, tmp_path: Path) -> None:
+    image, overlay = tmp_path / "image", tmp_path / "x.cow"
+    image.write_bytes(bytes(1 << 20))
+    disk = ["blk", f"path={image}", f"overlay={overlay}"]
+    with Served(path, *disk) as served:
+        assert overlay.exists()
+        served.end(signal.SIGTERM)
+
+    assert overlay.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("is_served", [False, True])
 def test_a_signal_ends_it_and_the_socket_is_gone(

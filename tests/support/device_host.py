@@ -76,8 +76,11 @@ class FakeHost:
     def network(self, kind: str, where: str, mtu: int) -> dict[str, int]:
         return self.networks.descriptors(self.name, kind, where, mtu)
 
-    def lock(self, fd: int, *, shared: bool) -> bool:
-        return self._locks.take(self.name, fd, shared=shared)
+    def lock(self, fd: int, *, shared: bool, name: str = "") -> bool:
+        taken = self._locks.take(self.name, fd, shared=shared, name=name)
+        self._locks.name(self.name, "")
+        self._locks.settle(self.name)
+        return taken
 
     def close(self) -> None:
         self._locks.close()

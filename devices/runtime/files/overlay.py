@@ -185,8 +185,9 @@ class Overlay(Raw):
             self.current[block // 8] |= 1 << block % 8
 
 
-def open_overlay(path: str, base_path: str, base: int) -> int:
-    """The overlay at ``path`` of ``base``, the image at ``base_path``; made, if there is none.
+def open_overlay(path: str, base_path: str, base: int) -> tuple[int, str]:
+    """The overlay at ``path`` of ``base``, the image at ``base_path``. If there is none it is made,
+    without a name, and the absolute path that it is to have comes with it; else that is empty.
     BadInput of the key ``overlay``. Whoever has it to himself calls :func:`begin` next."""
     try:
         # O_NONBLOCK: a FIFO, which is refused, must not hold us up.
@@ -200,7 +201,7 @@ def open_overlay(path: str, base_path: str, base: int) -> int:
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, ""
 
 
 def begin(fd: int) -> None:
@@ -217,22 +218,34 @@ def begin(fd: int) -> None:
     os.pwrite(fd, _HEADER.pack(magic, version, size, changed, _boot()), 0)
 
 
-def _make(path: str, base: int) -> int:
+def _make(path: str, base: int) -> tuple[int, str]:
     size, changed = _identity(base)
+    name = os.path.realpath(path)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except (OSError, ValueError) as error:
+        fd = _new(name)
+    except OSError as error:
         raise BadInput("overlay", f"{path}: {_why(error)}") from error
     try:
         os.ftruncate(fd, _data_offset(size) + size)
         os.posix_fallocate(fd, 0, _data_offset(size))
         os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, size, changed, _boot()), 0)
-        os.fsync(fd)
     except OSError as error:
+        if os.fstat(fd).st_nlink:
+            os.unlink(name)
         os.close(fd)
-        os.unlink(path)
         raise BadInput("overlay", f"{path}: {_why(error)}") from error
-    return fd
+    return fd, name
+
+
+def _new(path: str) -> int:
+    # Without a name; but some file systems have no such files (NFS, or an overlayfs of old).
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(os.path.dirname(path), flags | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def _check(fd: int, path: str, base_path: str, base: int) -> None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,8 @@ from devices.blk import Blk, Config, Feature, MappedBlk, Request, Status
 from devices.runtime import files
 from devices.runtime.files import overlay
 from devices.runtime.files.overlay import BLOCK, Overlay, begin, open_overlay
+from launcher.host import Host, Streams
+from launcher.locks import Locks
 from protocol import fds
 from protocol.errors import BadInput
 from tests.support.device_host import DeviceHost, FakeHost
@@ -38,7 +41,9 @@ def base(tmp_path: Path) -> Path:
 def opened(base: Path, path: Path, *, syncs: bool = True) -> Iterator[Overlay]:
     """As a process has it, which ends without a word."""
     below = os.open(base, os.O_RDONLY)
-    fd = open_overlay(str(path), str(base), below)
+    fd, name = open_overlay(str(path), str(base), below)
+    if name:
+        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=below)  # which is not looked at
     begin(fd)
     made = Overlay(fd, below, SIZE, syncs=syncs)
     try:
@@ -268,3 +273,24 @@ def test_one_that_could_not_be_made_is_not_left_behind(
         patch.setattr(overlay.os, "ftruncate", refuse)
         assert complaint(base, tmp_path / "x.cow").endswith("File too large")
     assert not (tmp_path / "x.cow").exists()
+
+
+def test_a_new_one_has_a_name_at_once_only_where_there_are_no_files_without(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(path: str, flags: int, mode: int = 0o777, open_: Any = os.open) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return int(open_(path, flags, mode))
+
+    path, locks = tmp_path / "x.cow", Locks()
+    host = Host("blk0", Streams(), locks)
+    for is_lacking in (False, True):
+        with monkeypatch.context() as patch:
+            if is_lacking:
+                patch.setattr(overlay.os, "open", lacking)
+            given = Blk.open(Config(str(base), overlay=str(path)), host)
+        assert path.exists() == is_lacking
+        locks.close()
+        assert not path.exists()
+        fds.close_all(given.values())
