@@ -18,6 +18,7 @@ the folder is left alone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ import socket
 import stat
 import struct
 import sys
+import termios
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -201,9 +203,9 @@ class Ethernet:
     ``name``."""
 
     def __init__(self, member: socket.socket, name: str) -> None:
-        member.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, _PATIENCE))
         self._member = member
         self._name = name
+        self._sender = self._new_sender()
         self._known: dict[bytes, str] = {}
         self._slow: set[str] = set()
 
@@ -227,7 +229,7 @@ class Ethernet:
         buffer = memoryview(bytearray(MOST))
         while True:
             size, sender = self._member.recvfrom_into(buffer)
-            # A socket that has no name is no machine's, and one of an abstract name has bytes.
+            # A socket that has no name is no machine's; an abstract one is bytes.
             name = os.path.basename(os.fsdecode(sender or ""))
             if size < _LEAST or not _MEMBER.fullmatch(name):
                 continue
@@ -239,9 +241,13 @@ class Ethernet:
     def _send(self, packet: memoryview, name: str) -> bool:
         # Whether there is such a machine.
         try:
-            self._member.sendto(packet, socket.MSG_DONTWAIT if name in self._slow else 0, name)
+            self._sender.sendto(packet, socket.MSG_DONTWAIT if name in self._slow else 0, name)
             self._slow.discard(name)
         except BlockingIOError:
+            if self._is_clogged():
+                self._sender.close()
+                self._sender = self._new_sender()
+                return self._send(packet, name)
             self._slow.add(name)
         except (ConnectionRefusedError, FileNotFoundError):
             # Bound before it was there to be found, it would not refuse if it lived. What is no
@@ -254,6 +260,20 @@ class Ethernet:
         except OSError:
             return False  # no socket; or one of another kind
         return True
+
+    def _new_sender(self) -> socket.socket:
+        # Of an abstract name, by whose last part we are known as by our path.
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sender.bind(f"\0{os.urandom(_ADDRESS).hex()}/{self._name}")
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, _PATIENCE))
+        return sender
+
+    def _is_clogged(self) -> bool:
+        # What nobody has taken yet counts against its sender, who then can send to nobody else.
+        # Its socket is left to those packets.
+        unread = fcntl.ioctl(self._sender, termios.TIOCOUTQ, bytes(4))
+        most = self._sender.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return int.from_bytes(unread, sys.byteorder) >= most
 
 
 if __name__ == "__main__":

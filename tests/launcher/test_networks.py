@@ -161,6 +161,21 @@ def test_one_that_is_killed_leaves_the_others_going_and_its_socket_is_removed(
     assert len(list(folder.iterdir())) == 2
 
 
+def test_one_that_reads_nothing_keeps_nobody_from_the_others(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lan"
+    one, two = (member("join", str(folder)) for _ in range(2))
+    two.packets.settimeout(2)  # far more than anybody is waited for
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(folder / "0123456789ab"))
+        # Of which a few fill what a socket may have sent without its being read.
+        for number in range(20):
+            one.packets.send(packet(EVERYBODY, 1, bytes([number]) * 60000))
+            assert two.packets.recv(1 << 17)[-1] == number
+    (folder / "0123456789ab").unlink()
+
+
 def test_what_else_is_in_the_folder_is_left_alone(
     member: Callable[..., Member], tmp_path: Path
 ) -> None:
