@@ -205,15 +205,17 @@ class Ethernet:
     def __init__(self, member: socket.socket, name: str) -> None:
         self._member = member
         self._name = name
-        self._sender = self._new_sender()
+        self.sender = self._new_sender()
         self._known: dict[bytes, str] = {}
         self._slow: set[str] = set()
+        self._may_wait = True  # with this packet
 
     def to_others(self, packets: socket.socket) -> None:
         """Send what comes from ``packets``, until that ends."""
         buffer = memoryview(bytearray(MOST))
         while size := packets.recv_into(buffer):
             packet = buffer[:size]
+            self._may_wait = True
             to = bytes(packet[:_ADDRESS])
             other = self._known.get(to)
             if other is not None:
@@ -240,13 +242,15 @@ class Ethernet:
 
     def _send(self, packet: memoryview, name: str) -> bool:
         # Whether there is such a machine.
+        waits = self._may_wait and name not in self._slow
         try:
-            self._sender.sendto(packet, socket.MSG_DONTWAIT if name in self._slow else 0, name)
+            self.sender.sendto(packet, 0 if waits else socket.MSG_DONTWAIT, name)
             self._slow.discard(name)
         except BlockingIOError:
+            self._may_wait = False
             if self._is_clogged():
-                self._sender.close()
-                self._sender = self._new_sender()
+                self.sender.close()
+                self.sender = self._new_sender()
                 return self._send(packet, name)
             self._slow.add(name)
         except (ConnectionRefusedError, FileNotFoundError):
@@ -271,8 +275,8 @@ class Ethernet:
     def _is_clogged(self) -> bool:
         # What nobody has taken yet counts against its sender, who then can send to nobody else.
         # Its socket is left to those packets.
-        unread = fcntl.ioctl(self._sender, termios.TIOCOUTQ, bytes(4))
-        most = self._sender.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        unread = fcntl.ioctl(self.sender, termios.TIOCOUTQ, bytes(4))
+        most = self.sender.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         return int.from_bytes(unread, sys.byteorder) >= most
 
 
