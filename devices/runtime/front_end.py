@@ -16,6 +16,7 @@ what makes no sense is the end of this process, too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,9 +24,10 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from devices.runtime import transfer
 from devices.runtime.device import C, Device, Jail
 from devices.runtime.queue import Queue
 from devices.runtime.worker import Worker
@@ -36,9 +38,13 @@ from protocol.messages import QueueSetup
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
     FROM_BACK_END,
+    STATE_ERROR,
+    STATE_NOFD,
     U64,
     ConfigSpace,
     Connection,
+    DeviceState,
+    Direction,
     Inflight,
     MemoryRegion,
     Message,
@@ -73,6 +79,7 @@ _UNDERSTOOD = sum(
         ProtocolFeature.CONFIG,
         ProtocolFeature.INFLIGHT_SHMFD,
         ProtocolFeature.STATUS,
+        ProtocolFeature.DEVICE_STATE,
     )
 )
 
@@ -84,8 +91,9 @@ class External(Device[C]):
 
     connects = True
     # Descriptors go to the back-end, to nobody else: this process has no other socket but the
-    # channel, which takes none.
-    jail = Jail(frozenset({"sendmsg", "recvmsg"}))
+    # channel, which takes none. The back-end's state goes through a pipe, or what it has instead,
+    # which is looked at.
+    jail = Jail(frozenset({"sendmsg", "recvmsg", "pipe2", "fstat", "newfstatat"}), descriptors=3)
 
     config_size: ClassVar[int] = 0
     """Bytes of the configuration space that the back-end has; 0: it is not asked for it."""
@@ -196,6 +204,51 @@ class BackEnd:
             self.reset()
             raise ProtocolError(f"the back-end refuses the features {features:#x}")
 
+    def save(self) -> bytes:
+        """The state that it has, its rings being stopped; empty if it knows of none."""
+        if not self.has(ProtocolFeature.DEVICE_STATE):
+            return b""
+        try:
+            with self._transfer(Direction.SAVE) as end:
+                state = transfer.receive(end)
+            self._check_state()
+        except ProtocolError as error:
+            raise HostError(str(error)) from error
+        return state
+
+    def load(self, state: bytes) -> None:
+        """The opposite. ProtocolError if it makes nothing of it."""
+        if not self.has(ProtocolFeature.DEVICE_STATE):
+            raise ProtocolError("the back-end takes no state over")
+        with self._transfer(Direction.LOAD) as end:
+            transfer.send(end, state)
+        self._check_state()
+
+    @contextlib.contextmanager
+    def _transfer(self, direction: Direction) -> Iterator[int]:
+        # Our end of a pipe, or what the back-end has instead.
+        with contextlib.ExitStack() as stack:
+            ends = os.pipe2(os.O_CLOEXEC)
+            ours, theirs = ends if direction is Direction.SAVE else ends[::-1]
+            stack.callback(os.close, ours)
+            told = DeviceState(direction, 0).pack()
+            try:
+                reply = self.exchange(Request.SET_DEVICE_STATE_FD, told, [theirs])
+            finally:
+                os.close(theirs)
+            stack.enter_context(reply)
+            if reply.number & STATE_ERROR:
+                raise ProtocolError(f"the back-end does not {direction.name.lower()} its state")
+            if not reply.number & STATE_NOFD:
+                ours = reply.take()
+                stack.callback(os.close, ours)
+                transfer.check(ours)
+            yield ours
+
+    def _check_state(self) -> None:
+        if said := self.number(Request.CHECK_DEVICE_STATE):
+            raise ProtocolError(f"the back-end says that its state went wrong ({said:#x})")
+
     def ask_config(self, size: int) -> None:
         """Learn its configuration space, of so many bytes."""
         reply = self.ask(Request.GET_CONFIG, ConfigSpace(0, 0, bytes(size)).pack())
@@ -303,12 +356,12 @@ class FrontEnd(Worker):
         mediators or the back-end's own journal tell."""
         if features & ~self.features:
             raise ProtocolError(f"features {features & ~self.features:#x} were not offered")
-        if state:
-            raise ProtocolError("a back-end takes no state over")
         agreed = features & self._back_end.features | bit(F_PROTOCOL_FEATURES)
         self._back_end.agree(agreed)
         self._share_memory()
         self._share_journal(setups)
+        if state:
+            self._back_end.load(state)
         for setup in setups:
             self._show(setup)
         for setup in setups:
@@ -328,8 +381,9 @@ class FrontEnd(Worker):
         for setup in tuple(self._served.values()):
             self._stop(setup, drain=not self._journals)
         # It is not reset: what it has in flight is the next one's.
+        state = self._back_end.save() if self._running else b""
         self._running = False
-        return b""
+        return state
 
     def stop(self) -> None:
         """See Worker. HostError, and this process ends, if the back-end does not come to rest."""
