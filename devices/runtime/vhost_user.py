@@ -469,8 +469,7 @@ class BackEnd:
         told = DeviceState.unpack(message.payload)
         if told.phase or told.direction not in tuple(Direction):
             raise ProtocolError(f"direction {told.direction}, phase {told.phase}")
-        if any(ring.is_served for ring in self._rings):
-            raise ProtocolError("the device is not stopped")
+        self._must_rest()
         self._end_loading()
         self._went_well = False
         fd = message.take()
@@ -512,6 +511,7 @@ class BackEnd:
 
     def _check_device_state(self, message: Message) -> bytes:
         if self._loading is not None:
+            self._must_rest()
             try:
                 state = transfer.receive(self._loading, self._brought)
                 if state:
@@ -528,7 +528,12 @@ class BackEnd:
             os.close(self._loading)
             self._loading = None
 
+    def _must_rest(self) -> None:
+        if any(ring.is_served for ring in self._rings):
+            raise ProtocolError("the device is not stopped")
+
     def _rest(self) -> None:
+        # What it knows then is told later on, as often as it is asked.
         if self._worker.is_running:
             self._state = self._worker.device.save()
         self._worker.stop()

@@ -631,6 +631,18 @@ def test_a_transfer_that_makes_no_sense_costs_the_connection(
     assert f"E the front-end: SET_DEVICE_STATE_FD: {words}" in saver.log()
 
 
+def test_what_has_begun_its_work_takes_nothing_over(saver: BackEnd) -> None:
+    theirs, ours = os.pipe()
+    begin(saver, Direction.LOAD, theirs)
+    os.write(ours, b"\1left")
+    os.close(ours)
+    saver.set_table()
+    saver.start()
+    saver.connection.send(Request.CHECK_DEVICE_STATE)
+    assert saver.is_hung_up_on()
+    assert "CHECK_DEVICE_STATE: the device is not stopped" in saver.log()
+
+
 def test_what_is_at_work_has_no_state_to_tell(saver: BackEnd) -> None:
     saver.set_table()
     saver.start()
