@@ -171,6 +171,7 @@ class Net(Device[Config]):
         self._is_up = self._link.is_up
         self._features = 0
         self._native: Any = None  # the lanes' struct net
+        self._is_lost = False
         self._waiting = b""
         self._waited_with = -1  # so many buffers, where too few were there
 
@@ -255,7 +256,18 @@ class Net(Device[Config]):
             counted = ("sent", "dropped")
             return Lane(build, lib.net_send, native, counters, counted, source=source)
         counted, turn = ("received", "refused"), lib.net_receive
-        return Lane(build, None, native, counters, counted, turn=turn, source=source)
+        return Lane(
+            build, None, native, counters, counted, turn=turn, source=source, spent=self._look_out
+        )
+
+    def _look_out(self) -> None:
+        if self._native.lost:
+            self._lost()
+
+    def _lost(self) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            _logger.warning("%s is gone: packets go nowhere", self.config.tap or "the uplink")
 
     # Neither queue owes anything: nobody may send, and who reads at the other end may be slow.
 
@@ -308,7 +320,10 @@ class Net(Device[Config]):
         # Whether something came, and maybe waits now.
         try:
             packet = os.read(self._packets, _MOST + 1)
+        except BlockingIOError:
+            return False
         except OSError:
+            self._lost()
             return False
         if packet and not self.config.tap:
             packet = bytes(HEADER.size) + packet

@@ -19,6 +19,7 @@ the folder is left alone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ import socket
 import stat
 import struct
 import sys
+import termios
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -248,17 +250,19 @@ class Ethernet:
     ``name``."""
 
     def __init__(self, member: socket.socket, name: str) -> None:
-        member.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, _PATIENCE))
         self._member = member
         self._name = name
+        self.sender = self._new_sender()
         self._known: dict[bytes, str] = {}
         self._slow: set[str] = set()
+        self._may_wait = True  # with this packet
 
     def to_others(self, packets: socket.socket) -> None:
         """Send what comes from ``packets``, until that ends."""
         buffer = memoryview(bytearray(MOST))
         while size := packets.recv_into(buffer):
             packet = buffer[:size]
+            self._may_wait = True
             to = bytes(packet[:_ADDRESS])
             other = self._known.get(to)
             if other is not None:
@@ -274,7 +278,7 @@ class Ethernet:
         buffer = memoryview(bytearray(MOST))
         while True:
             size, sender = self._member.recvfrom_into(buffer)
-            # A socket that has no name is no machine's, and one of an abstract name has bytes.
+            # A socket that has no name is no machine's; an abstract one is bytes.
             name = os.path.basename(os.fsdecode(sender or ""))
             if size < _LEAST or not _MEMBER.fullmatch(name):
                 continue
@@ -285,10 +289,16 @@ class Ethernet:
 
     def _send(self, packet: memoryview, name: str) -> bool:
         # Whether there is such a machine.
+        waits = self._may_wait and name not in self._slow
         try:
-            self._member.sendto(packet, socket.MSG_DONTWAIT if name in self._slow else 0, name)
+            self.sender.sendto(packet, 0 if waits else socket.MSG_DONTWAIT, name)
             self._slow.discard(name)
         except BlockingIOError:
+            self._may_wait = False
+            if self._is_clogged():
+                self.sender.close()
+                self.sender = self._new_sender()
+                return self._send(packet, name)
             self._slow.add(name)
         except (ConnectionRefusedError, FileNotFoundError):
             # Bound before it was there to be found, it would not refuse if it lived. What is no
@@ -301,6 +311,20 @@ class Ethernet:
         except OSError:
             return False  # no socket; or one of another kind
         return True
+
+    def _new_sender(self) -> socket.socket:
+        # Of an abstract name, by whose last part we are known as by our path.
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sender.bind(f"\0{os.urandom(_ADDRESS).hex()}/{self._name}")
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, _PATIENCE))
+        return sender
+
+    def _is_clogged(self) -> bool:
+        # What nobody has taken yet counts against its sender, who then can send to nobody else.
+        # Its socket is left to those packets.
+        unread = fcntl.ioctl(self.sender, termios.TIOCOUTQ, bytes(4))
+        most = self.sender.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return int.from_bytes(unread, sys.byteorder) >= most
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ from protocol.memory import PAGE_SIZE, create_memfd
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+#: Of what begins each queue's region: features, version, entries (vhost-user's QueueRegionSplit).
+HEADER = struct.Struct("=QHH")
+VERSION = 1
 
 # A cache line for each queue's positions, the first of the page left free, and regions that
 # begin on one.

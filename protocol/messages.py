@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.codec import MAX_MESSAGE
 from protocol.specs import Part
 
 PROTOCOL_VERSION = 3
@@ -74,6 +75,10 @@ class Failed:
     """Reply: the request was not carried out, and why."""
 
     reason: str
+
+
+MAX_STATE = MAX_MESSAGE - 8192
+"""Bytes of a device's state: so much fits into one Start, beside the most queues there are."""
 
 
 @dataclass(frozen=True, slots=True)

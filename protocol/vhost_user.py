@@ -76,6 +76,8 @@ class Request(IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
 
 
 class BackendRequest(IntEnum):
@@ -104,6 +106,7 @@ class ProtocolFeature(IntEnum):
     INBAND_NOTIFICATIONS = 14
     CONFIGURE_MEM_SLOTS = 15
     STATUS = 16
+    DEVICE_STATE = 19
 
 
 F_PROTOCOL_FEATURES = 30
@@ -117,6 +120,10 @@ MAX_DESCRIPTORS = MAX_REGIONS
 
 VRING_INDEX, VRING_NOFD = 0xFF, 0x100
 """Of the payload of SET_VRING_KICK, CALL and ERR: which ring; no descriptor comes with it."""
+
+STATE_ERROR, STATE_NOFD = 0xFF, 0x100
+"""Of the reply to SET_DEVICE_STATE_FD: what is no 0 says no; no descriptor comes with it, and the
+one that was sent is used."""
 
 VRING_F_LOG = 1
 """The flag of SET_VRING_ADDR: what is written there is to be logged."""
@@ -220,6 +227,22 @@ class Inflight(_Payload):
     queue_size: int
 
 
+class Direction(IntEnum):
+    """Which way a device's state goes."""
+
+    SAVE = 0
+    LOAD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState(_Payload):
+    """A transfer of a device's state: its Direction, and the phase, 0: all rings are stopped."""
+
+    layout = struct.Struct("=II")
+    direction: int
+    phase: int
+
+
 _TABLE = struct.Struct("=II")
 _SINGLE = struct.Struct("=Q")
 
@@ -297,6 +320,8 @@ FROM_FRONT_END: Mapping[Request, Shape] = {
     Request.REM_MEM_REG: _REGION,
     Request.SET_STATUS: _U64,
     Request.GET_STATUS: _EMPTY,
+    Request.SET_DEVICE_STATE_FD: Shape(8, 8, 1),
+    Request.CHECK_DEVICE_STATE: _EMPTY,
 }
 """Requests that a back-end takes."""
 
@@ -305,6 +330,7 @@ FROM_BACK_END: Mapping[Request, Shape] = {
     **dict.fromkeys(FROM_FRONT_END, _U64),
     Request.GET_CONFIG: Shape(0, _CONFIG.most),
     Request.GET_INFLIGHT_FD: _INFLIGHT._replace(descriptors=1),
+    Request.SET_DEVICE_STATE_FD: Shape(8, 8, 1),
 }
 """Replies that a front-end takes, by what they reply to."""
 

@@ -33,7 +33,8 @@ static void pause_a_little(void)
 
 /* Whether work comes while we look out for it, instead of sleeping: then nobody has to wake anybody.
  * Each time in vain doubles how often we sleep at once before the next; a time that paid halves it.
- * Who shares this CPU with us cannot give us work while we look, and is given way for longest. */
+ * Who shares this CPU with us cannot give us work while we look, and is given way for longest; so is
+ * anybody else who wants it, though it paid. */
 static bool look_out(struct lane *lane)
 {
     struct lane_outlook *outlook = &lane->outlook;
@@ -42,23 +43,25 @@ static bool look_out(struct lane *lane)
         return false;
     }
     uint64_t start = time_of(CLOCK_MONOTONIC), before = start, gap = 0;
-    while (before - start < OUTLOOK_NS && gap < GAP_NS) {
-        for (int i = 0; i < LOOKS; i++) {
-            if (ring_is_waiting(lane->ring)) {
-                outlook->doubt /= 2;
-                return true;
-            }
+    bool found = false;
+    while (!found && before - start < OUTLOOK_NS && gap < GAP_NS) {
+        for (int i = 0; i < LOOKS && !found; i++) {
             pause_a_little();
+            found = ring_is_waiting(lane->ring);
         }
         uint64_t now = time_of(CLOCK_MONOTONIC);
         gap = now - before;
         before = now;
     }
-    outlook->doubt = gap < GAP_NS ? outlook->doubt * 2 + 1 : MOST_DOUBT;
-    if (outlook->doubt > MOST_DOUBT)
+    if (gap >= GAP_NS)
         outlook->doubt = MOST_DOUBT;
-    outlook->skip = outlook->doubt;
-    return false;
+    else if (found)
+        outlook->doubt /= 2;
+    else if (outlook->doubt < MOST_DOUBT)
+        outlook->doubt = outlook->doubt * 2 + 1;
+    if (!found || gap >= GAP_NS)
+        outlook->skip = outlook->doubt;
+    return found;
 }
 
 void lane_publish(struct lane *lane)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +46,8 @@ class Lane:
     """A queue that ``carry_out`` of ``build`` serves, for the C struct ``device``; or ``turn``,
     which is not chain by chain. Of ``device`` the fields ``counted`` are counters, whose values go
     to ``counters``. ``keeper`` is its struct lane_keeper, of requests that an io_uring carries out;
-    ``source`` a descriptor that it waits for besides its kick, -1 for none."""
+    ``source`` a descriptor that it waits for besides its kick, -1 for none; ``spent`` is called
+    when a turn has ended so."""
 
     def __init__(
         self,
@@ -59,9 +60,11 @@ class Lane:
         *,
         turn: Any = None,
         source: int = -1,
+        spent: Callable[[], None] = lambda: None,
     ) -> None:
         self.build = build
         self.source = source
+        self.spent = spent
         self._device = device
         self._counters, self._counted = counters, counted
         self._known: Counter[str] = Counter()

@@ -264,8 +264,13 @@ static int receive_one(struct lane *lane)
     if (net->waiting)
         return deliver(lane);
     int taken = take(net);
-    if (taken == LOST)
+    if (taken == LOST) {
         lane->source = -1; /* it is of no use any more, and would wake us all the time */
+        if (!net->lost) {
+            net->lost = true;
+            return LANE_SPENT;
+        }
+    }
     lane->awaited = taken == RECEIVED ? 0 : POLLIN;
     return taken == RECEIVED ? LANE_TURN : stock_up(lane);
 }

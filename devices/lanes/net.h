@@ -25,6 +25,7 @@ struct net {
     uint32_t segments; /* its segmentation: GUEST_TSO4 and so on, a bit for each GSO_..., */
     bool congestion;   /* and that with ECN: GUEST_ECN */
     bool down;         /* the link */
+    bool lost;         /* packets: a read has failed for good, of which the lane's SPENT tells once */
 
     uint64_t sent;
     uint64_t received;

@@ -120,6 +120,8 @@ class LaneQueue(Queue):
         if end is End.WAITS:
             self._loop.later(self._serve, _WAIT)
             return
+        if end is End.SPENT:
+            self.lane.spent()
         if end is End.SPENT and limit is not None and (seconds := limit.wait()):
             self._loop.later(self._serve, seconds)
             return

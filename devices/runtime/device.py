@@ -80,10 +80,11 @@ class Runtime(Protocol):
 class Jail:
     """What a device may do beyond the common set: system calls, by the kernel's names, and ioctl(2)
     with these request numbers. One of those must not make the kernel send signals, nor give out
-    descriptors."""
+    descriptors. It may come to have so many more ``descriptors``, if a system call makes some."""
 
     syscalls: frozenset[str] = frozenset()
     ioctls: frozenset[int] = frozenset()
+    descriptors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

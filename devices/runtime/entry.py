@@ -226,6 +226,7 @@ def serve(
             files_grow=any(member.is_traced for member in members),
             ioctls=frozenset().union(*(member.kind.jail.ioctls for member in members)),
             urings=[fd for session in sessions for fd in session.worker.urings],
+            descriptors=sum(member.kind.jail.descriptors for member in members),
         )
         parts = seal.parts
     serving = set(sessions)
@@ -260,6 +261,7 @@ def serve_front_end(member: Member, seal: Seal | None, parent: socket.socket) ->
             member.spec.on_violation,
             files_grow=False,
             urings=worker.urings,
+            descriptors=member.kind.jail.descriptors,
             receives=vhost_user.descriptors(len(worker.queues)),
             ioctls=member.kind.jail.ioctls,
         )

@@ -16,14 +16,18 @@ what makes no sense is the end of this process, too.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from devices.runtime import transfer
 from devices.runtime.device import C, Device, Jail
 from devices.runtime.queue import Queue
 from devices.runtime.worker import Worker
@@ -34,18 +38,23 @@ from protocol.messages import QueueSetup
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
     FROM_BACK_END,
+    STATE_ERROR,
+    STATE_NOFD,
     U64,
     ConfigSpace,
     Connection,
+    DeviceState,
+    Direction,
     Inflight,
     MemoryRegion,
+    Message,
     ProtocolFeature,
     Request,
     VringAddr,
     VringState,
     pack_table,
 )
-from protocol.virtio import DEVICE_FEATURES, RING_FEATURES, Feature, bit
+from protocol.virtio import DEVICE_FEATURES, RING_FEATURES, Feature, Status, bit
 
 if TYPE_CHECKING:
     from devices.runtime.faults import Injector
@@ -69,6 +78,8 @@ _UNDERSTOOD = sum(
         ProtocolFeature.BACKEND_REQ,
         ProtocolFeature.CONFIG,
         ProtocolFeature.INFLIGHT_SHMFD,
+        ProtocolFeature.STATUS,
+        ProtocolFeature.DEVICE_STATE,
     )
 )
 
@@ -80,8 +91,9 @@ class External(Device[C]):
 
     connects = True
     # Descriptors go to the back-end, to nobody else: this process has no other socket but the
-    # channel, which takes none.
-    jail = Jail(frozenset({"sendmsg", "recvmsg"}))
+    # channel, which takes none. The back-end's state goes through a pipe, or what it has instead,
+    # which is looked at.
+    jail = Jail(frozenset({"sendmsg", "recvmsg", "pipe2", "fstat", "newfstatat"}), descriptors=3)
 
     config_size: ClassVar[int] = 0
     """Bytes of the configuration space that the back-end has; 0: it is not asked for it."""
@@ -122,6 +134,7 @@ class BackEnd:
         """That it offers, and of those that belong to no device."""
         self.config = b""
         self._protocol = 0
+        self._status = Status(0)
 
     def negotiate(self, kind: type[External[Any]], config: Any) -> None:
         """Learn what it is, and see that it can be a ``kind`` with ``config``."""
@@ -142,6 +155,8 @@ class BackEnd:
             found = self.number(Request.GET_QUEUE_NUM)
             if found < queues:
                 raise HostError(f"it has {found} queues, and {queues} are wanted")
+        if journals and self.has(ProtocolFeature.INFLIGHT_SHMFD):
+            self._check_inflight([queue.size for queue in kind.virtqueues(config)])
         if kind.config_size:
             self.ask_config(kind.config_size)
         kind.check(self, config)
@@ -149,6 +164,90 @@ class BackEnd:
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether that was negotiated."""
         return bool(self._protocol & bit(feature))
+
+    def _check_inflight(self, sizes: Sequence[int]) -> None:
+        # What it would have for an in-flight region, were it the one to make it: that tells whether
+        # it can do with our journal, which is to outlive it.
+        with self.exchange(Request.GET_INFLIGHT_FD, _inflight(sizes, 0).pack()) as reply:
+            found, wanted = Inflight.unpack(reply.payload), _inflight(sizes, PAGE_SIZE)
+            if found.mmap_size != wanted.mmap_size:
+                raise HostError(
+                    f"its in-flight region has {found.mmap_size} bytes, and our journal "
+                    f"{wanted.mmap_size}"
+                )
+            try:
+                _check_layout(reply.take(), found, sizes)
+            except (ProtocolError, OSError, struct.error) as error:
+                raise HostError(f"its in-flight region: {error}") from error
+
+    def add_status(self, status: Status) -> None:
+        """Tell it how far the driver is, if it wants to know."""
+        self._set_status(self._status | status)
+
+    def reset(self) -> None:
+        """Tell it that the driver has reset the device, if it wants to know."""
+        self._set_status(Status(0))
+
+    def _set_status(self, status: Status) -> None:
+        if self.has(ProtocolFeature.STATUS):
+            self.tell(Request.SET_STATUS, U64(status).pack())
+        self._status = status
+
+    def agree(self, features: int) -> None:
+        """Those of a driver, and its own. ProtocolError if it does without."""
+        self.add_status(Status.ACKNOWLEDGE | Status.DRIVER)
+        self.tell(Request.SET_FEATURES, U64(features).pack())
+        self.add_status(Status.FEATURES_OK)
+        if not self.has(ProtocolFeature.STATUS):
+            return
+        if not self.number(Request.GET_STATUS) & Status.FEATURES_OK:
+            self.reset()
+            raise ProtocolError(f"the back-end refuses the features {features:#x}")
+
+    def save(self) -> bytes:
+        """The state that it has, its rings being stopped; empty if it knows of none."""
+        if not self.has(ProtocolFeature.DEVICE_STATE):
+            return b""
+        try:
+            with self._transfer(Direction.SAVE) as end:
+                state = transfer.receive(end)
+            self._check_state()
+        except ProtocolError as error:
+            raise HostError(str(error)) from error
+        return state
+
+    def load(self, state: bytes) -> None:
+        """The opposite. ProtocolError if it makes nothing of it."""
+        if not self.has(ProtocolFeature.DEVICE_STATE):
+            raise ProtocolError("the back-end takes no state over")
+        with self._transfer(Direction.LOAD) as end:
+            transfer.send(end, state)
+        self._check_state()
+
+    @contextlib.contextmanager
+    def _transfer(self, direction: Direction) -> Iterator[int]:
+        # Our end of a pipe, or what the back-end has instead.
+        with contextlib.ExitStack() as stack:
+            ends = os.pipe2(os.O_CLOEXEC)
+            ours, theirs = ends if direction is Direction.SAVE else ends[::-1]
+            stack.callback(os.close, ours)
+            told = DeviceState(direction, 0).pack()
+            try:
+                reply = self.exchange(Request.SET_DEVICE_STATE_FD, told, [theirs])
+            finally:
+                os.close(theirs)
+            stack.enter_context(reply)
+            if reply.number & STATE_ERROR:
+                raise ProtocolError(f"the back-end does not {direction.name.lower()} its state")
+            if not reply.number & STATE_NOFD:
+                ours = reply.take()
+                stack.callback(os.close, ours)
+                transfer.check(ours)
+            yield ours
+
+    def _check_state(self) -> None:
+        if said := self.number(Request.CHECK_DEVICE_STATE):
+            raise ProtocolError(f"the back-end says that its state went wrong ({said:#x})")
 
     def ask_config(self, size: int) -> None:
         """Learn its configuration space, of so many bytes."""
@@ -167,8 +266,15 @@ class BackEnd:
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
         """The payload of its reply."""
+        with self.exchange(request, payload) as message:
+            return message.payload
+
+    def exchange(
+        self, request: Request, payload: bytes, descriptors: Sequence[int] = ()
+    ) -> Message:
+        """Its reply, the caller's to close."""
         try:
-            self.connection.send(request, payload)
+            self.connection.send(request, payload, descriptors)
             return self._reply(request)
         except ProtocolError as error:
             raise _useless(request, error) from error
@@ -178,16 +284,19 @@ class BackEnd:
         acknowledges = self.has(ProtocolFeature.REPLY_ACK)
         try:
             self.connection.send(request, payload, descriptors, needs_reply=acknowledges)
-            if acknowledges and U64.unpack(self._reply(request)).value:
-                raise HostError(f"{request.name}: it says no")
+            if acknowledges:
+                with self._reply(request) as message:
+                    if message.number:
+                        raise HostError(f"{request.name}: it says no")
         except ProtocolError as error:
             raise _useless(request, error) from error
 
-    def _reply(self, request: Request) -> bytes:
-        with self.connection.wait(PATIENCE) as message:
-            if message.request is not request or not message.is_reply:
-                raise ProtocolError(f"{request.name}: {message.request.name} in reply")
-            return message.payload
+    def _reply(self, request: Request) -> Message:
+        message = self.connection.wait(PATIENCE)
+        if message.request is not request or not message.is_reply:
+            message.close()
+            raise ProtocolError(f"{request.name}: {message.request.name} in reply")
+        return message
 
 
 class FrontEnd(Worker):
@@ -247,17 +356,20 @@ class FrontEnd(Worker):
         mediators or the back-end's own journal tell."""
         if features & ~self.features:
             raise ProtocolError(f"features {features & ~self.features:#x} were not offered")
-        if state:
-            raise ProtocolError("a back-end takes no state over")
         agreed = features & self._back_end.features | bit(F_PROTOCOL_FEATURES)
-        self._back_end.tell(Request.SET_FEATURES, U64(agreed).pack())
+        self._back_end.agree(agreed)
         self._share_memory()
         self._share_journal(setups)
+        if state:
+            self._back_end.load(state)
         for setup in setups:
             self._show(setup)
         for setup in setups:
             state_of = VringState(setup.index, 1).pack()
             self._back_end.tell(Request.SET_VRING_ENABLE, state_of)
+        self._back_end.add_status(Status.DRIVER_OK)
+        self._running = True
+        for setup in setups:
             # For what was made available before.
             doorbell.ring(self._kicks[setup.index])
         # And for what it has ended of its last front-end's, while it came to know us.
@@ -268,12 +380,18 @@ class FrontEnd(Worker):
         guest's own rings there is always something new."""
         for setup in tuple(self._served.values()):
             self._stop(setup, drain=not self._journals)
-        return b""
+        # It is not reset: what it has in flight is the next one's.
+        state = self._back_end.save() if self._running else b""
+        self._running = False
+        return state
 
     def stop(self) -> None:
         """See Worker. HostError, and this process ends, if the back-end does not come to rest."""
         for index in tuple(self._served):
             self.stop_queue(index)
+        if self._running:
+            self._running = False
+            self._back_end.reset()
 
     def stop_queue(self, index: int) -> None:
         """See Worker."""
@@ -324,8 +442,7 @@ class FrontEnd(Worker):
             self.journal.clear()
         elif self._back_end.has(ProtocolFeature.INFLIGHT_SHMFD):
             sizes = [queue.size for queue in self._declared]
-            size = journal.size_of(sizes) - PAGE_SIZE
-            region = Inflight(size, PAGE_SIZE, len(sizes), max(sizes)).pack()
+            region = _inflight(sizes, PAGE_SIZE).pack()
             self._back_end.tell(Request.SET_INFLIGHT_FD, region, [self._fds["journal"]])
 
     def _show(self, setup: QueueSetup) -> None:
@@ -363,6 +480,40 @@ def _useless(request: Request, error: ProtocolError) -> HostError:
     # What is wrong with a message names it already.
     why = str(error)
     return HostError(why if why.startswith(request.name) else f"{request.name}: {why}")
+
+
+def _inflight(sizes: Sequence[int], offset: int) -> Inflight:
+    # Our journal's, at ``offset`` of its file.
+    return Inflight(journal.size_of(sizes) - PAGE_SIZE, offset, len(sizes), max(sizes))
+
+
+def _check_layout(fd: int, region: Inflight, sizes: Sequence[int]) -> None:
+    # Of a fresh one: what is at the beginning of each queue's part. The file is closed.
+    try:
+        _check_shared_memory(fd)
+        if os.fstat(fd).st_size < region.mmap_offset + region.mmap_size:
+            raise ProtocolError("it is more than its file")
+        for index, size in enumerate(sizes):
+            at = region.mmap_offset + region.mmap_size // len(sizes) * index
+            header = os.pread(fd, journal.HEADER.size, at)
+            features, version, desc_num = journal.HEADER.unpack(header)
+            if features or version not in (0, journal.VERSION) or desc_num not in (0, size):
+                raise ProtocolError(
+                    f"queue {index} has features {features:#x}, version {version}, {desc_num} "
+                    "entries"
+                )
+    finally:
+        os.close(fd)
+
+
+def _check_shared_memory(fd: int) -> None:
+    # To read any other file may take as long as whoever serves it likes.
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ProtocolError("it is not in shared memory") from error
+        raise
 
 
 def _needed(*, journals: bool) -> list[Feature]:

@@ -130,18 +130,20 @@ class Seal:
         on_violation: OnViolation = "kill",
         *,
         files_grow: bool,
+        descriptors: int = 0,
         receives: int = 0,
         ioctls: Collection[int] = (),
         urings: Collection[int] = (),
     ) -> int:
         """Allow the common calls, ``syscalls``, and ioctl(2) with one of the numbers in ``ioctls``,
         in every thread; returns how many that are. Files that are written to stay as large as the
-        largest, unless ``files_grow``. One that ``receives`` descriptors may come to have so many,
+        largest, unless ``files_grow``. There may come to be ``descriptors`` more, if one of
+        ``syscalls`` makes them. One that ``receives`` descriptors may come to have so many,
         and map what they are of. One that has made ``urings`` may enter these, and no other."""
         calls = jail.numbers(COMMON.union(syscalls, _RECEIVING if receives else ()))
         jail.unblock_trap(self._wait_for_masks())
         limits = self._limits(files_grow=files_grow)
-        limits[resource.RLIMIT_NOFILE] += receives
+        limits[resource.RLIMIT_NOFILE] += descriptors + receives
         if receives:
             # What it is sent to be mapped is as large as it is.
             del limits[resource.RLIMIT_AS]

@@ -22,22 +22,28 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from devices.runtime import transfer
+from devices.runtime.device import Device
 from devices.runtime.loop import Loop
 from devices.runtime.worker import Worker
 from protocol import doorbell, fds, journal, vhost_user
 from protocol.config_space import MAX_CONFIG, Written
 from protocol.errors import HostError, ProtocolError
 from protocol.memory import PAGE_SIZE, GuestMemory, Region
-from protocol.messages import QueueSetup
+from protocol.messages import MAX_STATE, QueueSetup
 from protocol.ring import RingBroken
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
+    STATE_NOFD,
     VRING_INDEX,
     VRING_NOFD,
     BackendRequest,
     ConfigSpace,
     Connection,
+    DeviceState,
+    Direction,
     Inflight,
     MemoryRegion,
     Message,
@@ -81,8 +87,9 @@ _BELLS = {
 
 def descriptors(queues: int) -> int:
     """How many a device of so many queues may be sent, and have at a time: memory, doorbells, an
-    in-flight region, a socket for requests, and those of a message that is looked at."""
-    return MAX_SLOTS + len(_BELLS) * queues + 2 + vhost_user.MAX_DESCRIPTORS
+    in-flight region, a socket for requests, one for its state, and those of a message that is
+    looked at."""
+    return MAX_SLOTS + len(_BELLS) * queues + 3 + vhost_user.MAX_DESCRIPTORS
 
 
 @dataclass(slots=True)
@@ -197,6 +204,12 @@ class BackEnd:
         self._status = 0
         self._is_broken = False
         self._requests_to: int | None = None
+        # The device's state, as of its last rest or as it was loaded; how its last transfer went,
+        # and what one that is not over has brought, through which descriptor.
+        self._state = b""
+        self._went_well = False
+        self._loading: int | None = None
+        self._brought = b""
         self._memory = _Memory()
         self._rings = [_Ring(queue.declaration.index) for queue in worker.queues]
         worker.broken = self._ring_broken
@@ -234,6 +247,8 @@ class BackEnd:
             Request.SET_INFLIGHT_FD: (self._set_inflight_fd, feature.INFLIGHT_SHMFD),
             Request.SET_STATUS: (self._set_status, feature.STATUS),
             Request.GET_STATUS: (self._get_status, feature.STATUS),
+            Request.SET_DEVICE_STATE_FD: (self._set_device_state_fd, feature.DEVICE_STATE),
+            Request.CHECK_DEVICE_STATE: (self._check_device_state, feature.DEVICE_STATE),
         }
 
     def close(self) -> None:
@@ -241,6 +256,7 @@ class BackEnd:
         self._halt()
         self._loop.remove(self._connection.fileno())
         self._connection.close()
+        self._end_loading()
         self._memory.clear()
         self._worker.memory = self._worker.journal = None
         if self._requests_to is not None:
@@ -252,9 +268,14 @@ class BackEnd:
 
     @property
     def protocol_features(self) -> int:
-        """Those that are offered; CONFIG where there is any."""
-        has_any = bool(self._worker.device.config_space())
-        return _PROTOCOL_FEATURES | has_any << ProtocolFeature.CONFIG
+        """Those that are offered; CONFIG and DEVICE_STATE where there is any."""
+        device = self._worker.device
+        has_config, has_state = bool(device.config_space()), type(device).save is not Device.save
+        return (
+            _PROTOCOL_FEATURES
+            | has_config << ProtocolFeature.CONFIG
+            | has_state << ProtocolFeature.DEVICE_STATE
+        )
 
     # ── the conversation ──────────────────────────────────────────────────────────────
 
@@ -410,15 +431,18 @@ class BackEnd:
         # The one before may be somebody's still; whoever asks wants a fresh one.
         with journal.Journal(self._inflight, self._sizes) as fresh:
             fresh.clear()
-        size = journal.size_of(self._sizes) - PAGE_SIZE
+        sizes = (wanted.queue_size,) * wanted.num_queues
+        if wanted.num_queues < len(self._rings):
+            sizes = tuple(self._sizes)  # the others are set up all the same
+        size = journal.size_of(sizes) - PAGE_SIZE
         found = Inflight(size, PAGE_SIZE, wanted.num_queues, wanted.queue_size).pack()
         # A compiler that pads pads the reply, too.
         padded = found.ljust(len(message.payload), b"\0")
         self._share(vhost_user.pack(message.request, padded, is_reply=True))
 
     def _set_inflight_fd(self, message: Message) -> None:
-        # One that we have made has room for our largest rings; one of a front-end's own, which is
-        # laid out alike, for those that it has in mind.
+        # It has room for rings of the size that was asked for; where not all of them were, for our
+        # largest. A front-end's own is laid out alike.
         told = Inflight.unpack(message.payload)
         known = [tuple(self._sizes)]
         if told.num_queues == len(self._rings) and 0 < told.queue_size <= LARGEST_QUEUE:
@@ -436,6 +460,83 @@ class BackEnd:
         finally:
             os.close(fd)
         self._update()
+
+    # ── the device's state ────────────────────────────────────────────────────────────
+
+    # It goes when the reply has gone, and comes when it comes; then it is asked how that went.
+
+    def _set_device_state_fd(self, message: Message) -> bytes:
+        told = DeviceState.unpack(message.payload)
+        if told.phase or told.direction not in tuple(Direction):
+            raise ProtocolError(f"direction {told.direction}, phase {told.phase}")
+        self._must_rest()
+        self._end_loading()
+        self._went_well = False
+        fd = message.take()
+        try:
+            transfer.check(fd)
+        except ProtocolError:
+            os.close(fd)
+            raise
+        if told.direction == Direction.SAVE:
+            self._loop.soon(partial(self._save_to, fd))
+        else:
+            self._loading, self._brought = fd, b""
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                self._loop.add(fd, self._bring)
+        return _u64(STATE_NOFD)
+
+    def _save_to(self, fd: int) -> None:
+        try:
+            transfer.send(fd, self._state)
+            self._went_well = True
+        except ProtocolError as error:
+            _logger.warning("%s", error)
+        finally:
+            os.close(fd)
+
+    def _bring(self) -> None:
+        # So that who sends more than there is room for on the way need not wait.
+        assert self._loading is not None
+        try:
+            piece = os.read(self._loading, MAX_STATE)
+        except OSError:
+            piece = b""
+        self._brought += piece
+        if not piece:
+            self._loop.remove(self._loading)
+        elif len(self._brought) > MAX_STATE:
+            _logger.warning("the state is more than %d bytes", MAX_STATE)
+            self._end_loading()
+
+    def _check_device_state(self, message: Message) -> bytes:
+        if self._loading is not None:
+            self._must_rest()
+            try:
+                state = transfer.receive(self._loading, self._brought)
+                if state:
+                    self._worker.device.restore(state)
+                self._state, self._went_well = state, True
+            except (ProtocolError, ValueError) as error:
+                _logger.warning("state: %s", error)
+            self._end_loading()
+        return _u64(0 if self._went_well else 1)
+
+    def _end_loading(self) -> None:
+        if self._loading is not None:
+            self._loop.remove(self._loading)
+            os.close(self._loading)
+            self._loading = None
+
+    def _must_rest(self) -> None:
+        if any(ring.is_served for ring in self._rings):
+            raise ProtocolError("the device is not stopped")
+
+    def _rest(self) -> None:
+        # What it knows then is told later on, as often as it is asked.
+        if self._worker.is_running:
+            self._state = self._worker.device.save()
+        self._worker.stop()
 
     # ── rings ─────────────────────────────────────────────────────────────────────────
 
@@ -504,7 +605,7 @@ class BackEnd:
             if not ring.is_complete:
                 self._stop(ring)
         if self._worker.is_running and not any(ring.is_served for ring in self._rings):
-            self._worker.stop()
+            self._rest()
         for ring in self._rings:
             can_be = self._memory.slots and self._features and not self._is_broken
             if can_be and ring.is_complete and not ring.is_served:
@@ -550,7 +651,7 @@ class BackEnd:
     def _halt(self) -> None:
         for ring in self._rings:
             self._stop(ring)
-        self._worker.stop()
+        self._rest()
 
     def _ring_broken(self, reason: str) -> None:
         # The worker has stopped.

@@ -503,9 +503,9 @@ def checksum(frame: bytes) -> int:
 
 @needs_root
 def test_a_tap_that_is_gone_costs_its_packets_and_not_the_device(
-    boot: Boot, namespace: Namespace
+    boot: Boot, namespace: Namespace, options: dict[str, Any]
 ) -> None:
-    host = tapped(boot, namespace)
+    host = tapped(boot, namespace, **options)
     give_room(host, 2000)
 
     namespace.ip("link delete vibe0")
@@ -513,6 +513,7 @@ def test_a_tap_that_is_gone_costs_its_packets_and_not_the_device(
 
     assert host.counters()["dropped"] == 1
     assert host.quit() == 0
+    assert host.log().count("vibe0 is gone") == 1
 
 
 # ── options and successors ────────────────────────────────────────────────────────────────

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,13 @@ from devices.runtime.front_end import BackEnd
 from devices.vhost_user import Config, VhostUser
 from protocol import fds
 from protocol.errors import BadInput, HostError
+from protocol.memory import create_memfd
 from protocol.vhost_user import (
     FROM_BACK_END,
     U64,
     ConfigSpace,
     Connection,
+    Inflight,
     Message,
     Request,
     pack,
@@ -222,6 +227,88 @@ def test_without_mediators_it_has_to_keep_a_journal_and_a_whole_ring(tmp_path: P
         assert refused(direct) == "it lacks INDIRECT_DESC, EVENT_IDX"
         puppet.answers[Request.GET_FEATURES] = number(OFFERED | bit(28) | bit(29))
         assert refused(direct) == "it lacks the protocol feature INFLIGHT_SHMFD"
+
+
+def inflight(**changes: int) -> Callable[[Message], bytes]:
+    """Says that of an in-flight region."""
+    return lambda message: replace(
+        Inflight.unpack(message.payload), **{"mmap_size": 2112, **changes}
+    ).pack()
+
+
+DIRECT = {
+    Request.GET_FEATURES: number(OFFERED | bit(28) | bit(29)),
+    Request.GET_PROTOCOL_FEATURES: number(PROTOCOL | bit(12)),
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (inflight(), ""),
+        (inflight(mmap_size=4096), "has 4096 bytes, and our journal 2112"),
+        (inflight(mmap_size=0), "has 0 bytes, and our journal 2112"),
+        (inflight(mmap_offset=1), ": it is more than its file"),
+        (inflight(mmap_offset=(1 << 64) - 1), ": it is more than its file"),
+        (number(0), "GET_INFLIGHT_FD: 8 bytes"),
+    ],
+)
+def test_its_in_flight_region_is_to_fit_our_journal(
+    tmp_path: Path, answer: Callable[[Message], bytes], words: str
+) -> None:
+    path = tmp_path / "socket"
+    with Puppet(path, {**DIRECT, Request.GET_INFLIGHT_FD: answer}) as puppet:
+        puppet.lends[Request.GET_INFLIGHT_FD] = [create_memfd("region", 2112)]
+        direct = Config("blk", str(path), direct=True)
+        if words:
+            assert words in refused(direct)
+        else:
+            fds.close_all(VhostUser.open(direct, FakeHost()).values())
+        # Nobody else's is asked for.
+        puppet.asked.clear()
+        fds.close_all(VhostUser.open(Config("blk", str(path)), FakeHost()).values())
+        assert Request.GET_INFLIGHT_FD not in puppet.asked
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ((0, 1, 128), ""),
+        ((1, 1, 128), "queue 0 has features 0x1, version 1, 128 entries"),
+        ((0, 2, 0), "queue 0 has features 0x0, version 2, 0 entries"),
+        ((0, 1, 64), "queue 0 has features 0x0, version 1, 64 entries"),
+    ],
+)
+def test_its_in_flight_region_is_to_be_laid_out_as_our_journal(
+    tmp_path: Path, header: tuple[int, int, int], words: str
+) -> None:
+    path = tmp_path / "socket"
+    with Puppet(path, DIRECT) as puppet:
+        region = create_memfd("region", 2112)
+        os.pwrite(region, struct.pack("=QHH", *header), 0)
+        puppet.lends[Request.GET_INFLIGHT_FD] = [region]
+        direct = Config("blk", str(path), direct=True)
+        if words:
+            assert refused(direct) == f"its in-flight region: {words}"
+        else:
+            fds.close_all(VhostUser.open(direct, FakeHost()).values())
+
+
+@pytest.mark.parametrize("kind", ["none", "folder", "file", "pipe", "device"])
+def test_its_in_flight_region_is_to_be_in_shared_memory(
+    tmp_path: Path, image: Path, kind: str
+) -> None:
+    # What is in a file may be read for as long as whoever serves that likes.
+    path = tmp_path / "socket"
+    files = {"folder": tmp_path, "file": image, "device": Path("/dev/zero")}
+    with Puppet(path, DIRECT) as puppet:
+        lent = [os.open(files[kind], os.O_RDONLY)] if kind in files else []
+        lent += os.pipe() if kind == "pipe" else []
+        puppet.lends[Request.GET_INFLIGHT_FD] = lent[:1]
+        said = refused(Config("blk", str(path), direct=True))
+        fds.close_all(lent[1:])
+    assert said.startswith("its in-flight region: ")
+    assert said.endswith("came with it" if kind == "none" else "is not in shared memory")
 
 
 OURS = disk.Space(2048, 0, 126, 512, 0, 1, 32768, 1, 1, 32768, 1, 1)

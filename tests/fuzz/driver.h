@@ -104,12 +104,16 @@ static void write_descriptor(struct driver *d, uint64_t table, uint32_t entries)
     }
 }
 
-static void offer(struct driver *d)
+static void publish(struct driver *d, uint16_t head)
 {
     uint16_t idx = get16(d, d->config.avail + 2);
-    uint8_t head = take(&d->in, 1);
     put16(d, d->config.avail + 4 + 2 * (idx & (d->config.size - 1)), head);
     put16(d, d->config.avail + 2, idx + 1);
+}
+
+static void offer(struct driver *d)
+{
+    publish(d, take(&d->in, 1));
 }
 
 static void poke(struct driver *d)
@@ -120,7 +124,7 @@ static void poke(struct driver *d)
 
 /* The rule of 2.7.7.2, entry by entry. The event is read afterwards: it may lie in the used ring of
  * a driver that overlaps the two. */
-static bool interrupt_due(const struct driver *d, uint16_t before, uint16_t after)
+static inline bool interrupt_due(const struct driver *d, uint16_t before, uint16_t after)
 {
     if (before == after)
         return false;

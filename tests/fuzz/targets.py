@@ -17,17 +17,18 @@ _SANITIZED = (
     *("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer"),
     *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"),
 )
-_C_FOLDERS = ("tests/fuzz", "protocol/ring", "vmm/mediation")
+_C_FOLDERS = ("tests/fuzz", "protocol/ring", "vmm/mediation", "devices/lanes")
 _ENGINE = ("protocol/ring/ring.c", "protocol/ring/journal.c")
 
 
 @dataclass(frozen=True)
 class Native:
-    """C ``sources``, with a harness in this folder among them; ``seeds`` is MODULE:NAME."""
+    """C ``sources``, with a harness in this folder among them; ``seeds`` is MODULE:NAME, and
+    ``options`` are the compiler's."""
 
     sources: Sequence[str]
     seeds: str
-    defines: Sequence[str] = ()
+    options: Sequence[str] = ()
 
     def command(self, name: str, into: Path) -> list[str]:
         """Build, with libFuzzer, ASan and UBSan, what is not built; how to begin it."""
@@ -36,7 +37,7 @@ class Native:
         newest = max(path.stat().st_mtime for path in parts)
         if program.exists() and program.stat().st_mtime > newest:
             return [str(program)]
-        build = [os.environ.get("CC", "clang"), *_SANITIZED, *self.defines, "-Iprotocol/ring"]
+        build = [os.environ.get("CC", "clang"), *_SANITIZED, *self.options, "-Iprotocol/ring"]
         subprocess.run([*build, *self.sources, "-o", program], cwd=ROOT, check=True)
         return [str(program)]
 
@@ -76,6 +77,18 @@ TARGETS: dict[str, Native | Guided] = {
             *_ENGINE,
         ),
         "tests.fuzz.mediator_seeds:MEDIATION",
+    ),
+    "lanes": Native(
+        (
+            "tests/fuzz/lanes_fuzz.c",
+            *(f"devices/lanes/{part}.c" for part in ("lane", "net", "blk")),
+            "devices/lanes/blk_requests.c",
+            "devices/lanes/uring.c",
+            *_ENGINE,
+        ),
+        "tests.fuzz.lanes_seeds:LANES",
+        # Not position-independent: libFuzzer takes up what is compared, and addresses are, too.
+        ["-no-pie", "-Wl,--wrap=ring_pop,--wrap=ring_push,--wrap=clock_gettime"],
     ),
     "frames": Guided("tests.fuzz.frames"),
     "codec": Guided("tests.fuzz.codec"),

@@ -22,6 +22,7 @@ RUNS = {
     "chain": 5000,
     "journal": 4000,
     "mediation": 4000,
+    "lanes": 3000,
     "frames": 5000,
     "codec": 10_000,
     "vhost-user": 1000,
@@ -39,6 +40,11 @@ DEFECTS = {
     "journal": ("protocol/ring/journal.c", "(a > b) - (a < b)", "(a < b) - (a > b)"),
     "mediation": ("vmm/mediation/mediator.c", " || loan->returned)", ")"),
     "mediation, copies": ("vmm/mediation/mediator.c", "            from += length;\n", ""),
+    "lanes": (
+        "devices/lanes/blk.c",
+        "size / SECTOR <= disk->sectors - sector",
+        "size / SECTOR <= disk->sectors",
+    ),
     "frames": ("protocol/channel.py", "if size > MAX_MESSAGE:", "if size > 2 * MAX_MESSAGE:"),
     "codec": ("protocol/codec.py", "type(plain) is not wanted", "not isinstance(plain, wanted)"),
     "vhost-user": (

@@ -13,6 +13,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from devices.runtime import transfer
 from devices.runtime.device import Device, virtqueue
 from devices.runtime.loop import Loop
 from devices.runtime.vhost_user import BackEnd
@@ -27,6 +28,8 @@ from protocol.vhost_user import (
     U64,
     ConfigSpace,
     Connection,
+    DeviceState,
+    Direction,
     Inflight,
     MemoryRegion,
     ProtocolFeature,
@@ -39,6 +42,9 @@ from protocol.vhost_user import (
 from protocol.virtio import DeviceId, Feature, bit
 
 logging.disable(logging.CRITICAL)
+
+# Nobody is at the other end of what a state comes or goes through.
+transfer.PATIENCE = 0.001
 
 # Of a part: what is done with it, two bits for each of eight descriptors and how many there are,
 # and its length.
@@ -71,6 +77,15 @@ class _Device(Device[_Config]):
         if (chain := self.oldest(0)) is not None:
             self.complete(0, chain, chain.writable.write(data))
         self.config_changed()
+
+    def save(self) -> bytes:
+        """Version 1."""
+        return b"\x01"
+
+    def restore(self, state: bytes) -> None:
+        """Of version 1."""
+        if state[0] != 1:
+            raise ValueError("of another version")
 
     @virtqueue(0, size=16)
     def requestq(self, chain: Chain) -> int | None:
@@ -156,6 +171,7 @@ _OFFERED = sum(
         ProtocolFeature.RESET_DEVICE,
         ProtocolFeature.CONFIGURE_MEM_SLOTS,
         ProtocolFeature.STATUS,
+        ProtocolFeature.DEVICE_STATE,
     )
 )
 _HELLO = (
@@ -219,6 +235,18 @@ SEEDS = {
     + _message(Request.GET_VRING_BASE, VringState(0, 0).pack())
     + _ring(0x1000)
     + _message(Request.SET_CONFIG, ConfigSpace(0, 0, b"later").pack()),
+    "state": _HELLO
+    + _message(Request.SET_DEVICE_STATE_FD, DeviceState(Direction.LOAD, 0).pack(), _SOCKET)
+    + _message(Request.CHECK_DEVICE_STATE)
+    + _message(Request.SET_DEVICE_STATE_FD, DeviceState(Direction.LOAD, 0).pack(), _MEMORY)
+    + _TABLE
+    + _CHAINS
+    + _ring(0x1000)
+    + _message(Request.GET_VRING_BASE, VringState(0, 0).pack())
+    + _message(Request.SET_DEVICE_STATE_FD, DeviceState(Direction.SAVE, 0).pack(), _SOCKET)
+    + _message(Request.CHECK_DEVICE_STATE),
+    "wrong-state": _HELLO
+    + _message(Request.SET_DEVICE_STATE_FD, DeviceState(Direction.SAVE, 0).pack(), _EVENTFD),
     "wrong-bell": _HELLO + _message(Request.SET_VRING_KICK, U64(0).pack(), _FILE),
     "wrong-file": _HELLO + _message(Request.ADD_MEM_REG, pack_region(_LOW), _SOCKET),
     "requests": _HELLO + _message(Request.SET_BACKEND_REQ_FD, b"", _FILE),

@@ -18,7 +18,7 @@ from launcher import cli, networks
 from launcher.loop import Loop
 from launcher.networks import Networks, Uplinks
 from launcher.spawn import Child
-from launcher.uplink import leads_to_the_loopback
+from launcher.uplink import Ethernet, leads_to_the_loopback
 from protocol import fds, jail
 from protocol.errors import BadInput
 from protocol.link import Link
@@ -166,6 +166,46 @@ def test_one_that_is_killed_leaves_the_others_going_and_its_socket_is_removed(
 
     assert two.packets.recv(1 << 17) == packet(EVERYBODY, 1, b"and you?")
     assert len(list(folder.iterdir())) == 2
+
+
+def test_one_that_reads_nothing_keeps_nobody_from_the_others(
+    member: Callable[..., Member], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lan"
+    one, two = (member("join", str(folder)) for _ in range(2))
+    two.packets.settimeout(2)  # far more than anybody is waited for
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(folder / "0123456789ab"))
+        # Of which a few fill what a socket may have sent without its being read.
+        for number in range(20):
+            one.packets.send(packet(EVERYBODY, 1, bytes([number]) * 60000))
+            assert two.packets.recv(1 << 17)[-1] == number
+    (folder / "0123456789ab").unlink()
+
+
+def test_a_packet_waits_once_however_many_read_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = list[bool]()
+
+    def never(_: object, packet: object, flags: int, name: str) -> int:
+        waits.append(flags != socket.MSG_DONTWAIT)
+        raise BlockingIOError
+
+    monkeypatch.setattr(socket.socket, "sendto", never, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        (tmp_path / f"{number:012x}").touch()
+    packets, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with packets, guest, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+        for _ in range(2):
+            guest.send(packet(EVERYBODY, 1, b"hello"))
+        guest.shutdown(socket.SHUT_WR)
+        ethernet = Ethernet(own, "0123456789ab")
+        with ethernet.sender:
+            ethernet.to_others(packets)
+
+    assert waits == [True, False, False] + [False] * 3
 
 
 def test_what_else_is_in_the_folder_is_left_alone(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocol import codec
 from protocol.codec import MAX_MESSAGE
 from protocol.errors import ProtocolError
-from protocol.messages import FROM_DEVICE, TO_DEVICE, Done, Hello, QueueSetup, Start
+from protocol.messages import FROM_DEVICE, MAX_STATE, TO_DEVICE, Done, Hello, QueueSetup, Start
 
 START = Start(features=1 << 32, queues=(QueueSetup(0, 64, 0x1000, 0x2000, 0x3000),))
 
@@ -80,6 +80,11 @@ def test_trailing_bytes_are_refused() -> None:
 def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
     with contextlib.suppress(ProtocolError):
         codec.decode(data, FROM_DEVICE)
+
+
+def test_the_largest_state_fits_beside_the_most_queues() -> None:
+    most = (QueueSetup(63, 32768, *(((1 << 64) - 1),) * 3),) * 63
+    codec.encode(Start((1 << 64) - 1, most, bytes(MAX_STATE)), (1 << 64) - 1, (1 << 64) - 1)
 
 
 @dataclass(frozen=True)

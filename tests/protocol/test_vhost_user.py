@@ -17,9 +17,11 @@ from protocol.vhost_user import (
     U64,
     ConfigSpace,
     Connection,
+    DeviceState,
     HungUp,
     Inflight,
     MemoryRegion,
+    ProtocolFeature,
     Request,
     VringAddr,
     VringState,
@@ -75,6 +77,9 @@ def test_the_numbers_are_those_of_the_specification() -> None:
     assert VringAddr(1, 0, 2, 3, 4, 5).pack() == struct.pack("=IIQQQQ", 1, 0, 2, 3, 4, 5)
     assert ConfigSpace(4, 1, b"abc").pack() == struct.pack("=III", 4, 3, 1) + b"abc"
     assert Inflight(1, 2, 3, 4).pack() == struct.pack("=QQHH", 1, 2, 3, 4)
+    assert DeviceState(1, 2).pack() == struct.pack("=II", 1, 2)
+    assert (Request.SET_DEVICE_STATE_FD, Request.CHECK_DEVICE_STATE) == (42, 43)
+    assert (ProtocolFeature.STATUS, ProtocolFeature.DEVICE_STATE) == (16, 19)
     region = MemoryRegion(1, 2, 3, 4)
     assert vhost_user.pack_region(region) == struct.pack("=QQQQQ", 0, 1, 2, 3, 4)
     assert vhost_user.pack_table([region]) == struct.pack("=IIQQQQ", 1, 0, 1, 2, 3, 4)

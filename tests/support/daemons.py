@@ -11,18 +11,21 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from devices.runtime import disk
-from protocol import fds
+from protocol import fds, journal
 from protocol.errors import ProtocolError
+from protocol.memory import PAGE_SIZE, create_memfd
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
     FROM_FRONT_END,
     U64,
     ConfigSpace,
     Connection,
+    Inflight,
     Message,
     ProtocolFeature,
     Request,
@@ -138,11 +141,14 @@ class Puppet:
     def __init__(self, path: Path, answers: Mapping[Request, Answer] | None = None) -> None:
         self.asked: list[Request] = []
         self.given: dict[Request, list[int]] = {}
+        self.lends: dict[Request, list[int]] = {}
+        """Descriptors that go with a reply, each time; closed at the end."""
         self.answers: dict[Request, Answer] = {
             Request.GET_FEATURES: lambda _: U64(OFFERED).pack(),
             Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL).pack(),
             Request.GET_QUEUE_NUM: lambda _: U64(1).pack(),
             Request.GET_CONFIG: lambda _: ConfigSpace(0, 0, DISK).pack(),
+            Request.GET_INFLIGHT_FD: self._get_inflight_fd,
             Request.GET_VRING_BASE: lambda _: VringState(0, 0).pack(),
             **(answers or {}),
         }
@@ -175,7 +181,15 @@ class Puppet:
         if answer is None and message.needs_reply:
             reply = U64(0).pack()
         if reply is not None:
-            connection.send(request, reply, is_reply=True)
+            connection.send(request, reply, self.lends.get(request, ()), is_reply=True)
+
+    def _get_inflight_fd(self, message: Message) -> bytes:
+        # As libvhost-user makes one.
+        told = Inflight.unpack(message.payload)
+        size = journal.size_of((told.queue_size,) * told.num_queues) - PAGE_SIZE
+        if message.request not in self.lends:
+            self.lends[message.request] = [create_memfd("puppet", size)]
+        return replace(told, mmap_size=size).pack()
 
     def say(self, data: bytes) -> None:
         """Send that, unasked."""
@@ -190,7 +204,7 @@ class Puppet:
                     stream.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
-        for given in self.given.values():
+        for given in (*self.given.values(), *self.lends.values()):
             fds.close_all(given)
 
     def __enter__(self) -> Self:

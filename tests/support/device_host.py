@@ -239,8 +239,15 @@ class DeviceHost:
 
     # The driver.
 
-    def start(self, *features: int, size: int = 16, expect: type[M] = Done) -> M:  # type: ignore[assignment]
-        """Lay out every queue anew, DRIVER_OK with VERSION_1 and ``features``."""
+    def start(
+        self,
+        *features: int,
+        size: int = 16,
+        state: bytes = b"",
+        expect: type[M] = Done,  # type: ignore[assignment]
+    ) -> M:
+        """Lay out every queue anew, DRIVER_OK with VERSION_1 and ``features``, and a
+        predecessor's ``state``."""
         self.drivers = {
             index: Driver(
                 self.memory,
@@ -254,7 +261,7 @@ class DeviceHost:
         self.journal.clear()
         doorbell.drain(self.call)  # what it still had to say to the last driver
         negotiated = sum(bit(feature) for feature in {*features, Feature.VERSION_1})
-        return self.request(Start(negotiated, self.setups()), expect)
+        return self.request(Start(negotiated, self.setups(), state), expect)
 
     def setups(self) -> tuple[QueueSetup, ...]:
         """Where the drivers have laid their queues."""

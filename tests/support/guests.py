@@ -27,7 +27,8 @@ class Guest:
 
     ``counters`` are some that a device has to end with, by device and counter; ``exits`` are all
     of a guest that only one backend runs, by kind, address and who answers. With ``sleeps`` it
-    waits for its devices by interrupt. ``two_streams`` come to one terminal in any order.
+    waits for its devices by interrupt. ``console`` is what its console says of that: it comes to
+    the same terminal at any time, in the middle of a line, too.
     """
 
     options: Callable[[Path], list[str]]
@@ -37,9 +38,14 @@ class Guest:
     counters: Mapping[tuple[str, str], int] = field(default_factory=dict)
     exits: Mapping[tuple[str, int, str], int] = field(default_factory=dict)
     sleeps: bool = False
-    two_streams: bool = False
+    console: str = ""
     is_slow: bool = False
     backends: tuple[str, ...] = (KVM, SOFTWARE)
+
+    def without_console(self, printed: str) -> str:
+        """What else was ``printed``."""
+        assert self.console in printed
+        return printed.replace(self.console, "", 1)
 
 
 def _image(name: str, entry: str, memory: str) -> Callable[[Path], list[str]]:
@@ -79,10 +85,12 @@ def _listing(code: str, *more: str) -> Callable[[Path], list[str]]:
     return lambda folder: [*raw(folder, assembled(code)), *more]
 
 
+_HELLO = "Hello from the demo guest, over virtio-console\n"
+
+
 def _demo_text(way: str) -> str:
     return f"""demo: a guest of Vibe-VMM, waiting for devices by {way}
-Hello from the demo guest, over virtio-console
-demo: console0 took 48 bytes
+{_HELLO}demo: console0 took 48 bytes
 demo: blk0 wrote 64 sectors, read them back, verified
 demo: rng0 gave 2 times 32 bytes, which differ
 demo: done
@@ -107,7 +115,7 @@ GUESTS: dict[str, Guest] = {
         _demo(DEMO, sleep=False),
         _demo_text("looking"),
         counters=_DEMO_COUNTERS,
-        two_streams=True,
+        console=_HELLO,
         is_slow=True,
     ),
     "demo_interrupts": Guest(
@@ -115,7 +123,7 @@ GUESTS: dict[str, Guest] = {
         _demo_text("interrupt"),
         counters=_DEMO_COUNTERS,
         sleeps=True,
-        two_streams=True,
+        console=_HELLO,
         is_slow=True,
     ),
     "config": Guest(_demo(WATCH_CONFIG, count=200), "", is_slow=True),

@@ -142,8 +142,10 @@ def user_mode_linux(
     needed = [next(modules.rglob(f"{name}.ko")) for name in names]
     files = {f"modules/{at}-{path.name}": path for at, path in enumerate(needed)}
     kernel = Kernel(f"uml-{modules.name}", modules, "amd64")
+    # What lies between the program and its heap, at random, its kernel takes for memory: with some
+    # hundred MB there it can make no thread.
     command = [
-        UML,
+        *("setarch", "--addr-no-randomize", UML),
         "mem=64M",
         f"initrd={initramfs.build(kernel, init, (), files)}",
         *("con=null", "con0=null,fd:1", "ssl=null", "panic=-1"),

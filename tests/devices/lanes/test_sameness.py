@@ -106,7 +106,7 @@ def play(
     with image() as disk, guest_memory() as memory, ExitStack() as stack:
         files = {"image": disk}
         if overlay:
-            files = {"image": open_overlay(overlay, "", disk), "base": disk}
+            files = {"image": open_overlay(overlay, "", disk)[0], "base": disk}
             stack.callback(os.close, files["image"])
             begin(files["image"])
         notes = journal.create("test", sizes)

@@ -9,10 +9,13 @@ import logging
 import os
 import select
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -307,16 +310,21 @@ def test_no_kick_is_wanted_before_a_lane_sleeps_and_one_is_then(disk: Disk, inde
     assert len(disk.answers(index)) == 3
 
 
-def test_looking_out_in_vain_is_done_more_and_more_seldom() -> None:
+@contextmanager
+def idle_lane() -> Iterator[Any]:
+    """A lane that was started, and whose driver asks for nothing."""
     with disk_of_two() as disk:
-        lane = disk.worker.queues[FIRST].lane  # type: ignore[attr-defined]
-        setup = QueueSetup(
-            0, SIZE, *(disk.drivers[0].desc, disk.drivers[0].avail, disk.drivers[0].used)
-        )
+        driver = disk.drivers[FIRST]
+        setup = QueueSetup(FIRST, SIZE, driver.desc, driver.avail, driver.used)
         disk.worker.start(disk.worker.features & ~bit(RingFeature.EVENT_IDX), [setup])
         disk.turn()
-        lane.native.outlook.doubt = lane.native.outlook.skip = 0
+        yield disk.worker.queues[FIRST].lane  # type: ignore[attr-defined]
+
+
+def test_looking_out_in_vain_is_done_more_and_more_seldom() -> None:
+    with idle_lane() as lane:
         outlook, seen = lane.native.outlook, []
+        outlook.doubt = outlook.skip = 0
         while outlook.doubt < 1023:
             lane.serve()
             seen.append((outlook.doubt, outlook.skip))
@@ -327,3 +335,26 @@ def test_looking_out_in_vain_is_done_more_and_more_seldom() -> None:
     expected = [(doubt, skip) for doubt in doubts for skip in range(doubt, -1, -1)]
     assert seen[:-1] == expected[: len(seen) - 1]
     assert seen[-1] == (1023, 1023)
+
+
+def test_who_wants_the_cpu_meanwhile_is_given_way_for_longest() -> None:
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with idle_lane() as lane:
+            outlook = lane.native.outlook
+            # Each look may be the one in which the kernel gives the CPU to the other.
+            for _ in range(20_000):
+                outlook.doubt = outlook.skip = 0
+                lane.serve()
+                if outlook.doubt > 1:
+                    break
+            found = outlook.doubt, outlook.skip
+            del lane, outlook
+    finally:
+        other.kill()
+        other.wait()
+        os.sched_setaffinity(0, cpus)
+
+    assert found == (1023, 1023)

@@ -15,16 +15,18 @@ from devices.vhost_user import Config
 from protocol import doorbell, messages
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
+    STATE_NOFD,
     U64,
     BackendRequest,
     ConfigSpace,
+    Direction,
     Message,
     Request,
     VringState,
     pack,
     unpack_table,
 )
-from protocol.virtio import RING_FEATURES, Feature, bit
+from protocol.virtio import RING_FEATURES, Feature, Status, bit
 from tests.support.daemons import (
     DISK,
     OFFERED,
@@ -282,6 +284,7 @@ def test_one_that_keeps_a_journal_leaves_there_what_it_has_when_another_follows(
         front_end(tmp_path, direct=True) as host,
     ):
         host.start()
+        assert Request.GET_INFLIGHT_FD in puppet.asked
         (file,) = puppet.given[Request.SET_INFLIGHT_FD]
         assert os.path.sameopenfile(file, host._journal_fd)
         host.drivers[0].add(*read(0))
@@ -314,6 +317,212 @@ def test_it_is_told_where_all_memory_lies_and_of_features_those_that_both_have(
     assert len(files) == len(found) > 1
     agreed = U64.unpack(told[Request.SET_FEATURES]).value
     assert agreed == sum(map(bit, (Feature.VERSION_1, F_PROTOCOL_FEATURES, disk.Feature.FLUSH)))
+
+
+def test_one_that_wants_to_know_the_drivers_status_is_told_it(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def note(message: Message) -> bytes:
+        told.append(message.number)
+        return U64(0).pack()
+
+    answers = {
+        Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(16)).pack(),
+        Request.SET_STATUS: note,
+        Request.GET_STATUS: lambda _: U64(told[-1]).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        host.start()
+        assert told == [3, 11, 15]
+        # What it is told before the next, and after which.
+        says = puppet.asked.index(Request.SET_FEATURES), puppet.asked.index(Request.SET_STATUS)
+        assert says == (says[1] + 1, says[1])
+        assert puppet.asked[-1] is Request.SET_STATUS
+        assert puppet.asked[-2] is Request.SET_VRING_ENABLE
+        host.stop()
+        assert told[3:] == [0]
+        # A successor's device is not reset under it.
+        host.start()
+        host.request(messages.Quiesce(), messages.Quiesced)
+        assert host.quit() == 0
+    assert told[4:] == [3, 11, 15]
+
+
+def test_one_that_refuses_the_features_is_not_started_and_says_so(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def note(message: Message) -> bytes:
+        told.append(message.number)
+        return U64(0).pack()
+
+    answers = {
+        Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(16)).pack(),
+        Request.SET_STATUS: note,
+        Request.GET_STATUS: lambda _: U64(told[-1] & ~Status.FEATURES_OK).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        failed = host.start(expect=messages.Failed)
+        assert failed.reason == "the back-end refuses the features 0x140000000"
+        assert told == [3, 11, 0]
+        assert Request.SET_VRING_KICK not in puppet.asked
+        puppet.answers[Request.GET_STATUS] = lambda _: U64(11).pack()
+        host.start()
+
+
+SAVER = "tests.support.odd_devices:Saver"
+STATEFUL = {Request.GET_PROTOCOL_FEATURES: lambda _: U64(PROTOCOL | bit(19)).pack()}
+
+
+def test_what_a_back_end_knows_goes_to_the_next_one(tmp_path: Path) -> None:
+    # Both are ours, of a class of one's own, which knows something.
+    with (
+        Served(tmp_path / "a", SAVER, "deed=what I know"),
+        Served(tmp_path / "b", SAVER, "deed=else"),
+        front_end(tmp_path, "rng", "a") as before,
+        front_end(tmp_path, "rng", "b") as after,
+    ):
+        before.start()
+        assert before.send([], [16]).data == b""
+        state = before.request(messages.Quiesce(), messages.Quiesced).state
+        assert state == b"\1what I know"
+        assert before.quit() == 0
+
+        after.start()  # whatever it was before
+        after.stop()
+        asked = messages.Start(bit(Feature.VERSION_1), after.setups(), b"\2of another version")
+        refused = after.request(asked, messages.Failed)
+        assert refused.reason == "the back-end says that its state went wrong (0x1)"
+        after.start(state=state)
+        assert after.send([], [16]).data == b"what I know"
+        # Unasked, it goes on with what it has.
+        after.request(messages.Quiesce(), messages.Quiesced)
+
+
+def test_a_state_is_taken_over_before_there_is_a_ring_and_asked_for_after_the_last(
+    tmp_path: Path,
+) -> None:
+    brought = b""
+
+    def take(message: Message) -> bytes:
+        # Into a pipe of its own, the first time; out of that which is sent, the second.
+        direction, phase = struct.unpack("=II", message.payload)
+        assert phase == 0
+        if direction == Direction.LOAD:
+            return U64(0).pack()
+        (fd,) = puppet.given[Request.SET_DEVICE_STATE_FD][-1:]
+        os.write(fd, b"known")
+        os.close(puppet.given[Request.SET_DEVICE_STATE_FD].pop())
+        return U64(STATE_NOFD).pack()
+
+    def check(_: Message) -> bytes:
+        nonlocal brought
+        if not brought:
+            brought = os.read(ours, 100)
+        return U64(0).pack()
+
+    ours, theirs = os.pipe()
+    answers = {**STATEFUL, Request.SET_DEVICE_STATE_FD: take, Request.CHECK_DEVICE_STATE: check}
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        puppet.lends[Request.SET_DEVICE_STATE_FD] = [theirs]
+        host.start(state=b"brought")
+        del puppet.lends[Request.SET_DEVICE_STATE_FD]
+        order = [
+            Request.SET_MEM_TABLE,
+            Request.SET_DEVICE_STATE_FD,
+            Request.CHECK_DEVICE_STATE,
+            Request.SET_VRING_ADDR,
+            Request.SET_VRING_ENABLE,
+        ]
+        assert [request for request in puppet.asked if request in order] == order
+        state = host.request(messages.Quiesce(), messages.Quiesced).state
+        order = [
+            Request.GET_VRING_BASE,
+            Request.SET_DEVICE_STATE_FD,
+            Request.CHECK_DEVICE_STATE,
+        ]
+        assert puppet.asked[-3:] == order
+        os.close(theirs)
+        assert os.read(ours, 100) == b""  # nobody has it any more
+        os.close(ours)
+    assert (brought, state) == (b"brought", b"known")
+
+
+def test_who_knows_of_no_state_takes_none_over(tmp_path: Path) -> None:
+    with Puppet(tmp_path / "socket") as puppet, front_end(tmp_path) as host:
+        failed = host.start(state=b"x", expect=messages.Failed)
+        assert failed.reason == "the back-end takes no state over"
+        host.start()
+        assert host.request(messages.Quiesce(), messages.Quiesced).state == b""
+        assert Request.SET_DEVICE_STATE_FD not in puppet.asked
+
+
+STATES: dict[str, tuple[int, int, bytes | None, str]] = {
+    "it has none": (1, 0, b"", "the back-end does not save its state"),
+    "it went wrong": (STATE_NOFD, 7, b"x", "the back-end says that its state went wrong (0x7)"),
+    "as much as there may be": (STATE_NOFD, 0, bytes(messages.MAX_STATE), ""),
+    "too much": (
+        STATE_NOFD,
+        0,
+        bytes(messages.MAX_STATE + 1),
+        f"the state is more than {messages.MAX_STATE} bytes",
+    ),
+    "it does not end": (STATE_NOFD, 0, None, "the state does not end within 2 seconds"),
+    "no descriptor": (0, 0, b"", "no descriptor came with it"),
+    "/dev/zero": (0, 0, b"", "the descriptor is no pipe, no socket and no file"),
+    "/": (0, 0, b"", "the descriptor is no pipe, no socket and no file"),
+    "eventfd": (0, 0, b"", "the descriptor is no pipe, no socket and no file"),
+    "the wrong end": (0, 0, b"", "the state does not come: Bad file descriptor"),
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_a_state_that_makes_no_sense_is_its_end(tmp_path: Path, what: str) -> None:
+    said, checked, state, words = STATES[what]
+
+    def save(_: Message) -> bytes:
+        given = puppet.given[Request.SET_DEVICE_STATE_FD]
+        if state is not None:
+            os.write(given[-1], state)
+            os.close(given.pop())
+        return U64(said).pack()
+
+    answers = {
+        **STATEFUL,
+        Request.SET_DEVICE_STATE_FD: save,
+        Request.CHECK_DEVICE_STATE: lambda _: U64(checked).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        if what.startswith("/"):
+            puppet.lends[Request.SET_DEVICE_STATE_FD] = [os.open(what, os.O_RDONLY)]
+        elif what == "eventfd":
+            puppet.lends[Request.SET_DEVICE_STATE_FD] = [doorbell.create()]
+        elif what == "the wrong end":
+            reader, writer = os.pipe()
+            os.close(reader)
+            puppet.lends[Request.SET_DEVICE_STATE_FD] = [writer]
+        host.start()
+        if words:
+            assert ends(host, messages.Quiesce()).endswith(f"E {words}")
+        else:
+            assert host.request(messages.Quiesce(), messages.Quiesced).state == state
+
+
+def test_one_that_does_not_take_its_state_is_not_started(tmp_path: Path) -> None:
+    answers = {
+        **STATEFUL,
+        Request.SET_DEVICE_STATE_FD: lambda _: U64(1).pack(),
+    }
+    with Puppet(tmp_path / "socket", answers) as puppet, front_end(tmp_path) as host:
+        failed = host.start(state=b"x", expect=messages.Failed)
+        assert failed.reason == "the back-end does not load its state"
+        puppet.answers[Request.SET_DEVICE_STATE_FD] = lambda _: U64(0).pack()
+        reader, writer = os.pipe()
+        os.close(reader)
+        puppet.lends[Request.SET_DEVICE_STATE_FD] = [writer]
+        failed = host.start(state=b"x", expect=messages.Failed)
+        assert failed.reason == "the state is not taken: Broken pipe"
+        assert Request.SET_VRING_KICK not in puppet.asked
+        host.start()
 
 
 def test_a_new_configuration_is_told(tmp_path: Path) -> None:

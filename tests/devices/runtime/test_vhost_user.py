@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ import pytest
 from devices import blk
 from devices.runtime.vhost_user import LARGEST_QUEUE, MAX_SLOTS
 from protocol import doorbell, vhost_user
+from protocol.memory import create_memfd
+from protocol.messages import MAX_STATE
 from protocol.vhost_user import (
     F_PROTOCOL_FEATURES,
+    STATE_NOFD,
     U64,
     VRING_NOFD,
     ConfigSpace,
+    DeviceState,
+    Direction,
     Inflight,
     ProtocolFeature,
     Request,
@@ -478,6 +483,19 @@ def test_a_region_has_room_for_as_many_rings_as_are_asked_for_and_is_fresh(
     assert (region.num_queues, region.queue_size) == (1, LARGEST_QUEUE)
 
 
+def test_a_region_is_as_large_as_what_was_asked_for(serve: Serve, image: Path) -> None:
+    # As libvhost-user's and DPDK's, whatever the rings may come to be.
+    peer = serve("blk", blk.Config(str(image), queues=2), shares=True)
+    peer.negotiate()
+
+    for queues, size in ((2, 16), (2, 128), (1, 16)):
+        region, file = peer.get_inflight(queues, size)
+        peer.tell(Request.SET_INFLIGHT_FD, region.pack(), [file])
+        os.close(file)
+        sizes = (size,) * 2 if queues == 2 else (LARGEST_QUEUE,) * 2
+        assert region.mmap_size == sum(16 + 16 * size + 48 for size in sizes)
+
+
 def test_a_ring_of_another_driver_is_not_what_the_region_was_for(serve: Serve) -> None:
     # Reset by its guest, without another region: nothing was in flight.
     peer = serve("rng", shares=True)
@@ -494,6 +512,144 @@ def test_a_ring_of_another_driver_is_not_what_the_region_was_for(serve: Serve) -
     peer.start(size=8)
 
     assert peer.send([], [8]).written == 8
+
+
+# ── the device's state ────────────────────────────────────────────────────────────────
+
+SAVER = "tests.support.odd_devices:Saver"
+
+
+@pytest.fixture
+def saver(serve: Serve) -> BackEnd:
+    """A device that knows something, "deed", and shows what it was left."""
+    peer = serve("saver", Config("deed"), register=SAVER)
+    peer.negotiate()
+    return peer
+
+
+def begin(peer: BackEnd, direction: Direction, fd: int) -> None:
+    """A transfer through ``fd``, which is closed here."""
+    reply = peer.ask(Request.SET_DEVICE_STATE_FD, DeviceState(direction, 0).pack(), [fd])
+    os.close(fd)
+    assert reply.number == STATE_NOFD
+    assert not reply.descriptors
+
+
+def check(peer: BackEnd) -> int:
+    return peer.ask(Request.CHECK_DEVICE_STATE).number
+
+
+def test_what_it_knows_is_told_once_it_has_come_to_rest(saver: BackEnd) -> None:
+    assert check(saver) == 1  # how nothing went
+    for expected in (b"", b"\1deed", b"\1deed"):
+        ours, theirs = os.pipe()
+        begin(saver, Direction.SAVE, theirs)
+        with os.fdopen(ours, "rb") as state:
+            assert state.read() == expected
+        assert check(saver) == 0
+        saver.set_table()
+        saver.start()
+        saver.send([], [16])
+        saver.stop()
+        # As QEMU does, which asks for it afterwards.
+        saver.tell(Request.SET_STATUS, U64(0).pack())
+    file = create_memfd("state", 5)
+    begin(saver, Direction.SAVE, os.dup(file))
+    assert check(saver) == 0
+    assert os.pread(file, 9, 0) == b"\1deed"
+    os.close(file)
+
+
+@pytest.mark.parametrize("way", ["pipe", "socket", "file"])
+def test_what_another_knew_it_goes_on_with(saver: BackEnd, way: str) -> None:
+    if way == "file":  # as Cloud Hypervisor has it
+        theirs = create_memfd("state", 5)
+        os.pwrite(theirs, b"\1left", 0)
+        begin(saver, Direction.LOAD, theirs)
+    else:
+        theirs, ours = (
+            os.pipe() if way == "pipe" else map(socket.socket.detach, socket.socketpair())
+        )
+        begin(saver, Direction.LOAD, theirs)
+        for piece in (b"\1", b"left"):
+            os.write(ours, piece)
+        os.close(ours)
+    assert check(saver) == 0
+    saver.set_table()
+    saver.start()
+    assert saver.send([], [16]).data == b"left"
+
+
+def test_a_state_that_it_makes_nothing_of_leaves_it_as_it_was(saver: BackEnd) -> None:
+    for state in (b"\2of another version", b"\1" + bytes(4 * MAX_STATE)):
+        theirs, ours = os.pipe()
+        begin(saver, Direction.LOAD, theirs)
+        # Nobody waits for who does not read, and it is not waited for.
+        with suppress(BrokenPipeError), os.fdopen(ours, "wb", buffering=0) as pipe:
+            pipe.write(state)
+        assert check(saver) == 1
+    theirs, ours = os.pipe()
+    begin(saver, Direction.LOAD, theirs)
+    assert check(saver) == 1  # it does not end
+    os.close(ours)
+    saver.set_table()
+    saver.start()
+    assert saver.send([], [16]).data == b""
+    saver.stop()
+    ours, theirs = os.pipe()
+    os.close(ours)
+    begin(saver, Direction.SAVE, theirs)
+    assert check(saver) == 1  # nobody reads it
+    assert "the state is not taken: Broken pipe" in saver.log()
+
+
+def test_who_knows_nothing_offers_no_state(serve: Serve) -> None:
+    for kind in ("blk", "rng"):
+        peer = serve(kind)
+        offered = peer.ask(Request.GET_PROTOCOL_FEATURES).number
+        assert not offered & bit(ProtocolFeature.DEVICE_STATE)
+
+
+@pytest.mark.parametrize(
+    ("told", "files", "words"),
+    [
+        (DeviceState(2, 0), 1, "direction 2, phase 0"),
+        (DeviceState(0, 1), 1, "direction 0, phase 1"),
+        (DeviceState(0, 0), 0, "no descriptor came with it"),
+        (DeviceState(1, 0), 2, "2 descriptors"),
+        (DeviceState(1, 0), 1, "the descriptor is no pipe, no socket and no file"),
+    ],
+)
+def test_a_transfer_that_makes_no_sense_costs_the_connection(
+    saver: BackEnd, told: DeviceState, files: int, words: str
+) -> None:
+    bells = [doorbell.create() for _ in range(files)]
+    saver.connection.send(Request.SET_DEVICE_STATE_FD, told.pack(), bells)
+    for bell in bells:
+        os.close(bell)
+    assert saver.is_hung_up_on()
+    assert f"E the front-end: SET_DEVICE_STATE_FD: {words}" in saver.log()
+
+
+def test_what_has_begun_its_work_takes_nothing_over(saver: BackEnd) -> None:
+    theirs, ours = os.pipe()
+    begin(saver, Direction.LOAD, theirs)
+    os.write(ours, b"\1left")
+    os.close(ours)
+    saver.set_table()
+    saver.start()
+    saver.connection.send(Request.CHECK_DEVICE_STATE)
+    assert saver.is_hung_up_on()
+    assert "CHECK_DEVICE_STATE: the device is not stopped" in saver.log()
+
+
+def test_what_is_at_work_has_no_state_to_tell(saver: BackEnd) -> None:
+    saver.set_table()
+    saver.start()
+    saver.send([], [16])
+    saver.connection.send(Request.SET_DEVICE_STATE_FD, DeviceState(0, 0).pack(), [saver.files[0]])
+    assert saver.is_hung_up_on()
+    assert "SET_DEVICE_STATE_FD: the device is not stopped" in saver.log()
 
 
 # ── the jail ──────────────────────────────────────────────────────────────────────────
