@@ -169,14 +169,15 @@ class BackEnd:
         # What it would have for an in-flight region, were it the one to make it: that tells whether
         # it can do with our journal, which is to outlive it.
         with self.exchange(Request.GET_INFLIGHT_FD, _inflight(sizes, 0).pack()) as reply:
-            found, wanted = Inflight.unpack(reply.payload), _inflight(sizes, PAGE_SIZE)
-            if found.mmap_size != wanted.mmap_size:
+            found = Inflight.unpack(reply.payload)
+            # It may have room for larger rings than ours.
+            largest = (max(found.queue_size, *sizes),) * len(sizes)
+            if found.mmap_size != (ours := journal.size_of(largest) - PAGE_SIZE):
                 raise HostError(
-                    f"its in-flight region has {found.mmap_size} bytes, and our journal "
-                    f"{wanted.mmap_size}"
+                    f"its in-flight region has {found.mmap_size} bytes, and our journal {ours}"
                 )
             try:
-                _check_layout(reply.take(), found, sizes)
+                _check_layout(reply.take(), found, len(sizes))
             except (ProtocolError, OSError, struct.error) as error:
                 raise HostError(f"its in-flight region: {error}") from error
 
@@ -487,17 +488,21 @@ def _inflight(sizes: Sequence[int], offset: int) -> Inflight:
     return Inflight(journal.size_of(sizes) - PAGE_SIZE, offset, len(sizes), max(sizes))
 
 
-def _check_layout(fd: int, region: Inflight, sizes: Sequence[int]) -> None:
+def _check_layout(fd: int, region: Inflight, queues: int) -> None:
     # Of a fresh one: what is at the beginning of each queue's part. The file is closed.
     try:
         _check_shared_memory(fd)
         if os.fstat(fd).st_size < region.mmap_offset + region.mmap_size:
             raise ProtocolError("it is more than its file")
-        for index, size in enumerate(sizes):
-            at = region.mmap_offset + region.mmap_size // len(sizes) * index
+        for index in range(queues):
+            at = region.mmap_offset + region.mmap_size // queues * index
             header = os.pread(fd, journal.HEADER.size, at)
             features, version, desc_num = journal.HEADER.unpack(header)
-            if features or version not in (0, journal.VERSION) or desc_num not in (0, size):
+            if (
+                features
+                or version not in (0, journal.VERSION)
+                or desc_num not in (0, region.queue_size)
+            ):
                 raise ProtocolError(
                     f"queue {index} has features {features:#x}, version {version}, {desc_num} "
                     "entries"

@@ -431,18 +431,17 @@ class BackEnd:
         # The one before may be somebody's still; whoever asks wants a fresh one.
         with journal.Journal(self._inflight, self._sizes) as fresh:
             fresh.clear()
-        sizes = (wanted.queue_size,) * wanted.num_queues
-        if wanted.num_queues < len(self._rings):
-            sizes = tuple(self._sizes)  # the others are set up all the same
-        size = journal.size_of(sizes) - PAGE_SIZE
-        found = Inflight(size, PAGE_SIZE, wanted.num_queues, wanted.queue_size).pack()
+        # Whatever was asked for: a driver under QEMU's virtio-mmio makes rings of 1024, where QEMU
+        # speaks of 128.
+        size = journal.size_of(self._sizes) - PAGE_SIZE
+        found = Inflight(size, PAGE_SIZE, wanted.num_queues, LARGEST_QUEUE).pack()
         # A compiler that pads pads the reply, too.
         padded = found.ljust(len(message.payload), b"\0")
         self._share(vhost_user.pack(message.request, padded, is_reply=True))
 
     def _set_inflight_fd(self, message: Message) -> None:
-        # It has room for rings of the size that was asked for; where not all of them were, for our
-        # largest. A front-end's own is laid out alike.
+        # One that we have made has room for our largest rings; one of a front-end's own, which is
+        # laid out alike, for those that it has in mind.
         told = Inflight.unpack(message.payload)
         known = [tuple(self._sizes)]
         if told.num_queues == len(self._rings) and 0 < told.queue_size <= LARGEST_QUEUE:

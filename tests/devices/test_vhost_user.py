@@ -246,6 +246,8 @@ DIRECT = {
     ("answer", "words"),
     [
         (inflight(), ""),
+        (inflight(queue_size=256), "has 2112 bytes, and our journal 4160"),
+        (inflight(queue_size=64, mmap_size=1088), "has 1088 bytes, and our journal 2112"),
         (inflight(mmap_size=4096), "has 4096 bytes, and our journal 2112"),
         (inflight(mmap_size=0), "has 0 bytes, and our journal 2112"),
         (inflight(mmap_offset=1), ": it is more than its file"),

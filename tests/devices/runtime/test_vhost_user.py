@@ -483,17 +483,22 @@ def test_a_region_has_room_for_as_many_rings_as_are_asked_for_and_is_fresh(
     assert (region.num_queues, region.queue_size) == (1, LARGEST_QUEUE)
 
 
-def test_a_region_is_as_large_as_what_was_asked_for(serve: Serve, image: Path) -> None:
-    # As libvhost-user's and DPDK's, whatever the rings may come to be.
+def test_a_region_has_room_for_rings_larger_than_was_said_and_says_so(
+    serve: Serve, image: Path
+) -> None:
+    # QEMU asks for 128 entries, and under its virtio-mmio Linux makes rings of 1024.
     peer = serve("blk", blk.Config(str(image), queues=2), shares=True)
     peer.negotiate()
+    region, file = peer.get_inflight(2, 128)
+    assert (region.num_queues, region.queue_size) == (2, LARGEST_QUEUE)
+    assert region.mmap_size == 2 * (16 + 16 * LARGEST_QUEUE + 48)
+    peer.tell(Request.SET_INFLIGHT_FD, replace(region, queue_size=128).pack(), [file])
+    os.close(file)
+    peer.set_table()
 
-    for queues, size in ((2, 16), (2, 128), (1, 16)):
-        region, file = peer.get_inflight(queues, size)
-        peer.tell(Request.SET_INFLIGHT_FD, region.pack(), [file])
-        os.close(file)
-        sizes = (size,) * 2 if queues == 2 else (LARGEST_QUEUE,) * 2
-        assert region.mmap_size == sum(16 + 16 * size + 48 for size in sizes)
+    peer.start(1, size=LARGEST_QUEUE)
+
+    assert read_sector(peer, 1, 1) == image.read_bytes()[512:1024]
 
 
 def test_a_ring_of_another_driver_is_not_what_the_region_was_for(serve: Serve) -> None:
