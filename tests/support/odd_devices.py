@@ -208,7 +208,7 @@ class Greedy(Device[Config]):
 
 
 class Manifold(Device[Config]):
-    """Starts 64 threads before it is sealed, as far as it gets, and prints how many it has had."""
+    """Starts 100 threads before it is sealed, as far as it gets, and prints how many it has had."""
 
     device_id = DeviceId.NULL
 
@@ -216,7 +216,7 @@ class Manifold(Device[Config]):
         super().__init__(config, fds, runtime)
         over, started = threading.Event(), []
         with contextlib.suppress(RuntimeError):
-            while len(started) < 64:
+            while len(started) < 100:
                 thread = threading.Thread(target=over.wait)
                 thread.start()
                 started.append(thread)
