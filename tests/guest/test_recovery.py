@@ -25,9 +25,9 @@ def _kernels() -> None:
     build()
 
 
-def reading(victim: Victim, read: int = 128 << 10) -> None:
+def reading(victim: Victim, read: int = 192 << 10) -> None:
     """Wait until the guest is in the middle of its work: the disk's process has read so much, which
-    is more than it takes to start (60 KiB)."""
+    is more than it takes to start (some 110 KiB)."""
 
     def so_far() -> bool:
         # What it reads from its file goes straight to the guest: counted by the kernel.

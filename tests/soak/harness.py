@@ -26,6 +26,7 @@ from launcher.api import VM
 from launcher.client import Gone, Refused
 from protocol.control import Event, Lost
 from protocol.errors import VibeError
+from protocol.faults import DELAY, DUPLICATE_USED
 from tests.soak.schedule import Step
 from tests.support.leaks import children, started_as
 
@@ -401,6 +402,9 @@ class _Operator(threading.Thread):
         else:
             time.sleep(_GROWN)
             fault, *points = step.detail.split()
+            if fault == DUPLICATE_USED:
+                # The next completion would cover it before the guest looks.
+                vm.inject(step.device, DELAY, at="handle", lasts=PATIENCE)
             for point in points:
                 vm.inject(step.device, fault, at=point)
             self._see_struck(vm, step)

@@ -162,7 +162,7 @@ def test_one_lie_is_found(tmp_path: Path, kind: str, liar: str, complaint: str) 
 def test_a_request_that_is_completed_twice_is_found(
     tmp_path: Path, hypervisor: str, isolation: str
 ) -> None:
-    # Several, for the next completion covers one that nobody has looked at yet.
+    # Several, for the next completion may cover one that nobody has looked at yet.
     steps = [
         *(
             schedule.Step(0.2 + number / 10, "blk0", "inject", "duplicate-used push_used_idx")
