@@ -37,6 +37,8 @@ from protocol.messages import QueueSetup
 from protocol.virtio import Feature, bit
 from tests.support.driver import Driver
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 RECEIVEQ, TRANSMITQ = 0, 1
 
 

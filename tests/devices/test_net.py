@@ -24,6 +24,8 @@ from protocol.virtio import Feature as RingFeature
 from tests.support.device_host import DEADLINE, DeviceHost, FakeHost
 from tests.support.netns import Namespace, NamespaceHost, needs_root
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 Boot = Callable[..., DeviceHost]
 
 # linux/socket.h, linux/if_packet.h: packets have virtio's header before them.

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab.resume import Resume
 
+pytestmark = pytest.mark.slow  # it runs pytest
+
 Run = Callable[..., tuple[int, str]]
 
 TESTS = """

@@ -20,6 +20,8 @@ from launcher.model import Model, Place
 from launcher.scout import Scouts
 from protocol.errors import BadInput, VibeError
 
+pytestmark = pytest.mark.slow
+
 HANG = "time.sleep(3600)"
 
 # What a module may do at its import, or in a method.

@@ -20,6 +20,8 @@ from tests.support.leaks import none_left
 from tests.support.packages import PROJECT
 from tests.support.peers import Served
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 SHOUT = PROJECT / "tests" / "support" / "shout.py"
 
 # The head of a request: of the disk's first sectors (virtio 1.2, section 5.2.6).

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.perf.vhost import build_null_lane
 from tests.support.packages import PROJECT
+
+pytestmark = pytest.mark.slow  # it builds C
 
 
 def test_lane_without_a_file_can_be_built_and_is_what_the_disk_is_served_by(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_a_peer_that_does_not_read_is_an_error_and_not_a_hang(raw: Raw) -> None:
         flood()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -169,6 +170,7 @@ def test_what_nobody_reads_has_a_bound(raw: Raw, data: bytes) -> None:
     assert raw.pour(data, 64 << 20) < KEPT
 
 
+@pytest.mark.slow
 def test_of_a_message_that_never_ends_no_more_is_kept_though_it_is_read(raw: Raw) -> None:
     raw.peer.sendall(LENGTH.pack(MAX_MESSAGE) + bytes(MAX_MESSAGE - 1))
     assert raw.channel.wait(0.2) is None

@@ -31,6 +31,8 @@ from protocol.virtio import Feature, bit
 from tests.support.device_host import DRIVER_ROOM, DeviceHost
 from tests.support.driver import Driver
 
+pytestmark = pytest.mark.slow
+
 Boot = Callable[..., DeviceHost]
 
 READ = struct.pack("<IIQ", 0, 0, 0)

@@ -40,6 +40,8 @@ from tests.support.daemons import (
 from tests.support.device_host import DeviceHost
 from tests.support.peers import Served
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 needs_daemon = pytest.mark.skipif(bool(lacks(STORAGE_DAEMON)), reason=lacks(STORAGE_DAEMON))
 
 SECTOR = 512

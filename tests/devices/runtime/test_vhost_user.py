@@ -42,6 +42,8 @@ from tests.support.back_end import BackEnd
 from tests.support.front_end import REGIONS, user_address
 from tests.support.odd_devices import Config
 
+pytestmark = pytest.mark.slow  # processes by the dozen
+
 Serve = Callable[..., BackEnd]
 
 # Of struct virtio_blk_config.

@@ -11,6 +11,8 @@ from launcher.experiment.measures import grouped
 from launcher.experiment.results import Results
 from protocol.errors import HostError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 WHOLE = {"png": b"IEND\xaeB`\x82", "svg": b"</svg>\n"}
