@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import HostError
 from tests.support.bare import require_kvm
+from tests.support.skips import unless_there_is_a_kernel
 from tools import linux
 from vmm.hypervisor import detect
 
@@ -30,10 +30,8 @@ def told(transcript: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_demo_prints_what_the_readme_shows() -> None:
-    try:
+    with unless_there_is_a_kernel():
         linux.prepare("amd64")
-    except HostError as error:
-        pytest.skip(f"Debian's kernel cannot be had: {error}")
     if detect.kvm_opens() and not detect.kvm_is_software():
         pytest.skip("the README shows a host without hardware virtualization")
     shown = re.search(r"^\$ make demo\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)

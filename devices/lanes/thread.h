@@ -22,7 +22,8 @@ struct lane_thread *lane_thread_new(struct lane *lane);
 /* Park it, and end it. */
 void lane_thread_free(struct lane_thread *thread);
 
-/* The eventfds that it has: one of its own, and one that is rung whenever it has parked, and is to be drained by whoever listens. */
+/* The eventfds that it has: one of its own, and one that is rung whenever it has parked, and is to be
+ * drained by whoever listens. */
 int lane_thread_wake(const struct lane_thread *thread);
 int lane_thread_bell(const struct lane_thread *thread);
 

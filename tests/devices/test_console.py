@@ -14,7 +14,8 @@ from devices.console import Config, Console
 from launcher.streams import LogEnd
 from protocol import messages
 from protocol.stream import CAPACITY, Consumer, Producer, Stream
-from tests.support.device_host import DEADLINE, DeviceHost
+from tests.support.device_host import DeviceHost
+from tests.support.driving import DEADLINE
 
 Boot = Callable[..., DeviceHost]
 

@@ -21,7 +21,8 @@ from devices.runtime.device import Offer
 from protocol import fds
 from protocol.messages import ConfigChanged
 from protocol.virtio import Feature as RingFeature
-from tests.support.device_host import DEADLINE, DeviceHost, FakeHost
+from tests.support.device_host import DeviceHost, FakeHost
+from tests.support.driving import DEADLINE
 from tests.support.netns import Namespace, NamespaceHost, needs_root
 
 pytestmark = pytest.mark.slow  # processes by the dozen

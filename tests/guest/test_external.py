@@ -15,7 +15,6 @@ import pytest
 from launcher.api import VM
 from launcher.client import Refused
 from protocol.control import Event
-from protocol.errors import HostError
 from tests.guest.test_recovery import recovered
 from tests.soak.bare import Bare
 from tests.support import initramfs
@@ -31,6 +30,7 @@ from tests.support.kernels import debian
 from tests.support.leaks import none_left
 from tests.support.peers import DEADLINE, Program, Served
 from tests.support.recovery import Victim, victim
+from tests.support.skips import unless_there_is_a_kernel
 from tools import linux
 
 pytestmark = [
@@ -162,12 +162,10 @@ def test_stock_linux_has_a_disk_and_a_shared_folder_of_others_and_the_disks_prog
 ) -> None:
     pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
     on_disk, shared = os.urandom(1 << 20), os.urandom(1 << 20)
-    try:
+    with unless_there_is_a_kernel():
         kernel = debian("cloud-amd64")
         initrd = initramfs.build(kernel, INIT, (*linux.MODULES, "virtiofs"))
         linux.make_disk(tmp_path, on_disk)
-    except HostError as error:
-        pytest.skip(f"Debian's kernel cannot be had: {error}")
     image, folder = tmp_path / "disk.img", tmp_path / "folder"
     folder.mkdir()
     (folder / "from-host").write_bytes(shared)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import HostError
 from tests.support import initramfs
 from tests.support.kernels import Kernel, debian
 from tests.support.packages import PROJECT
+from tests.support.skips import unless_there_is_a_kernel
 from tests.support.vibevmm import vibevmm
 from tools import linux
 from vmm.memory_map import slot_address
@@ -93,13 +93,11 @@ def guest(
     architecture: str, folder: Path, content: bytes, init: str | None = None
 ) -> tuple[Kernel, Path]:
     """The kernel and its initial RAM disk; a disk with ``content`` is in ``folder``."""
-    try:
+    with unless_there_is_a_kernel():
         kernel = debian(f"cloud-{architecture}")
         init = init or (PROJECT / "tools" / "linux_init.sh").read_text()
         image = initramfs.build(kernel, init, linux.MODULES)
         linux.make_disk(folder, content)
-    except HostError as error:
-        pytest.skip(f"Debian's {architecture} kernel cannot be had: {error}")
     return kernel, image
 
 

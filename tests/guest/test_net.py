@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from launcher.api import VM
-from protocol.errors import HostError
 from tests.support import initramfs
 from tests.support.kernels import debian
 from tests.support.netns import Namespace, needs_root
 from tests.support.peers import QEMU, UML, Program, Served, lacks, qemu, user_mode_linux
+from tests.support.skips import unless_there_is_a_kernel
 
 pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
 
@@ -113,12 +113,10 @@ def host() -> Iterator[Namespace]:
 def boot(host: Namespace, script: str, *nets: str, programs: Sequence[str] = ()) -> VM:
     """A machine there whose guest does what ``script`` says, with interfaces to ``nets`` and
     ``programs`` of this host."""
-    try:
+    with unless_there_is_a_kernel():
         kernel = debian("cloud-amd64")
         files = initramfs.programs(*programs)
         initrd = initramfs.build(kernel, BEGIN + script + END, MODULES, files)
-    except HostError as error:
-        pytest.skip(f"Debian's kernel cannot be had: {error}")
     return host.call(
         VM,
         kernel=str(kernel.image),

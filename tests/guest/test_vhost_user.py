@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import HostError
 from tests.support.kernels import debian
 from tests.support.leaks import none_left
 from tests.support.linux import make_disk
 from tests.support.packages import PROJECT
 from tests.support.peers import DEADLINE, QEMU, UML, Served, lacks, qemu, user_mode_linux
+from tests.support.skips import unless_there_is_a_kernel
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +63,8 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _kernel() -> None:
-    try:
+    with unless_there_is_a_kernel():
         debian("cloud-amd64")
-    except HostError as error:
-        pytest.skip(f"Debian's kernel cannot be had: {error}")
 
 
 @needs_uml

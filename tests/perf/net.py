@@ -23,7 +23,7 @@ from devices import net
 from devices.runtime import tap
 from protocol.messages import Done, QueueSetup, Start
 from protocol.virtio import Feature, bit
-from tests.perf.isolation import compiled
+from tests.perf import driver
 from tests.support.device_host import DeviceHost
 from tests.support.netns import Namespace, NamespaceHost
 from vmm.mediation import lay_out
@@ -65,7 +65,7 @@ def measure() -> dict[str, object]:
         return {"not measured": "only root makes taps"}
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name, Namespace() as host, ExitStack() as stack:
-        library = compiled("net", Path(name), LOOPS)
+        library = driver.compiled("net", Path(name), LOOPS)
         bare = host.call(tap.open_tap, "bare0")
         stack.callback(os.close, bare)
         host.call(tap.up, "bare0", 0)
@@ -92,18 +92,15 @@ def compare(what: str, made: Guest, ours: _Run, theirs: _Run) -> dict[str, objec
     busy = []
     for turn in range(ROUNDS):
         for name, run in (("device", ours), ("tap alone", theirs))[:: 1 if turn % 2 else -1]:
-            before = made.busy()
+            before = driver.cpu_seconds(made.host.process.pid)
             elapsed = run()
             assert elapsed, made.host.log()
             rates[name].append(PACKETS / (elapsed / 1e9))
             if name == "device":
-                busy.append((made.busy() - before) / PACKETS)
-    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
+                busy.append((driver.cpu_seconds(made.host.process.pid) - before) / PACKETS)
     return {
         f"{what}, packets/s": {name: round(statistics.median(r)) for name, r in rates.items()},
-        f"{what}, device / tap alone [quartiles]": [
-            round(value, 2) for value in statistics.quantiles(ratios, n=4)
-        ],
+        f"{what}, device / tap alone [quartiles]": driver.ratios(*rates.values()),
         f"{what}, CPU of the device a packet, µs": round(statistics.median(busy) * 1e6, 2),
     }
 
@@ -139,11 +136,6 @@ class Guest:
             elapsed: int = lib.bench_queue(queue, PACKETS)
             self._seen[index], self._is_filled[index] = queue.seen, queue.is_filled
         return elapsed
-
-    def busy(self) -> float:
-        """Seconds of CPU time that the device has had."""
-        tasks = Path(f"/proc/{self.host.process.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def packet_of(size: int) -> bytes:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import HostError
 from tests.soak import linux, report, schedule
 from tests.soak.harness import Gap, Outcome, run
 from tests.soak.linux import Linux
+from tests.support.skips import unless_there_is_a_kernel
 
 pytest.importorskip("unicorn", reason="the Unicorn engine is not installed")
 
@@ -32,10 +32,8 @@ class Liar(Blk):
 
 @pytest.fixture(autouse=True)
 def _kernel() -> None:
-    try:
+    with unless_there_is_a_kernel():
         linux.image_of()
-    except HostError as error:
-        pytest.skip(f"Debian's kernel cannot be had: {error}")
 
 
 def soak(folder: Path, steps: list[schedule.Step]) -> Outcome:

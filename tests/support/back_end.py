@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Self
 
@@ -14,8 +12,9 @@ from protocol.config_space import Written
 from protocol.memory import create_memfd
 from protocol.specs import DeviceSpec, Level
 from protocol.vhost_user import Inflight, Request
-from tests.support.device_host import ROOT, FakeHost, find_kind, program
-from tests.support.front_end import DEADLINE, FrontEnd
+from tests.support.device_host import FakeHost, find_kind, program, spawn
+from tests.support.driving import DEADLINE
+from tests.support.front_end import FrontEnd
 
 
 class BackEnd(FrontEnd):
@@ -58,15 +57,7 @@ class BackEnd(FrontEnd):
         self.handover, child = fds.handover_pair()
         self._log = (folder / "log").open("w+b")
         with child:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program(kind, register, level), str(child.fileno())],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=[child.fileno()],
-                start_new_session=True,
-            )
+            self.process = spawn(program(kind, register, level), child, self._log)
         self.written = create_memfd("test-written", Written.SIZE) if written is None else written
         handed = {
             "front-end": theirs.fileno(),

@@ -6,13 +6,12 @@ channel, and plays the driver with the driver half of ``tests/support/driver.py`
 
 from __future__ import annotations
 
-import select
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import zmq
 
@@ -41,14 +40,12 @@ from protocol.messages import (
 )
 from protocol.specs import DeviceSpec, Level
 from protocol.virtio import Feature, bit
-from tests.support.driver import Driver, Used
+from tests.support.driver import Driver
+from tests.support.driving import DEADLINE, Driving
 
 M = TypeVar("M")
 
 ROOT = Path(__file__).parents[2]
-
-# Seconds that anything here may take on a busy machine before it counts as a hang.
-DEADLINE = 20.0
 
 MIB = 1 << 20
 # Low memory, a hole, and more: as in a real machine, and small.
@@ -89,7 +86,22 @@ class FakeHost:
             stream.close()
 
 
-class DeviceHost:
+def spawn(
+    code: str, handover: socket.socket, log: IO[bytes], *inherited: int
+) -> subprocess.Popen[bytes]:
+    """A device process of :func:`program`'s ``code``, with its end of ``handover``."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(handover.fileno())],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=[handover.fileno(), *inherited],
+        start_new_session=True,
+    )
+
+
+class DeviceHost(Driving):
     """One device process of ``kind`` with ``config``, from its start to its end.
 
     ``register`` adds a kind that is not in the table (``module:Class``); ``inherit`` are
@@ -143,15 +155,7 @@ class DeviceHost:
         self.handover, theirs = fds.handover_pair()
         self._log = (folder / "log").open("w+b")
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program(kind, register, level), str(theirs.fileno())],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=[theirs.fileno(), *inherit],
-                start_new_session=True,
-            )
+            self.process = spawn(program(kind, register, level), theirs, self._log, *inherit)
         if start:
             try:
                 self.hand_over()
@@ -274,42 +278,11 @@ class DeviceHost:
         """Reset."""
         self.request(Stop(), Done)
 
-    def kick(self, index: int = 0) -> None:
-        """Ring the device whether it wants it or not."""
-        doorbell.ring(self.kicks[index])
+    def _kick(self, index: int) -> int:
+        return self.kicks[index]
 
-    def publish(self, index: int = 0) -> None:
-        """Make available what the driver of queue ``index`` has added, and kick if it should."""
-        if self.drivers[index].publish():
-            self.kick(index)
-
-    def send(
-        self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), index: int = 0
-    ) -> Used:
-        """One request and its answer."""
-        head = self.drivers[index].add(readable, writable)
-        self.publish(index)
-        (used,) = self.collect(1, index)
-        assert used.head == head
-        return used
-
-    def collect(self, count: int, index: int = 0) -> list[Used]:
-        """The next ``count`` used buffers, waiting for interrupts in between."""
-        driver, found = self.drivers[index], []
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            found += driver.collect()
-            if len(found) >= count:
-                assert len(found) == count
-                return found
-            if not driver.want_interrupts() and not self.interrupted(deadline - time.monotonic()):
-                raise AssertionError(f"{len(found)} of {count} used; the device says {self.log()}")
-
-    def interrupted(self, seconds: float = DEADLINE) -> bool:
-        """Whether the device interrupts within ``seconds``."""
-        if select.select([self.call], [], [], max(seconds, 0))[0]:
-            return doorbell.drain(self.call) > 0
-        return False
+    def _call(self, index: int) -> int:
+        return self.call
 
     # The end.
 

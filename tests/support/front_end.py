@@ -8,9 +8,7 @@ where a region begins in its file.
 from __future__ import annotations
 
 import os
-import select
 import socket
-import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -35,10 +33,8 @@ from protocol.vhost_user import (
     pack_table,
 )
 from protocol.virtio import Feature, bit
-from tests.support.driver import Driver, Used
-
-# Seconds that anything here may take on a busy machine before it counts as a hang.
-DEADLINE = 20.0
+from tests.support.driver import Driver
+from tests.support.driving import DEADLINE, Driving
 
 MIB = 1 << 20
 # Low memory, a hole, and more; each region in a file of its own, but for its first megabytes.
@@ -50,7 +46,7 @@ REGIONS = (
 _ROOM, _FIRST = 2 * MIB, MIB
 
 
-class FrontEnd:
+class FrontEnd(Driving):
     """One that is connected over ``stream``, and has said nothing. Its memory is all of REGIONS."""
 
     def __init__(self, stream: socket.socket) -> None:
@@ -197,43 +193,11 @@ class FrontEnd:
 
     # Rings.
 
-    def kick(self, index: int = 0) -> None:
-        """Ring the device, whether it wants it or not."""
-        doorbell.ring(self.bells[f"SET_VRING_KICK{index}"])
+    def _kick(self, index: int) -> int:
+        return self.bells[f"SET_VRING_KICK{index}"]
 
-    def publish(self, index: int = 0) -> None:
-        """Make available what was added, and kick if the device wants it."""
-        if self.drivers[index].publish():
-            self.kick(index)
-
-    def send(
-        self, readable: Sequence[bytes] = (), writable: Sequence[int] = (), index: int = 0
-    ) -> Used:
-        """One request and its answer."""
-        head = self.drivers[index].add(readable, writable)
-        self.publish(index)
-        (used,) = self.collect(1, index)
-        assert used.head == head
-        return used
-
-    def collect(self, count: int, index: int = 0) -> list[Used]:
-        """The next ``count`` used buffers, waiting for interrupts in between."""
-        driver, found = self.drivers[index], []
-        deadline = time.monotonic() + DEADLINE
-        while len(found) < count:
-            found += driver.collect()
-            if len(found) < count and not driver.want_interrupts():
-                assert time.monotonic() < deadline, f"{len(found)} of {count} used"
-                self.interrupted(index, deadline - time.monotonic())
-        assert len(found) == count
-        return found
-
-    def interrupted(self, index: int = 0, seconds: float = DEADLINE) -> bool:
-        """Whether the device interrupts within ``seconds``."""
-        call = self.bells[f"SET_VRING_CALL{index}"]
-        if select.select([call], [], [], max(seconds, 0))[0]:
-            return doorbell.drain(call) > 0
-        return False
+    def _call(self, index: int) -> int:
+        return self.bells[f"SET_VRING_CALL{index}"]
 
     def close(self) -> None:
         """Hang up, and close everything."""
