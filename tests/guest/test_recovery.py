@@ -160,8 +160,10 @@ def test_killed_spare_is_replaced(tmp_path: Path) -> None:
 def test_successor_is_killed_on_its_way(tmp_path: Path) -> None:
     with victim(tmp_path, demo(DEMO, count=SECTORS)) as machine:
         reading(machine)
-        for _ in range(5):
-            machine.kill("blk0")  # as soon as there is one of that name, in whatever state
+        killed: set[int | None] = {None}
+        for _ in range(5):  # each as soon as there is one, in whatever state
+            machine.until(lambda: machine.pids().get("blk0") not in killed, "another blk0")
+            killed.add(machine.kill("blk0"))
         recovered(machine, "blk0")
         status, printed = machine.end()
 

@@ -38,18 +38,28 @@ class Victim:
             with contextlib.suppress(OSError):  # it ended meanwhile
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
                 module = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if name.startswith("python"):
-                    name = "zygote" if b"zygote" in module else "vmm"
-                if b"launcher" not in module:  # a guardian, while it is needed
+                if not module or b"launcher" in module:
+                    continue  # it has ended, or is a guardian, which is there while it is needed
+                if not name.startswith("python"):
                     found[name] = pid
+                else:  # the zygote comes before those of its children that have no name yet
+                    found.setdefault("zygote" if b"zygote" in module else "vmm", pid)
         return found
 
     def send(self, name: str, number: signal.Signals) -> int:
         """Send a signal to the process of that name, once there is one; its pid."""
-        self.until(lambda: name in self.pids(), f"a process {name}")
-        pid = self.pids()[name]
-        os.kill(pid, number)
-        return pid
+        sent: list[int] = []
+
+        def send() -> bool:
+            pid = self.pids().get(name)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile: the next one
+                    os.kill(pid, number)
+                    sent.append(pid)
+            return bool(sent)
+
+        self.until(send, f"a process {name}")
+        return sent[0]
 
     def kill(self, name: str) -> int:
         """SIGKILL; the pid."""
