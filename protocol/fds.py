@@ -3,7 +3,8 @@
 The launcher keeps one Unix socket to each child. A *handover* over it is a single packet:
 a payload, the names, and the descriptors as SCM_RIGHTS. ZeroMQ never carries any. It works
 the same for a spawned process, for one that was forked by somebody else, and for one that a
-person started by hand.
+person started by hand. Where there are more descriptors than the kernel sends at once, packets
+with descriptors and no payload come first.
 """
 
 from __future__ import annotations
@@ -44,9 +45,16 @@ def handover_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(channel: socket.socket, payload: bytes, fds: Mapping[str, int]) -> None:
-    """Send ``payload`` and duplicates of ``fds``; the caller keeps its own."""
-    if len(fds) > MAX_DESCRIPTORS:
-        raise ProtocolError(f"{len(fds)} descriptors do not fit one handover")
+    """Send ``payload`` and duplicates of ``fds``; the caller keeps its own. Of more than
+    MAX_DESCRIPTORS the receiver has to know: :func:`receive_all`."""
+    names = list(fds)
+    while len(names) > MAX_DESCRIPTORS:
+        first, names = names[:MAX_DESCRIPTORS], names[MAX_DESCRIPTORS:]
+        _send(channel, b"", {name: fds[name] for name in first})
+    _send(channel, payload, {name: fds[name] for name in names})
+
+
+def _send(channel: socket.socket, payload: bytes, fds: Mapping[str, int]) -> None:
     packet = codec.pack(codec.to_plain(_Packet(payload, tuple(fds))))
     rights = array.array("i", fds.values())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
@@ -80,6 +88,18 @@ def receive(channel: socket.socket) -> Handover | None:
         close_all(received)
         raise
     return Handover(packet.payload, dict(zip(packet.names, received, strict=True)))
+
+
+def receive_all(channel: socket.socket) -> Handover | None:
+    """The next handover of however many descriptors, from who is trusted to send the rest of it;
+    None when the other side is gone."""
+    received: dict[str, int] = {}
+    while (packet := receive(channel)) is not None:
+        received |= packet.fds
+        if packet.payload:
+            return Handover(packet.payload, received)
+    close_all(received.values())
+    return None
 
 
 def payload(packet: bytes) -> bytes:

@@ -28,7 +28,7 @@ def main() -> int:
         return 1
     guarded = codec.from_plain(GuardSpec, codec.unpack(told.payload))
     guard = Guard(guarded, told.fds)
-    got = fds.receive(handover)
+    got = fds.receive_all(handover)
     if got is None:
         guard.clean_up()
         return 1

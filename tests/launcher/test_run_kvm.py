@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from devices.runtime.disk import MAX_QUEUES
 from tests.support import ordinary_user
 from tests.support.bare import usable_kvm
 from tests.support.leaks import children, started_as
+from vmm import memory_map
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 60.0
@@ -128,6 +130,23 @@ def test_several_devices_of_each_kind_work_in_one_machine(
     assert out.count("Hello from the demo guest") == 2
     assert "console1 " in err
     assert "second " in err
+
+
+@pytest.mark.slow  # in the lab
+def test_as_many_disks_as_there_may_be_with_as_many_queues_are_one_machine(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    disks: list[str] = []
+    for number in range(memory_map.MAX_VIRTIO_DEVICES):
+        disk = tmp_path / f"{number}.img"
+        disk.write_bytes(bytes(1 << 20))
+        disks += ["--disk", f"{disk},queues={MAX_QUEUES}"]
+    image = PROJECT / "tests/kernels/x86_64_hello_serial.raw"
+
+    process = start("--binary", str(image), "--entry", "0x100000", *disks)
+
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out.strip(), err) == (0, "Hello World", "")
 
 
 @pytest.mark.slow  # in the lab

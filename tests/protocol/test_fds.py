@@ -28,6 +28,32 @@ def test_descriptors_arrive_by_name_and_close_on_exec() -> None:
     fds.close_all(handover.fds.values())
 
 
+def test_more_than_the_kernel_sends_at_once_come_in_several_packets() -> None:
+    ours, theirs = fds.handover_pair()
+    names = [f"kick{index}" for index in range(2 * fds.MAX_DESCRIPTORS + 1)]
+    with ours, theirs:
+        before = fds.open_descriptors()
+        fds.send(ours, b"spec", dict.fromkeys(names, 0))
+        handover = fds.receive_all(theirs)
+
+        assert handover is not None
+        assert handover.payload == b"spec"
+        assert list(handover.fds) == names
+        fds.close_all(handover.fds.values())
+        assert fds.open_descriptors() == before
+
+
+def test_what_came_of_a_handover_without_an_end_is_closed() -> None:
+    ours, theirs = fds.handover_pair()
+    with theirs:
+        before = fds.open_descriptors()
+        with ours:
+            fds.send(ours, b"", {"input": 0})
+
+        assert fds.receive_all(theirs) is None
+        assert fds.open_descriptors().items() <= before.items()
+
+
 def test_the_end_of_the_other_side_is_none() -> None:
     ours, theirs = fds.handover_pair()
     with theirs:
