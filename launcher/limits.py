@@ -9,7 +9,8 @@ has no limit; there the device has its own, small memory.
 
 =================  =============================================================================
 cpu.max            a processor and a quarter: the loop's one thread has a whole one and never
-                   waits; libzmq's two do little. Of a hostile one all three run
+                   waits; libzmq's two do little. Of a hostile one all three run. Each queue with
+                   a thread of its own has a processor more
 memory.max         the memory that it shares with the machine, and :data:`ROOM`
 memory.swap.max    the memory that it shares: what it touched first may be swapped as what the VMM
                    did. No more, or swap would be a way around the limit
@@ -50,6 +51,11 @@ UPLINK: Final[Mapping[str, str]] = {
 arbitrary)."""
 
 
-def of_memory(shared: int) -> dict[str, str]:
-    """Those of one that shares ``shared`` bytes with the machine."""
-    return {"memory.max": str(shared + ROOM), "memory.swap.max": str(shared)}
+def of_device(shared: int, threads: int = 0) -> dict[str, str]:
+    """Those of one that shares ``shared`` bytes with the machine, and has so many ``threads`` for
+    queues."""
+    found = {"memory.max": str(shared + ROOM), "memory.swap.max": str(shared)}
+    if threads:
+        quota, period = map(int, STANDING["cpu.max"].split())
+        found["cpu.max"] = f"{quota + threads * period} {period}"
+    return found

@@ -111,6 +111,11 @@ class PlannedDevice:
         return tuple(queue.index for queue in self.model.queues if queue.owes)
 
     @property
+    def threads(self) -> int:
+        """How many of them have threads of their own: of several that are alike all but one."""
+        return sum(queue.number is not None and queue.number > 1 for queue in self.model.queues)
+
+    @property
     def bells(self) -> tuple[str, ...]:
         """The names of its doorbells."""
         return ("call", *(f"kick{queue.index}" for queue in self.model.queues))

@@ -356,16 +356,16 @@ class Session:
     def hand_over(self, child: Child, payload: bytes, descriptors: dict[str, int]) -> None:
         """Send it to ``child``, with a trace if there is one (supervisor.Machine)."""
         self._family.rename(child)
-        self._limit_memory(child)
+        self._limit(child)
         trace = self._traces.part(child.name)
         if trace is not None:
             descriptors = {**descriptors, "trace": trace}
         self._send(child, payload, descriptors)
 
-    def _limit_memory(self, child: Child) -> None:
+    def _limit(self, child: Child) -> None:
         # Of a process that learns now which devices it is.
         if child.group is not None:
-            child.group.limit(limits.of_memory(self._wiring.shared_memory(child.name)))
+            child.group.limit(self._wiring.limits(child.name))
         elif not child.is_free and self._plan.is_strict(child.name):
             child.kill()  # why it is not as it is to be was told
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from launcher import limits
 from launcher.backend import SOFTWARE
 from launcher.plan import Plan, PlannedDevice
 from protocol import codec, doorbell, journal
@@ -173,11 +174,14 @@ class Wiring:
             fds["faults"] = self._boards[device.name]
         return codec.pack(codec.to_plain(spec)), fds
 
-    def shared_memory(self, process: str) -> int:
-        """The bytes of memory that the devices of ``process`` share with the machine."""
+    def limits(self, process: str) -> dict[str, str]:
+        """What the devices of ``process`` may use, by what they share with the machine and the
+        threads that they have."""
         devices = self._plan.processes.get(process, ())
         files = {self._bounce.get(device.name, self._memory) for device in devices}
-        return sum(os.fstat(fd).st_size for fd in files)
+        return limits.of_device(
+            sum(os.fstat(fd).st_size for fd in files), sum(device.threads for device in devices)
+        )
 
     def _regions(self, device: PlannedDevice) -> tuple[Region, ...]:
         if device.is_bounced:

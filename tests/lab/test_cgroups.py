@@ -93,16 +93,20 @@ def test_every_jailed_process_has_a_group_with_its_limits(folder: Path) -> None:
     before = (TOP / "cgroup.subtree_control").read_text()
     bounced = ("--device", "rng,id=bounced,isolation=bounce")
     free = ("--device", "rng,id=free,isolation=none")
-    with idle(folder, *bounced, *free) as running:
+    image = folder / "wide.img"
+    image.write_bytes(bytes(1 << 20))
+    wide = ("--disk", f"{image},id=wide,queues=3")
+    with idle(folder, *bounced, *free, *wide) as running:
         own = memory_map.bounce_region(1).size
-        for name, shared in (
-            ("blk0", GUEST),
-            ("console0", GUEST),
-            ("rng0", GUEST),
-            ("bounced", own),
+        for name, shared, threads in (
+            ("blk0", GUEST, 0),
+            ("console0", GUEST, 0),
+            ("rng0", GUEST, 0),
+            ("bounced", own, 0),
+            ("wide", GUEST, 2),
         ):
             found = held(running, name)
-            for file, text in (limits.STANDING | limits.of_memory(shared)).items():
+            for file, text in (limits.STANDING | limits.of_device(shared, threads)).items():
                 assert (found / file).read_text().strip() == text
         for name, text in limits.STANDING.items():
             assert (held(running, "spare") / name).read_text().strip() == text

@@ -378,7 +378,7 @@ def test_devices_are_limited_before_they_hear_of_the_machine(
     sender = Sender(tmp_path / "log", ("started:", signal.SIGTERM))
     devices = ("--device", "rng", "--device", "rng,isolation=none", "--device")
 
-    limits_of_bounce = limits.of_memory(memory_map.bounce_region(1).size)
+    limits_of_bounce = limits.of_device(memory_map.bounce_region(1).size)
     options = (*devices, "rng,isolation=bounce", "--mem", "64M", *sender.options)
     assert vibevmm(binary, "idle", *options) == 0
 
@@ -393,7 +393,7 @@ def test_devices_are_limited_before_they_hear_of_the_machine(
     assert {pid: found[: len(standing[pid])] for pid, found in written.items()} == standing
     # The one that is free has none; the spare, if there was time for one, learned nothing.
     rest = [dict(found[len(standing[pid]) :]) for pid, found in written.items()]
-    assert rest[:2] == [limits.of_memory(64 << 20), limits_of_bounce]
+    assert rest[:2] == [limits.of_device(64 << 20), limits_of_bounce]
     assert rest[2:] in ([], [{}])
     assert tree.groups() == []
 
