@@ -130,10 +130,6 @@ class Config:
     """The most bytes in a second, 512K or more; 0: as many as it can."""
 
     def __post_init__(self) -> None:
-        if self.engine == "io_uring" and self.cache == "none":
-            # What a killed process had asked for goes on without it, into memory that is the
-            # driver's again; all else ends with its threads.
-            raise ValueError("engine: io_uring goes with the page cache, and not with cache=none")
         if self.overlay:
             # Its blocks are copied between two requests, and not beside one; its bitmaps are in
             # the page cache.
@@ -185,7 +181,8 @@ class Blk(Device[Config]):
 
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
-        """The image, checked and locked, as ``image``; for an io_uring also as ``image-of-ring``.
+        """The image, checked and locked, as ``image``; for an io_uring through the page cache also
+        as ``image-of-ring``.
         With an overlay, that is ``image``, and what is below it ``base``."""
         is_written = not config.readonly and not config.overlay
         mode = os.O_RDWR if is_written else os.O_RDONLY
@@ -201,12 +198,13 @@ class Blk(Device[Config]):
                 return {"image": cls._open_overlay(image, config, host), "base": image}
             if config.engine == "io_uring":
                 cls._check_engine(image, config)
-                # A ring lets go of its files a little after its process has ended: not of the one
-                # that is locked.
-                again = os.open(f"/proc/self/fd/{image}", mode | os.O_CLOEXEC)
-                return {"image": image, "image-of-ring": again}
             if config.cache == "none":
                 _go_direct(image, config)
+            elif config.engine == "io_uring":
+                # A ring lets go of its files a little after its process has ended: not of the one
+                # that is locked. Of direct I/O it is that one, for it may go on as long.
+                again = os.open(f"/proc/self/fd/{image}", mode | os.O_CLOEXEC)
+                return {"image": image, "image-of-ring": again}
         except BaseException:
             os.close(image)
             raise
@@ -389,6 +387,10 @@ class Blk(Device[Config]):
             disk.here = self._here = build.ffi.from_buffer(self._overlay.current)
         keeper = None
         if self.config.engine == "io_uring":
+            if self.config.cache == "none":
+                # What a killed process has asked of a disk goes on without it, into memory that
+                # would be the driver's again. All else ends with its threads.
+                disk.alive = self.fds["alive"]
             if error := build.lib.blk_open_requests(disk):
                 raise HostError(f"no io_uring: {os.strerror(-error)}")
             disk = build.ffi.gc(disk, build.lib.blk_close_requests)

@@ -21,7 +21,7 @@ from protocol.errors import BadInput
 from protocol.specs import Isolation, OnViolation
 
 # What a machine (launcher.wiring, launcher.session), or launcher.vhost_user, hands over as well.
-_RUNTIMES = re.compile(r"memory|journal|call|kick[0-9]+|faults|trace|front-end|written")
+_RUNTIMES = re.compile(r"memory|journal|alive|call|kick[0-9]+|faults|trace|front-end|written")
 
 
 @dataclass(frozen=True, slots=True)

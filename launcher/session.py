@@ -394,8 +394,10 @@ class Session:
         self._resources.callback(self._conversation.close)
         self.request(Attach())
         for device in self._plan.devices:
-            handover = self._wiring.for_device(device, self._wiring.first(device))
+            first = self._wiring.first(device)
+            handover = self._wiring.for_device(device, first)
             self.hand_over(self._family.named[device.process_name], *handover)
+            first.close()
             if device.model.connects:
                 device.close()  # or nobody would hear of its death
 

@@ -158,6 +158,9 @@ class _Server:
         self._connections = 0
         self._front_end: socket.socket | None = None
         self._journal = -1
+        # A pipe's writing end: its last reader is gone when a device has come to its end, with all
+        # that the kernel did for it.
+        self._ended = -1
         # What front-ends write into the configuration, to all that serve here.
         self._written = create_memfd(f"vibevmm-{served.name}-written", Written.SIZE)
         resources.callback(os.close, self._written)
@@ -181,6 +184,7 @@ class _Server:
         resources.callback(self._hang_up.close)
         loop.on_readable(self._hang_up.fileno(), self._hung_up)
         resources.callback(self._let_go)
+        resources.callback(self._close_pipe)
         loop.on_readable(listener.fileno(), self._accept)
 
     def connect(self, networks: Networks) -> None:
@@ -254,14 +258,17 @@ class _Server:
             isolation=served.isolation,
             on_violation=served.on_violation,
         )
+        alive, self._ended = os.pipe()
         handed = {
             "front-end": self._front_end.fileno(),
             "journal": self._journal,
+            "alive": alive,
             "written": self._written,
             **served.opened,
         }
         with contextlib.suppress(OSError):  # it is dead, which is heard
             fds.send(child.handover, codec.pack(codec.to_plain(spec)), handed)
+        os.close(alive)
         self._loop.on_readable(child.handover.fileno(), partial(self._share, child))
 
     def _share(self, child: Child) -> None:
@@ -313,8 +320,21 @@ class _Server:
         self._let_go()
         if self._is_ending:
             self._loop.end()
+        elif self._ended >= 0:
+            self._loop.on_readable(self._ended, self._done)
         else:
             self._loop.on_readable(self._listener.fileno(), self._accept)
+
+    def _done(self) -> None:
+        # Nothing goes on for the one that is dead: the next may begin.
+        self._loop.on_readable(self._ended, None)
+        self._close_pipe()
+        self._loop.on_readable(self._listener.fileno(), self._accept)
+
+    def _close_pipe(self) -> None:
+        if self._ended >= 0:
+            os.close(self._ended)
+            self._ended = -1
 
     def _let_go(self) -> None:
         if self._front_end is not None:

@@ -24,7 +24,9 @@ class Generation:
     """One process of a device to be: its number, its endpoint, and its doorbells.
 
     The VMM and the process get duplicates; ours are closed by :meth:`close`. One that ``relays``
-    has a doorbell besides for each kick, which the VMM does not get.
+    has a doorbell besides for each kick, which the VMM does not get. ``alive`` and ``ended`` are a
+    pipe that carries nothing: the process gets the reading end, and the VMM the other, to see when
+    the last reader is gone.
     """
 
     def __init__(self, device: PlannedDevice, number: int, directory: str, *, relays: bool) -> None:
@@ -34,14 +36,17 @@ class Generation:
         self.bells = {name: self._bell() for name in device.bells}
         kicks = [index for index, _ in enumerate(device.queues)] if relays else []
         self.relays = {f"relay{index}": self._bell() for index in kicks}
+        self.alive, self.ended = map(self._own, os.pipe())
 
     def _bell(self) -> int:
-        fd = doorbell.create()
+        return self._own(doorbell.create())
+
+    def _own(self, fd: int) -> int:
         self._resources.callback(os.close, fd)
         return fd
 
     def close(self) -> None:
-        """Close our doorbells."""
+        """Close what is ours of that, once."""
         self._resources.close()
 
 
@@ -123,13 +128,14 @@ class Wiring:
             fds["initrd"] = plan.initrd
         for name, first in self._firsts.items():
             fds |= {f"{name}.{bell}": fd for bell, fd in first.bells.items()}
+            fds[f"{name}.ended"] = first.ended
             fds[f"{name}.pidfd"] = pidfds[name]
             fds[f"{name}.journal"] = self._journals[name]
         fds |= {f"{name}.bounce": fd for name, fd in self._bounce.items()}
         return codec.pack(codec.to_plain(spec)), fds
 
     def first(self, device: PlannedDevice) -> Generation:
-        """That with which the machine starts; stays this object's."""
+        """That with which the machine starts, to be closed once it was handed over."""
         return self._firsts[device.name]
 
     def successor(
@@ -139,7 +145,8 @@ class Wiring:
         handover for it, which ``waits`` to be switched to, or does not."""
         made = self._new(device, number)
         spec = Successor(device.name, device.kind, number, made.endpoint, waits, by_hand)
-        return made, codec.pack(codec.to_plain(spec)), {"pidfd": pidfd, **made.bells}
+        fds = {"pidfd": pidfd, "ended": made.ended, **made.bells}
+        return made, codec.pack(codec.to_plain(spec)), fds
 
     def for_device(
         self, device: PlannedDevice, generation: Generation, *, failing: bool = False
@@ -166,6 +173,7 @@ class Wiring:
         fds = {
             "memory": self._bounce.get(device.name, self._memory),
             "journal": self._journals[device.name],
+            "alive": generation.alive,
             **generation.bells,
             **generation.relays,
             **device.fds,

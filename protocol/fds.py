@@ -118,10 +118,11 @@ def close_all(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
-def has_ended(pidfd: int, seconds: float = 0) -> bool:
-    """Whether the process of ``pidfd`` is dead, or is so within ``seconds``; reaped or not."""
+def has_ended(fd: int, seconds: float = 0) -> bool:
+    """Whether the process of ``fd``, a pidfd, is dead, or is so within ``seconds``; reaped or not.
+    Of a pipe's writing end: whether its last reader is gone."""
     waiting = select.poll()
-    waiting.register(pidfd, select.POLLIN)
+    waiting.register(fd, select.POLLIN)
     return bool(waiting.poll(seconds * 1000))
 
 

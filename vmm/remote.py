@@ -74,8 +74,10 @@ class RemoteDevice:
     """One process of a device: of generation ``slot.generation``, at ``slot.endpoint``.
 
     ``pidfd`` is the handle to kill it by, ``bells`` are its doorbells, ``kick0`` … and ``call``;
-    all stay the caller's. ``patience`` is how many seconds it has for an answer; one that was
-    started ``by_hand`` has longer for what the driver waits for.
+    all stay the caller's, as does ``ended``: a pipe's writing end, whose readers are the process
+    and what the kernel does for it that may go on after its death (direct I/O of an io_uring).
+    ``patience`` is how many seconds it has for an answer; one that was started ``by_hand`` has
+    longer for what the driver waits for.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RemoteDevice:
         control: Control,
         patience: float = DEADLINE,
         *,
+        ended: int,
         by_hand: bool = False,
     ) -> None:
         self.slot = slot
@@ -107,6 +110,7 @@ class RemoteDevice:
         self.is_hung = False
         """Whether that was because it did not answer, or made no progress."""
         self.pidfd = pidfd
+        self.ended = ended
         self._pidfd_lock = threading.RLock()
         self.by_hand = by_hand
         self.is_silent = False
@@ -147,7 +151,9 @@ class RemoteDevice:
         self.ask(Quit())
         if not fds.has_ended(self.pidfd, _QUIT_BY_HAND if self.by_hand else _QUIT_DEADLINE):
             self.fence("it was told to quit, and did not")
-        self.gone()
+        with self._pidfd_lock:
+            self._outlast()
+            self.gone()
 
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
@@ -209,6 +215,10 @@ class RemoteDevice:
             left = until - time.monotonic()
             try:
                 return reply.result(timeout=max(0.0, min(left, _LOOK)))
+            except DeviceGone:
+                with self._pidfd_lock:
+                    self._outlast()
+                raise
             except FutureTimeout:
                 with self._pidfd_lock:
                     is_dead = self._is_dead()
@@ -219,21 +229,37 @@ class RemoteDevice:
                     name = type(request).__name__
                     raise DeviceGone(f"{self.name} did not answer {name}") from None
 
+    def has_ended(self, seconds: float = 0) -> bool:
+        """Whether the process is dead, or is so within ``seconds``, and nothing goes on for it."""
+        until = time.monotonic() + seconds
+        if not fds.has_ended(self.pidfd, seconds):
+            return False
+        return fds.has_ended(self.ended, max(0.0, until - time.monotonic()))
+
     def _is_dead(self, seconds: float = 0) -> bool:
+        return self.life.state is State.GONE or self.has_ended(seconds)
+
+    def _has_died(self, seconds: float = 0) -> bool:
         return self.life.state is State.GONE or fds.has_ended(self.pidfd, seconds)
+
+    def _outlast(self) -> None:
+        # It is dead, or killed.
+        if not self._is_dead(_FENCE_DEADLINE):
+            how = "dead, and the kernel still at work for it" if self._has_died() else "alive"
+            log.critical("%s is %s %g s after SIGKILL", self.name, how, _FENCE_DEADLINE)
 
     def fence(self, why: str, *, hung: bool = False) -> None:
         """Kill the process, and return when nothing of it can touch guest memory any more. From
         any thread: whoever closes ``pidfd`` waits for us in :meth:`gone`."""
         with self._pidfd_lock:
             if not self._is_dead():
-                log.error("%s is killed: %s", self.name, why)
-                self.fenced_because = self.fenced_because or why
-                self.is_hung = self.is_hung or hung
-                with contextlib.suppress(ProcessLookupError):  # dead and reaped already
-                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-                if not self._is_dead(_FENCE_DEADLINE):
-                    log.critical("%s is still alive after SIGKILL", self.name)
+                if not self._has_died():
+                    log.error("%s is killed: %s", self.name, why)
+                    self.fenced_because = self.fenced_because or why
+                    self.is_hung = self.is_hung or hung
+                    with contextlib.suppress(ProcessLookupError):  # dead and reaped already
+                        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                self._outlast()
             self.gone()
 
     def gone(self) -> None:
@@ -284,9 +310,10 @@ class RemoteDevice:
     def on_violation(self, error: ProtocolError) -> None:
         """The device broke the protocol: it is not talked to again."""
         with self._pidfd_lock:
-            if isinstance(error, Unheard) and self._is_dead(_DYING):
-                self.gone()  # it broke nothing, it died
-                return
+            if isinstance(error, Unheard) and self._has_died(_DYING):
+                if self._is_dead():
+                    self.gone()
+                return  # it broke nothing, it died
         self.fence(f"it broke the protocol: {error}")
 
     def _not_ready(self, why: str) -> None:

@@ -9,7 +9,7 @@ once that is sealed it takes its seat as soon as that is empty, or waits to be s
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -36,6 +36,8 @@ from protocol.specs import DeviceSlot, MachineSpec, Successor
 from vmm.control import Control
 from vmm.remote import DEADLINE, RemoteDevice
 from vmm.seat import Seat
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class Seating:
                 _bells(slot, descriptors),
                 control,
                 self._patience,
+                ended=descriptors[f"{slot.name}.ended"],
             )
             for slot in spec.devices
         ]
@@ -118,7 +121,7 @@ class Seating:
     def expect(self, successor: Successor, descriptors: Mapping[str, int]) -> DeviceBound:
         """Listen for ``successor``; ``descriptors`` came with it, and are ours from now on."""
         bells = dict(descriptors)
-        pidfd = bells.pop("pidfd")
+        pidfd, ended = bells.pop("pidfd"), bells.pop("ended")
         slot = replace(
             self._seats[successor.name].slot,
             kind=successor.kind,
@@ -126,7 +129,13 @@ class Seating:
             endpoint=successor.endpoint,
         )
         remote = RemoteDevice(
-            slot, pidfd, bells, self._control, self._patience, by_hand=successor.by_hand
+            slot,
+            pidfd,
+            bells,
+            self._control,
+            self._patience,
+            ended=ended,
+            by_hand=successor.by_hand,
         )
         self._candidates[remote] = _Candidate(successor.waits)
         self._follow(remote)
@@ -177,7 +186,7 @@ class Seating:
 
     def _follow(self, remote: RemoteDevice) -> None:
         remote.ready.add_done_callback(self._changed)
-        self.watch(remote.pidfd, partial(self._reap, remote))
+        self.watch(remote.pidfd, partial(self._died, remote))
 
     def _changed(self, _: Future[None]) -> None:
         self.on_change()
@@ -198,8 +207,19 @@ class Seating:
         microseconds = int((time.monotonic() - seat.empty_since) * 1e6)
         self._say(DeviceAttached, remote, microseconds, seat.asked, seat.served)
 
-    def _reap(self, remote: RemoteDevice) -> None:
+    def _died(self, remote: RemoteDevice) -> None:
         self.forget(remote.pidfd)
+        if remote.has_ended():
+            self._reap(remote)
+        else:
+            log.info("%s is dead; what the kernel still does for it is waited for", remote.name)
+            self.watch(remote.ended, partial(self._done, remote))
+
+    def _done(self, remote: RemoteDevice) -> None:
+        self.forget(remote.ended)
+        self._reap(remote)
+
+    def _reap(self, remote: RemoteDevice) -> None:
         remote.gone()
         if not self._has_begun:
             return  # which ends the start
@@ -211,7 +231,7 @@ class Seating:
         remote.close()
         if remote in self._firsts:
             return  # their descriptors are the spec's
-        os.close(remote.pidfd)
+        fds.close_all((remote.pidfd, remote.ended))
         if not has_tried:
             fds.close_all(remote.bells.values())
             return

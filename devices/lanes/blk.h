@@ -20,6 +20,8 @@ struct blk_disk {
     uint64_t data; /* where in image the first block is */
     int base;
 
+    /* A file that is to be open as long as the kernel is at work for us; 0: none. */
+    int alive;
     bool may_flush;                /* here; may change at any time */
     struct blk_requests *requests; /* NULL: each is carried out before the next is looked at */
 

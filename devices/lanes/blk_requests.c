@@ -58,7 +58,8 @@ int blk_open_requests(struct blk_disk *disk)
     struct blk_requests *requests = calloc(1, sizeof(*requests));
     if (!requests)
         return -ENOMEM;
-    int error = uring_open(&requests->uring, MOST, &disk->image, 1, disk->readonly);
+    int files[] = {disk->image, disk->alive};
+    int error = uring_open(&requests->uring, MOST, files, disk->alive ? 2 : 1, disk->readonly);
     if (error) {
         free(requests);
         return error;

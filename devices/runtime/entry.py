@@ -297,10 +297,10 @@ def _call_ourselves(name: str) -> None:
 def _check_names(
     spec: DeviceSpec, queues: Iterable[QueueDeclaration], handed: Mapping[str, int]
 ) -> None:
-    wanted = ["journal", "front-end", "written"]
+    wanted = ["journal", "alive", "front-end", "written"]
     if spec.endpoint:
         kicks = (f"kick{queue.index}" for queue in queues)
-        wanted = ["memory", "journal", "call", *kicks]
+        wanted = ["memory", "journal", "alive", "call", *kicks]
     missing = [name for name in wanted if name not in handed]
     if missing:
         raise HostError(f"the launcher did not hand over {', '.join(missing)}")

@@ -50,18 +50,21 @@ unmapped = pytest.mark.parametrize("boot", ["blk"], indirect=True)
 
 
 # What is done in C, once more by the other engine.
-engines = pytest.mark.parametrize("boot", ["blk", "blk io_uring", "blk-mapped"], indirect=True)
+engines = pytest.mark.parametrize(
+    "boot", ["blk", "blk io_uring", "blk io_uring none", "blk-mapped"], indirect=True
+)
 
 
 @pytest.fixture(params=["blk", "blk-mapped"])
 def boot(request: pytest.FixtureRequest, boot: Boot, image: Path) -> Boot:
     """Both implementations: what is asked of one is asked of the other."""
-    used, _, engine = request.param.partition(" ")
+    used, *how = request.param.split()
 
     def start(kind: str, config: Config | None = None, **options: Any) -> DeviceHost:
         assert kind == "blk"
-        if engine:
-            config = replace(config or Config(str(image)), engine=engine)
+        if how:
+            settings = dict(zip(("engine", "cache"), how, strict=False))
+            config = replace(config or Config(str(image)), **settings)
         return boot(used, config, **options)
 
     return start
@@ -232,7 +235,7 @@ def test_two_disks_keep_their_images_apart(boot: Boot, tmp_path: Path) -> None:
 # Caches.
 
 
-@unmapped
+@pytest.mark.parametrize("boot", ["blk", "blk io_uring"], indirect=True)
 def test_around_the_page_cache_any_buffer_will_do(boot: Boot, image: Path) -> None:
     # Two requests for C, whose buffers lie on blocks, and two that have to be copied.
     host = boot("blk", Config(str(image), cache="none"))
@@ -901,7 +904,6 @@ def test_the_lock_is_the_launchers_and_not_the_process_s(boot: Boot, image: Path
         ({"block_size": 513}, "block_size: 513 is not 512"),
         ({"serial": "x" * 21}, "up to 20 characters"),
         ({"serial": "é"}, "up to 20 characters"),
-        ({"engine": "io_uring", "cache": "none"}, "engine: io_uring goes with the page cache"),
         ({"overlay": "x", "readonly": True}, "overlay: does not go with a disk that is only read"),
         ({"overlay": "x", "engine": "io_uring"}, "overlay: does not go with engine=io_uring"),
         ({"overlay": "x", "queues": 2}, "overlay: does not go with queues=2"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import urings
 from tests.support.bare import at_jail
 from tests.support.guest import DEMO, STREAM, build, demo
 from tests.support.recovery import Victim, victim
@@ -164,6 +165,26 @@ def test_successor_is_killed_on_its_way(tmp_path: Path) -> None:
         for _ in range(5):  # each as soon as there is one, in whatever state
             machine.until(lambda: machine.pids().get("blk0") not in killed, "another blk0")
             killed.add(machine.kill("blk0"))
+        recovered(machine, "blk0")
+        status, printed = machine.end()
+
+    assert status == 0, printed
+    assert f"blk0 wrote {SECTORS} sectors, read them back, verified" in printed
+
+
+@pytest.mark.kvm
+@pytest.mark.root
+def test_what_the_kernel_does_for_a_dead_disk_is_waited_for(tmp_path: Path) -> None:
+    # Who has its io_uring keeps it, as would direct I/O that takes its time.
+    image, setting = demo(DEMO, count=SECTORS), "engine=io_uring,cache=none"
+    with victim(tmp_path, image, setting=setting) as machine:
+        machine.until(lambda: any((tmp_path / "disk.img").read_bytes()), "the first write")
+        ring = urings.duplicate(machine.pids()["blk0"])
+        machine.kill("blk0")
+        machine.wait_for("blk0 is dead; what the kernel still does for it is waited for")
+        machine.wait_for("blk0 sealed: ", 2)
+        assert "recovered" not in machine.log
+        os.close(ring)
         recovered(machine, "blk0")
         status, printed = machine.end()
 

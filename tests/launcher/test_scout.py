@@ -175,7 +175,8 @@ def test_it_has_no_descriptor_but_its_own(write: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["memory", "journal", "call", "kick0", "faults", "trace", "front-end", "written"]
+    "name",
+    ["memory", "journal", "alive", "call", "kick0", "faults", "trace", "front-end", "written"],
 )
 def test_what_it_opens_takes_no_place_of_the_runtimes_own(
     write: Callable[..., str], name: str

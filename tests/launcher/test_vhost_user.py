@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 
 from protocol.vhost_user import Request
 from protocol.virtio import Feature
+from tests.support import urings
 from tests.support.front_end import FrontEnd
-from tests.support.leaks import none_left
+from tests.support.leaks import children, none_left
 from tests.support.packages import PROJECT
 from tests.support.peers import Served
 
@@ -304,3 +306,27 @@ def test_a_disk_of_an_io_uring_is_served_to_any_front_end(path: Path, tmp_path: 
         assert "anon_inode:[io_uring]" in [
             os.readlink(fd) for fd in Path(f"/proc/{served.device('blk')}/fd").iterdir()
         ]
+
+
+@pytest.mark.root
+def test_the_next_front_end_waits_for_what_the_kernel_does_for_a_dead_disk(
+    path: Path, tmp_path: Path
+) -> None:
+    disk, content = tmp_path / "disk.img", os.urandom(1 << 16)
+    disk.write_bytes(content)
+    with Served(path, "blk", f"path={disk}", "engine=io_uring", "cache=none") as served:
+        with FrontEnd.at(str(path)) as peer:
+            peer.negotiate()
+            dead = served.device("blk")
+            ring = urings.duplicate(dead)
+            os.kill(dead, signal.SIGKILL)
+            served.waits_for("blk was killed by SIGKILL")
+        with FrontEnd.at(str(path)) as peer:
+            time.sleep(0.3)  # in which there could be another
+            found = children(served.process.pid)
+            os.close(ring)
+            peer.negotiate()
+            peer.set_table()
+            peer.start()
+            assert peer.send([READ], [1 << 16, 1]).data == content + b"\0"
+            assert served.device("blk") not in {dead, *found}

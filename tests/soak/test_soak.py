@@ -59,11 +59,12 @@ def test_devices_die_hang_and_are_swapped_and_the_guest_notices_nothing(
 
 @pytest.mark.slow
 @pytest.mark.kvm
+@pytest.mark.parametrize("cache", ["writeback", "none"])
 def test_a_disk_dies_whose_requests_the_kernel_has_and_the_guest_notices_nothing(
-    tmp_path: Path,
+    tmp_path: Path, cache: str
 ) -> None:
     require_backend("kvm")
-    guest = Bare(SEED, "kvm", kinds={"blk": "blk,engine=io_uring"})
+    guest = Bare(SEED, "kvm", kinds={"blk": f"blk,engine=io_uring,cache={cache}"})
     steps = schedule.at_every_point(("blk0",))
 
     outcome = run(guest, steps, tmp_path, allow_inject=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Self
@@ -59,14 +60,16 @@ class BackEnd(FrontEnd):
         with child:
             self.process = spawn(program(kind, register, level), child, self._log)
         self.written = create_memfd("test-written", Written.SIZE) if written is None else written
+        alive, ended = os.pipe()
         handed = {
             "front-end": theirs.fileno(),
             "journal": self.journal,
+            "alive": alive,
             "written": self.written,
             **given,
         }
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
-        fds.close_all(given.values())
+        fds.close_all([alive, ended, *given.values()])
         self._theirs = theirs
         if not shares:
             theirs.close()

@@ -6,6 +6,7 @@ channel, and plays the driver with the driver half of ``tests/support/driver.py`
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -182,10 +183,12 @@ class DeviceHost(Driving):
         }
         spec = DeviceSpec(**(fields | changes))
         memory = self._memfd if memory is None else memory
-        handed = {"memory": memory, "journal": self._journal_fd, "call": self.call}
+        alive, ended = os.pipe()
+        handed = {"memory": memory, "journal": self._journal_fd, "alive": alive, "call": self.call}
         handed |= {**self.given, **self._trace, **self._faults}
         handed |= {f"kick{index}": fd for index, fd in self.kicks.items()}
         fds.send(self.handover, codec.pack(codec.to_plain(spec)), handed)
+        fds.close_all((alive, ended))
         self.handed = set(handed)
         if self.type.connects:
             fds.close_all(self.given.values())

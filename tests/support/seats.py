@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +22,20 @@ SLOT = DeviceSlot("rng0", "rng", 4, 3, 11, (64, 16), (0,), 1, "/nowhere/rng0.1")
 QUEUES = (QueueSetup(0, 64, 0x1000, 0x2000, 0x3000), QueueSetup(1, 16, 0x4000, 0x5000, 0x6000))
 
 
-def stand_in() -> subprocess.Popen[bytes]:
-    """A process in the place of a device's, that does nothing. It ends with the test, however that
-    does."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
-    )
+def stand_in() -> tuple[subprocess.Popen[bytes], int]:
+    """A process in the place of a device's, that does nothing, and the writing end of the pipe that
+    it reads. It ends with the test, however that does."""
+    alive, ended = os.pipe()
+    nothing = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    process = subprocess.Popen(nothing, stdin=subprocess.PIPE, pass_fds=[alive])
+    os.close(alive)
+    return process, ended
+
+
+def at_work(ended: int) -> int:
+    """What the kernel has open for the process at the other end of that pipe, dead or alive, while
+    it is at work for it."""
+    return os.open(f"/proc/self/fd/{ended}", os.O_RDONLY)
 
 
 class FakeRemote:

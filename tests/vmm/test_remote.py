@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.specs import DeviceSlot
-from tests.support.seats import stand_in
+from tests.support.seats import at_work, stand_in
 from vmm.control import Control
 from vmm.remote import DEADLINE, RemoteDevice
 
@@ -53,12 +54,14 @@ class Pair:
         by_hand: bool = False,
         connects: bool = True,
     ) -> None:
-        self.process = stand_in()
+        self.process, self.ended = stand_in()
         self.pidfd = os.pidfd_open(self.process.pid)
         endpoint = f"{run_dir}/rng0.1"
         self.control = Control()
         slot = DeviceSlot("rng0", "rng", 4, 3, 11, (64,), (0,), 1, endpoint)
-        self.remote = RemoteDevice(slot, self.pidfd, {}, self.control, patience, by_hand=by_hand)
+        self.remote = RemoteDevice(
+            slot, self.pidfd, {}, self.control, patience, ended=self.ended, by_hand=by_hand
+        )
         self.control.start()
         self.context = new_context()
         self.device = Channel(self.context, TO_DEVICE, generation=1)
@@ -96,7 +99,8 @@ class Pair:
         self.context.term()
         self.process.kill()
         self.process.communicate()  # which closes its input
-        os.close(self.pidfd)
+        for fd in (self.pidfd, self.ended):
+            os.close(fd)
 
 
 @pytest.fixture
@@ -200,6 +204,37 @@ def test_a_request_that_is_given_up_leaves_a_process_that_is_dead_already(pair: 
     state = os.waitid(os.P_PIDFD, pair.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     assert state is not None, "it may still touch guest memory"
     assert state.si_status == signal.SIGKILL
+
+
+@pytest.mark.parametrize("way", ["call", "fence", "end"])
+def test_one_is_gone_when_nothing_goes_on_for_it(pair: Pair, way: str) -> None:
+    pair.get_ready()
+    order: list[str] = []
+    work = at_work(pair.ended)
+
+    def act() -> None:
+        if way == "call":
+            with pytest.raises(DeviceGone):
+                pair.remote.call(Ping())
+        elif way == "fence":
+            pair.remote.fence("it is to go")
+        else:
+            pair.remote.end()
+        order.append("gone")
+
+    if way == "call":
+        pair.process.kill()
+    actor = threading.Thread(target=act)
+    actor.start()
+    assert fds.has_ended(pair.pidfd, DEADLINE)
+    time.sleep(0.3)  # in which it could think so
+    assert not pair.remote.has_ended()
+    order.append("done")
+    os.close(work)
+    actor.join()
+
+    assert order == ["done", "gone"]
+    assert pair.remote.life.state is State.GONE
 
 
 @pytest.mark.parametrize("kind", ["rng", "blk"])

@@ -33,7 +33,7 @@ from protocol.messages import (
 )
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, Successor
 from tests.support.leaks import descriptors
-from tests.support.seats import FakeWires, stand_in
+from tests.support.seats import FakeWires, at_work, stand_in
 from vmm.control import Control
 from vmm.seating import Seating
 
@@ -45,7 +45,7 @@ class Process:
     """One that sleeps; the test speaks for it, at ``endpoint``."""
 
     def __init__(self, context: Any, endpoint: str, generation: int) -> None:
-        self.process = stand_in()
+        self.process, self.ended = stand_in()
         self.pidfd = os.pidfd_open(self.process.pid)
         self.endpoint = endpoint
         self.channel = Channel(context, TO_DEVICE, generation)
@@ -74,7 +74,8 @@ class Process:
     def close(self) -> None:
         self.kill()
         self.channel.close()
-        os.close(self.pidfd)
+        for fd in (self.pidfd, self.ended):
+            os.close(fd)
 
 
 class House:
@@ -96,6 +97,7 @@ class House:
         spec = MachineSpec("m", "kvm", 1 << 20, 1, boot, (slot,), where, "reset", 400, False, 0)
         self.descriptors = {
             "rng0.pidfd": first.pidfd,
+            "rng0.ended": first.ended,
             "rng0.journal": journal.create("j", (64,)),
             "rng0.call": doorbell.create(),
             "rng0.kick0": doorbell.create(),
@@ -128,6 +130,7 @@ class House:
         made = self.process(number)
         handed = {
             "pidfd": os.dup(made.pidfd),
+            "ended": os.dup(made.ended),
             "call": doorbell.create(),
             "kick0": doorbell.create(),
         }
@@ -168,7 +171,7 @@ class House:
         self.context.term()
         os.close(self.wake)
         for name, fd in self.descriptors.items():
-            if name != "rng0.pidfd":
+            if name not in ("rng0.pidfd", "rng0.ended"):
                 os.close(fd)
 
 
@@ -221,6 +224,32 @@ def test_successor_is_ready_before_the_death_is_seen(house: House) -> None:
 
     first.kill()
     house.turn_until(lambda: house.of(DeviceAttached))
+
+
+@pytest.mark.parametrize("who", ["the first", "another"])
+def test_successor_waits_for_what_the_kernel_does_for_the_dead(house: House, who: str) -> None:
+    last = house.begin()
+    if who == "another":
+        last.kill()
+        house.turn()
+        last = house.successor()
+        last.get_ready()
+        house.turn_until(lambda: house.of(DeviceAttached))
+    seated = len(house.of(DeviceAttached))
+    successor = house.successor()
+    successor.get_ready()
+    work = at_work(last.ended)
+    last.kill()
+    watched = set(house.handlers)
+    house.turn_until(lambda: set(house.handlers) != watched)
+    house.turn_until(lambda: len(house.of(DeviceOffers)) == len(house.processes))
+    house.seating.consider()
+    assert house.seat.remote is not None
+    assert len(house.of(DeviceAttached)) == seated
+
+    os.close(work)
+    house.turn_until(lambda: len(house.of(DeviceAttached)) > seated)
+    assert len(house.handlers) == 1  # who serves
 
 
 def test_successor_for_a_swap_waits_even_where_the_place_is_empty(house: House) -> None:
@@ -319,9 +348,9 @@ def test_two_dozen_deaths_keep_what_two_of_them_had(house: House) -> None:
             house.turn_until(lambda: house.seat.remote is not None)
         successor.kill()
         house.turn_until(lambda: not house.handlers)
-        # The test's own: the pidfd, and what a channel has.
+        # The test's own: two of each process, and what a channel has.
         successor.channel.close()
-        held.append(len(descriptors()) - open_before - number)
+        held.append(len(descriptors()) - open_before - 2 * number)
 
     # ZeroMQ closes in its own time; a set of doorbells kept from each death would be 48.
     assert max(held) < 12, held
