@@ -111,6 +111,8 @@ class RemoteDevice:
         """Whether that was because it did not answer, or made no progress."""
         self.pidfd = pidfd
         self.ended = ended
+        self.died_at: float | None = None
+        """When it was seen to be dead, in seconds of time.monotonic(), once it was."""
         self._pidfd_lock = threading.RLock()
         self.by_hand = by_hand
         self.is_silent = False

@@ -209,7 +209,7 @@ class Seat:
             if self.remote is not remote:
                 return False
             self.remote = None
-            self.empty_since = time.monotonic()
+            self.empty_since = remote.died_at or time.monotonic()
             return True
 
     def _why_empty(self, remote: RemoteDevice) -> str | None:

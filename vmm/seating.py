@@ -209,6 +209,7 @@ class Seating:
 
     def _died(self, remote: RemoteDevice) -> None:
         self.forget(remote.pidfd)
+        remote.died_at = time.monotonic()
         if remote.has_ended():
             self._reap(remote)
         else:

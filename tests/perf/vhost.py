@@ -204,10 +204,11 @@ def _nulls(folder: Path, library: Any, stack: ExitStack) -> dict[str, object]:
 
 
 def _engines(folder: Path, library: Any, stack: ExitStack) -> dict[str, object]:
-    # Nothing of the image is in the page cache, nor read ahead.
+    # Nothing of the image is in the page cache, nor read ahead; "direct" goes around that.
     sides = {
-        name: stack.enter_context(_ours(folder, library, "blk", f"engine={name}"))
-        for name in ("io_uring", "sync")
+        engine + how: stack.enter_context(_ours(folder, library, "blk", f"engine={engine}", *more))
+        for how, more in (("", ()), (" direct", ("cache=none",)))
+        for engine in ("io_uring", "sync")
     }
     images = [os.open(path, os.O_RDONLY) for path in folder.glob("image*")]
     for image in images:
@@ -219,11 +220,16 @@ def _engines(folder: Path, library: Any, stack: ExitStack) -> dict[str, object]:
             os.posix_fadvise(image, 0, 0, os.POSIX_FADV_DONTNEED)
 
     turns = _in_turn(COLD, sides, forget)
-    rates = [[turn.rate for turn in each] for each in turns.values()]
+    rates = {name: [turn.rate for turn in each] for name, each in turns.items()}
     return {
         "from the disk, depth 32, read, requests/s": _medians(turns, "rate", 0),
         "from the disk, CPU of the back-end a request, µs": _medians(turns, "cpu", 2),
-        "from the disk, io_uring / sync [quartiles]": driver.ratios(*rates),
+        **{
+            f"from the disk, io_uring{how} / sync{how} [quartiles]": driver.ratios(
+                rates[f"io_uring{how}"], rates[f"sync{how}"]
+            )
+            for how in ("", " direct")
+        },
     }
 
 

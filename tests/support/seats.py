@@ -48,6 +48,7 @@ class FakeRemote:
         self.queue_sizes = SLOT.queues
         self.config = config
         self.by_hand = self.is_silent = False
+        self.died_at: float | None = None
         self.bells: Mapping[str, int] = {"call": id(self)}
         self.calls: list[object] = []
         self.refuses: str | None = None

@@ -24,7 +24,7 @@ BELLS = {"kick0": 1, "call": 2}
 class FakeRemote:
     """A process that starts and stops as it is told, or is gone."""
 
-    name, features, queue_sizes, config = "rng0", 0, (64,), b""
+    name, features, queue_sizes, config, died_at = "rng0", 0, (64,), b"", None
 
     def __init__(self, bells: Mapping[str, int] = BELLS, *, gone: bool = False) -> None:
         self.bells = bells

@@ -242,13 +242,16 @@ def test_successor_waits_for_what_the_kernel_does_for_the_dead(house: House, who
     last.kill()
     watched = set(house.handlers)
     house.turn_until(lambda: set(house.handlers) != watched)
+    seen = time.monotonic()
     house.turn_until(lambda: len(house.of(DeviceOffers)) == len(house.processes))
     house.seating.consider()
     assert house.seat.remote is not None
     assert len(house.of(DeviceAttached)) == seated
 
+    waited = time.monotonic() - seen
     os.close(work)
     house.turn_until(lambda: len(house.of(DeviceAttached)) > seated)
+    assert house.of(DeviceAttached)[-1].microseconds >= waited * 1e6
     assert len(house.handlers) == 1  # who serves
 
 
