@@ -11,7 +11,7 @@ static struct {
         uint32_t type, reserved;
         uint64_t sector;
 } header;
-static uint64_t data[WORDS];
+static uint64_t data[WORDS] __attribute__((aligned(SECTOR))); // as direct I/O has to have it
 static uint8_t status;
 
 // One request, in each of the queues by turns; the data goes to buffer or from it, as the type says.

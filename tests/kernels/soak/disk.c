@@ -17,7 +17,8 @@ static struct request {
                 uint64_t sector;
                 uint32_t count, flags;
         } range;
-        uint64_t data[MOST_SECTORS][WORDS];
+        // As direct I/O has to have it, where it is given in one piece.
+        uint64_t data[MOST_SECTORS][WORDS] __attribute__((aligned(SECTOR)));
         uint32_t sector, count, sequence;
         uint8_t status;
 } requests[REQUESTS], *idle[REQUESTS];
