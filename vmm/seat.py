@@ -256,7 +256,8 @@ class Seat:
                 return reason
         except DeviceGone as error:
             log.warning("%s", error)
-            self.lost(remote)
+            if remote.has_ended():
+                self.lost(remote)
         return None
 
     # What a process says unasked comes on the control thread, which must not wait for the lock;

@@ -45,7 +45,8 @@ class Watchdog:
     def look(self) -> None:
         """Once every so often: what has hung for :data:`LOOKS` looks is killed."""
         for seat, memory in self._seats:
-            if (remote := seat.remote) is None or remote.by_hand:
+            # Of one that is dead it is the kernel that is waited for.
+            if (remote := seat.remote) is None or remote.by_hand or remote.died_at is not None:
                 continue
             patience = self._patience.get(seat.name)
             if patience is None or patience.remote is not remote:

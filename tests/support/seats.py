@@ -40,7 +40,7 @@ def at_work(ended: int) -> int:
 
 class FakeRemote:
     """``calls`` are what was asked of it. A test may put a reason into ``refuses``, or the name of
-    a call into ``dies_in``."""
+    a call into ``dies_in``; of one that ``lingers`` then something goes on."""
 
     def __init__(self, name: str = "rng0", *, features: int = 7, config: bytes = b"") -> None:
         self.name = name
@@ -53,6 +53,7 @@ class FakeRemote:
         self.calls: list[object] = []
         self.refuses: str | None = None
         self.dies_in = ""
+        self.lingers = False
         self.fenced = ""
         self.leaves = b""
         self.counted: Future[Any] = Future()
@@ -89,6 +90,9 @@ class FakeRemote:
         self._called("write_config", offset, data)
         self.config = data
         return data
+
+    def has_ended(self) -> bool:
+        return not self.lingers
 
     def ask(self, request: object) -> Future[Any]:
         self.calls.append(type(request).__name__)

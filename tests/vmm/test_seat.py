@@ -182,6 +182,18 @@ def test_death_while_started_is_noted_when_it_happens(here: Place) -> None:
     assert here.seat.empty_since > 0
 
 
+def test_a_place_is_not_empty_while_something_goes_on_for_the_dead(here: Place) -> None:
+    first = here.sit(FakeRemote(), running=False)
+    first.dies_in, first.lingers = "start", True
+
+    assert here.seat.start(7, QUEUES) is None
+
+    assert here.seat.remote is first
+    first.lingers = False
+    assert here.seat.lost(first)  # type: ignore[arg-type]
+    assert here.seat.running == QUEUES
+
+
 def test_successor_that_dies_while_it_is_started_is_not_called_attached(here: Place) -> None:
     lose(here, here.sit(FakeRemote()))
     successor = FakeRemote()

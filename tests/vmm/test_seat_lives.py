@@ -38,6 +38,9 @@ class FakeRemote:
     def stop(self) -> None:
         self._called("stop")
 
+    def has_ended(self) -> bool:
+        return True
+
     def _called(self, what: str) -> None:
         self.calls.append(what)
         if self.gone:

@@ -132,6 +132,14 @@ def test_rings_that_nobody_has_looked_at_yet_are_not_looked_at(world: World) -> 
     assert world.look(2 * LOOKS) == ""
 
 
+def test_one_that_is_dead_does_not_hang(world: World) -> None:
+    world.remote.deaf = True
+    world.look()
+    world.remote.died_at = 1.0
+
+    assert world.look(10 * LOOKS) == ""
+
+
 def test_one_that_was_started_by_hand_may_sit_at_a_breakpoint(world: World) -> None:
     world.remote.by_hand = world.remote.deaf = True
     world.look()
