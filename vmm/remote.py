@@ -223,10 +223,10 @@ class RemoteDevice:
                 raise
             except FutureTimeout:
                 with self._pidfd_lock:
-                    is_dead = self._is_dead()
-                if is_dead:
-                    self.gone()
-                elif left <= 0:
+                    if is_dead := self._has_died():
+                        self._outlast()
+                        self.gone()
+                if not is_dead and left <= 0:
                     self.fence(f"no answer to {type(request).__name__} in time", hung=True)
                     name = type(request).__name__
                     raise DeviceGone(f"{self.name} did not answer {name}") from None

@@ -167,8 +167,8 @@ class Seat:
 
     def switch(self, successor: RemoteDevice) -> str | None:
         """Put ``successor`` into the place of whoever serves; the reason, if it cannot serve. One
-        that does not fit disturbs nobody; behind any other the seat is empty, and who comes next
-        takes over what the one before has left."""
+        that does not fit disturbs nobody; behind any other the seat is empty, or will be once
+        nothing goes on for the one before, and who comes next takes over what that has left."""
         with self._lock:
             if (reason := self.why_unfit(successor)) is not None:
                 return reason
@@ -183,6 +183,8 @@ class Seat:
                 except DeviceGone as error:
                     # It could not say what it leaves behind: a crash, which costs nothing either.
                     log.warning("%s", error)
+                if not old.has_ended():
+                    return f"{old.name} has not come to its end, with what the kernel does for it"
             self._seat(successor)
             reason = self._resume() or self._why_empty(successor)
             if reason is not None:

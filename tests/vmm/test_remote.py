@@ -237,6 +237,30 @@ def test_one_is_gone_when_nothing_goes_on_for_it(pair: Pair, way: str) -> None:
     assert pair.remote.life.state is State.GONE
 
 
+def test_one_that_was_started_by_hand_and_is_dead_is_not_waited_for_as_if_it_thought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.remote._FENCE_DEADLINE", 0.1)
+    pair = Pair(tmp_path, by_hand=True)
+    pair.get_ready()
+    work = at_work(pair.ended)
+    pair.process.kill()
+
+    def call() -> None:
+        with pytest.raises(DeviceGone):
+            pair.remote.call(Ping())
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join(DEADLINE)
+    is_waited_for = caller.is_alive()
+    os.close(work)
+    caller.join()
+    pair.close()
+
+    assert not is_waited_for
+
+
 @pytest.mark.parametrize("kind", ["rng", "blk"])
 def test_who_was_greeted_and_says_hello_again_is_killed(pair: Pair, kind: str) -> None:
     pair.device.send(HELLO)

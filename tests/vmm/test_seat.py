@@ -373,6 +373,23 @@ def test_old_one_that_dies_in_quiesce_is_a_crash(here: Place) -> None:
     assert old.calls == ["quiesce"]
 
 
+@pytest.mark.parametrize("dies_in", ["", "quiesce"])
+def test_nobody_is_switched_to_while_something_goes_on_for_the_old_one(
+    here: Place, dies_in: str
+) -> None:
+    old, new = here.sit(FakeRemote()), FakeRemote()
+    old.dies_in, old.lingers, old.leaves = dies_in, True, b"state"
+
+    reason = switch(here, new)
+
+    assert reason == "rng0 has not come to its end, with what the kernel does for it"
+    assert (new.calls, here.seat.remote) == ([], old)
+    assert here.seat.lost(old)  # type: ignore[arg-type]
+    third = FakeRemote()
+    assert attach(here, third) is None
+    assert third.calls == [("start", [0, 1], b"" if dies_in else b"state")]
+
+
 def test_both_die_in_a_switch_and_the_place_is_empty(here: Place) -> None:
     old, new = here.sit(FakeRemote()), FakeRemote()
     old.dies_in, new.dies_in = "quiesce", "start"
