@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import threading
 import time
@@ -113,6 +114,8 @@ class RemoteDevice:
         self.ended = ended
         self.died_at: float | None = None
         """When it was seen to be dead, in seconds of time.monotonic(), once it was."""
+        self.outlast_until = math.inf
+        """Until when what goes on for it is waited for at most, in the same seconds."""
         self._pidfd_lock = threading.RLock()
         self.by_hand = by_hand
         self.is_silent = False
@@ -246,23 +249,27 @@ class RemoteDevice:
 
     def _outlast(self) -> None:
         # It is dead, or killed.
-        if not self._is_dead(_FENCE_DEADLINE):
-            how = "dead, and the kernel still at work for it" if self._has_died() else "alive"
-            log.critical("%s is %s %g s after SIGKILL", self.name, how, _FENCE_DEADLINE)
+        until = min(time.monotonic() + _FENCE_DEADLINE, self.outlast_until)
+        has_died = self._has_died(_FENCE_DEADLINE)
+        if not has_died or not self._is_dead(max(0.0, until - time.monotonic())):
+            how = "dead, and the kernel still at work for it" if has_died else "alive"
+            log.critical("%s is %s after SIGKILL", self.name, how)
 
     def fence(self, why: str, *, hung: bool = False) -> None:
         """Kill the process, and return when nothing of it can touch guest memory any more. From
         any thread: whoever closes ``pidfd`` waits for us in :meth:`gone`."""
         with self._pidfd_lock:
-            if not self._is_dead():
-                if not self._has_died():
-                    log.error("%s is killed: %s", self.name, why)
-                    self.fenced_because = self.fenced_because or why
-                    self.is_hung = self.is_hung or hung
-                    with contextlib.suppress(ProcessLookupError):  # dead and reaped already
-                        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-                self._outlast()
+            self._kill(why, hung=hung)
+            self._outlast()
             self.gone()
+
+    def _kill(self, why: str, *, hung: bool = False) -> None:
+        if not self._has_died():
+            log.error("%s is killed: %s", self.name, why)
+            self.fenced_because = self.fenced_because or why
+            self.is_hung = self.is_hung or hung
+            with contextlib.suppress(ProcessLookupError):  # dead and reaped already
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def gone(self) -> None:
         """Note that the process is dead: nothing will be answered any more."""
@@ -310,13 +317,14 @@ class RemoteDevice:
         raise ProtocolError(f"{type(message).__name__} answers nothing")
 
     def on_violation(self, error: ProtocolError) -> None:
-        """The device broke the protocol: it is not talked to again."""
+        """The device broke the protocol: it is not talked to again. What goes on for it is waited
+        for elsewhere: on this thread all others are heard."""
         with self._pidfd_lock:
-            if isinstance(error, Unheard) and self._has_died(_DYING):
-                if self._is_dead():
-                    self.gone()
-                return  # it broke nothing, it died
-        self.fence(f"it broke the protocol: {error}")
+            if not (isinstance(error, Unheard) and self._has_died(_DYING)):
+                self._kill(f"it broke the protocol: {error}")
+            # Else it broke nothing, it died.
+            if self._has_died(_FENCE_DEADLINE) and self._is_dead():
+                self.gone()
 
     def _not_ready(self, why: str) -> None:
         # Said by whichever thread sees it first.

@@ -178,6 +178,8 @@ class Seating:
         listening = [remote for remote in remotes if remote.is_ready and not remote.is_silent]
         replies = [remote.ask(Quit()) for remote in listening]
         until = time.monotonic() + DEADLINE
+        for remote in remotes:
+            remote.outlast_until = until  # all of them together
         for remote, reply in zip(listening, replies, strict=True):
             remote.quit(reply, until)
         for remote in remotes.difference(listening):

@@ -14,7 +14,7 @@ import zmq
 
 from protocol import codec, fds
 from protocol.channel import LENGTH, Channel, new_context
-from protocol.errors import DeviceGone, Unheard
+from protocol.errors import DeviceGone, ProtocolError, Unheard
 from protocol.lifecycle import State
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -259,6 +259,32 @@ def test_one_that_was_started_by_hand_and_is_dead_is_not_waited_for_as_if_it_tho
     pair.close()
 
     assert not is_waited_for
+
+
+@pytest.mark.parametrize("way", ["violation", "the end"])
+def test_nobody_else_waits_for_what_goes_on_for_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("vmm.remote._FENCE_DEADLINE", 2 * DEADLINE)
+    pair.get_ready()
+    work = at_work(pair.ended)
+
+    def act() -> None:
+        if way == "violation":
+            pair.remote.on_violation(ProtocolError("nonsense"))
+        else:
+            pair.remote.outlast_until = time.monotonic()  # others have used up the time
+            pair.remote.fence("the VM ends")
+
+    actor = threading.Thread(target=act)
+    actor.start()
+    actor.join(DEADLINE)
+    is_waited_for = actor.is_alive()
+    os.close(work)
+    actor.join()
+
+    assert not is_waited_for
+    assert fds.has_ended(pair.pidfd)
 
 
 @pytest.mark.parametrize("kind", ["rng", "blk"])

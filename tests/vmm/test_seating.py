@@ -255,6 +255,23 @@ def test_successor_waits_for_what_the_kernel_does_for_the_dead(house: House, who
     assert len(house.handlers) == 1  # who serves
 
 
+def test_a_machine_that_ends_has_one_deadline_for_what_goes_on_for_all(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmm.seating.DEADLINE", 0.1)
+    first = house.begin()
+    work = at_work(first.ended)
+
+    ending = threading.Thread(target=house.seating.quit)
+    ending.start()
+    ending.join(2)
+    is_waited_for = ending.is_alive()
+    os.close(work)
+    ending.join()
+
+    assert not is_waited_for
+
+
 def test_successor_for_a_swap_waits_even_where_the_place_is_empty(house: House) -> None:
     first = house.begin()
     successor = house.successor(waits=True)
