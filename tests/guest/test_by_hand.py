@@ -153,7 +153,7 @@ def test_it_takes_the_place_and_when_it_ends_the_machines_own_comes_back(
     assert hand.end(number) == (130 if number is signal.SIGINT else -signal.SIGKILL)
 
     asked.says("HELLO!", "Hello?", "HELLO!")
-    assert asked.state() == "running"
+    asked.comes_to("running")  # which is told when it answers already
     kinds = [e.kind for e in asked.machine.events(follow=False) if isinstance(e, wire.Event)]
     assert kinds[-3:] == ["swapped", "died", "recovered"]
 
@@ -176,6 +176,7 @@ def test_with_hold_the_guest_waits_until_somebody_comes(
     asked.says("HELLO!", "HELLO1", "HELLO2")
     third = by_hand(SHOUT, "--attach", "m/shout0", "mark=3", "--hold")
     third.waits_for("serves")
+    asked.says("HELLO!", "HELLO1", "HELLO2", "HELLO3")
     third.end(signal.SIGKILL)
     asked.comes_to("dead")
     asked.machine.restart("shout0")
@@ -188,6 +189,7 @@ def test_one_that_was_replaced_ends_and_so_does_one_whose_machine_ends(
 ) -> None:
     first = by_hand(SHOUT, "--attach", "m/shout0", "mark=1")
     first.waits_for("serves")
+    asked.says("HELLO!", "HELLO1")
     second = by_hand(SHOUT, "--attach", "m/shout0", "mark=2")
     second.waits_for("serves")
 
@@ -242,9 +244,9 @@ def test_in_a_debugger_it_is_not_taken_for_hung(
         rng = next(p.pid for p in asked.machine.describe().processes if p.name == "rng0")
         os.kill(rng, signal.SIGSTOP)
         for event in asked.machine.events():
-            if isinstance(event, wire.Event) and event.kind == "hung":
+            # On a busy host the machine's own may have seemed to hang before.
+            if isinstance(event, wire.Event) and (event.kind, event.device) == ("hung", "rng0"):
                 break
-        assert event.device == "rng0"  # type: ignore[union-attr]
         asked.machine.stats()  # which it does not answer
 
         assert hand.process.poll() is None
@@ -356,11 +358,12 @@ def test_one_whose_open_fails_or_init_raises_leaves_the_old_one(
 
 
 def test_file_that_is_changed_is_swapped_in(tmp_path: Path, shouting: Asked) -> None:
+    heard = ["HELLO!"]
     for mark in "123":  # within the same second, and of the same size
         changed = variant(tmp_path, "text.upper()", f"text[:4] + '{mark}'")
         shouting.machine.swap("shout0", str(changed))
-
-    shouting.says("HELLO!", "hell1!", "hell2!", "hell3!")
+        heard.append(f"hell{mark}!")
+        shouting.says(*heard)
 
 
 def test_an_overlay_that_it_makes_stays_if_it_serves(

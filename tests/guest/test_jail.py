@@ -30,6 +30,9 @@ IDLE = b"\xeb\xfe"
 
 _USER = 54321
 
+# Root's machines have no run directory of their own, and these tests may run twice at once.
+_NAME = f"jailed-{os.getpid()}"
+
 # What a device makes of itself; its cgroup is its launcher's to make.
 _OWN_PARTS = tuple(part for part in PARTS if part != "cgroup")
 
@@ -77,7 +80,7 @@ def lacking(*parts: str) -> list[str]:
 def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """An idle one with three devices, on the software CPU, once it runs."""
     require_backend("software")
-    software = ("--hypervisor", "software", "--name", "jailed")
+    software = ("--hypervisor", "software", "--name", _NAME)
     with victim(folder, IDLE, *software, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")
         yield running
@@ -86,7 +89,7 @@ def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator
 def described(before: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """What `vibevmm ps` says of the machine's processes, by name."""
     done = subprocess.run(
-        [*before, sys.executable, "-m", "launcher", "ps", "jailed", "--json"],
+        [*before, sys.executable, "-m", "launcher", "ps", _NAME, "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -255,7 +258,7 @@ def test_a_machine_without_cgroups_says_why_and_is_refused_where_they_have_to_be
     # An ordinary user's group is this test's, too.
     with machine(folder, before=as_user(folder)) as running:
         told = described(as_user(folder))
-        (line,) = running.wait_for("jailed without cgroup: ")
+        (line,) = running.wait_for(f"{_NAME} without cgroup: ")
     assert [told[name]["lacks"] for name in ("blk0", "rng0")] == [["cgroup"], ["cgroup"]]
     why = line.partition("without cgroup: ")[2]
     done = strict(folder, as_user(folder))

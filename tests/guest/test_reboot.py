@@ -15,7 +15,7 @@ from launcher.api import VM
 from protocol.control import Event
 from tests.support.bare import BACKENDS, assembled, require_kvm
 from tests.support.guest import DEMO, KERNELS, build, demo
-from tests.support.leaks import children, started_as
+from tests.support.leaks import named, started_as
 from tests.support.listings import POWER_OFF
 from tests.support.vibevmm import DEADLINE, Running, raw, run, started, vibevmm
 from vmm.platform import ports
@@ -278,8 +278,7 @@ def test_devices_may_die_in_the_middle_of_reboots(
 
 def process(running: Running, name: str) -> int:
     """The process of that name; StopIteration if there is none."""
-    pids = children(running.process.pid)
-    return next(pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name)
+    return next(iter(named(name, running.process.pid)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -297,11 +296,14 @@ def test_a_device_may_be_replaced_in_the_middle_of_reboots(
     }
     with VM(binary=str(guest), devices=["rng"], **options) as machine:
         machine.wait_ready()
+        # Read as they come: of as many reboots as there may be, only the last are kept.
+        kinds = (event.kind for event in machine.events() if isinstance(event, Event))
 
+        reboots = 0
         for generation in range(2, 12):
             assert machine.restart("rng0").generation == generation
+            reboots += sum(kind == "rebooted" for kind in iter(lambda: next(kinds), "swapped"))
 
-        kinds = [event.kind for event in machine.events(follow=False) if isinstance(event, Event)]
-        assert kinds.count("swapped") == 10
-        assert kinds.count("rebooted") > 1
+        assert reboots > 1
         assert machine.stop(force=True) == "stopped"
+        assert "swapped" not in kinds

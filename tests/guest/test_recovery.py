@@ -97,7 +97,8 @@ def test_stopped_disk_is_found_and_replaced(tmp_path: Path, backend: str, isolat
     with victim(tmp_path, image, *options) as machine:
         reading(machine)
         machine.send("blk0", signal.SIGSTOP)
-        (hung,) = machine.wait_for(r"blk0 hangs: ")
+        # More than one, if on a busy host its predecessor or successor seemed to.
+        hung, *_ = machine.wait_for(r"blk0 hangs: ")
         recovered(machine, "blk0")
         status, printed = machine.end()
 

@@ -17,7 +17,7 @@ from launcher.client import Refused
 from protocol.errors import BadInput
 from tests.support.bare import at_jail, on_software
 from tests.support.guest import STREAM, demo
-from tests.support.leaks import children
+from tests.support.leaks import named
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("runtime")]
 
@@ -459,8 +459,7 @@ def _is_locked(image: Path) -> bool:
 
 
 def _children(vm: VM, name: str) -> list[int]:
-    pids = children(vm.describe().pid)
-    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+    return named(name, vm.describe().pid)
 
 
 def _state(vm: VM, name: str) -> tuple[int, str]:

@@ -229,7 +229,7 @@ def test_what_else_is_in_the_folder_is_left_alone(
         dead.close()
         other.bind(str(folder / "other"))
         liar.bind(str(elsewhere / "notes"))
-        abstract.bind("\0vibevmm-nobody")
+        abstract.bind(f"\0vibevmm-nobody-{os.getpid()}")
         (socket_of_one,) = (
             folder / name for name in os.listdir(folder) if str(folder / name) in one.removed
         )

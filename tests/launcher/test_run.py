@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from launcher import cli, limits, networks, nursery, plan, run, session
-from launcher.session import STOP_DEADLINE
 from launcher.spawn import Child
 from protocol import fds
 from protocol.jail.cgroup import CONTROLLERS
@@ -449,7 +448,8 @@ def test_zygote_that_forks_nothing_ends_the_run(
         return zygote
 
     monkeypatch.setattr(nursery, "start", start_and_hit)
-    monkeypatch.setattr(session, "_START_DEADLINE", 0.5)
+    if number is signal.SIGSTOP:  # nothing else tells of it
+        monkeypatch.setattr(session, "_START_DEADLINE", 0.5)
     monkeypatch.setattr(session, "_EXIT_DEADLINE", 0.2)
 
     assert vibevmm(binary, "idle", "--device", "rng") == 3
@@ -459,15 +459,16 @@ def test_zygote_that_forks_nothing_ends_the_run(
     assert ("the machine was not ready" in printed) == (number is signal.SIGSTOP)
 
 
-def test_second_signal_ends_a_vmm_that_does_not_answer(binary: str, tmp_path: Path) -> None:
+def test_second_signal_ends_a_vmm_that_does_not_answer(
+    binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "STOP_DEADLINE", 3600.0)  # nothing else ends it in a test's time
     steps = (("started:", signal.SIGTERM), ("ending", signal.SIGTERM))
     sender = Sender(tmp_path / "log", *steps)
-    began = time.monotonic()
 
     assert vibevmm(binary, "deaf", *sender.options) == 0
 
     sender.join()
-    assert time.monotonic() - began < STOP_DEADLINE
 
 
 def test_user_signal_prints_statistics_and_the_machine_goes_on(

@@ -99,7 +99,7 @@ def test_end_by_the_limit_of_memory_is_told_as_that(monkeypatch: pytest.MonkeyPa
     machine = Machine("m", tree)
     ends = {}
     for events in ("oom 1\noom_kill 1", "oom 0\noom_kill 0"):
-        child = start("child", "this")
+        child = start("child", "tests.support.fake_zygote")  # until it is killed
         child.group = machine.enclose(child.pid, {"memory.max": str(64 << 20)})
         tree.set(f"{child.group.path}/memory.events", events)
         child.kill_and_reap()

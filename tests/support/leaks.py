@@ -31,12 +31,19 @@ def children(pid: int | None = None) -> list[int]:
 
 def started_as(module: str, pid: int) -> list[int]:
     """The children of ``pid`` that were started as ``module``."""
-    found = []
-    for child in children(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-    return found
+    return [child for child in children(pid) if module.encode() in _told(child, "cmdline")]
+
+
+def named(name: str, pid: int) -> list[int]:
+    """The children of ``pid``, living and dead, that call themselves ``name``."""
+    return [child for child in children(pid) if _told(child, "comm") == name.encode() + b"\n"]
+
+
+def _told(pid: int, file: str) -> bytes:
+    # Nothing, if it was reaped since it was listed.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    return b""
 
 
 @contextlib.contextmanager

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 from tests.support import initramfs
 from tests.support.kernels import Kernel, debian
-from tests.support.leaks import children
+from tests.support.leaks import named, started_as
 from tests.support.packages import PROJECT
 
 # Seconds: a boot takes two to eight, on a machine with nothing else to do.
@@ -109,18 +108,17 @@ class Served(Program):
 
     def device(self, name: str) -> int:
         """The pid of the process that serves the front-end that is there now."""
-        return self._child(name, "comm")
+        return self._child(lambda: named(name, self.process.pid), name)
 
     def child(self, module: str) -> int:
         """The pid of the one that runs ``module``."""
-        return self._child(module, "cmdline")
+        return self._child(lambda: started_as(module, self.process.pid), module)
 
-    def _child(self, wanted: str, file: str) -> int:
+    def _child(self, found: Callable[[], list[int]], wanted: str) -> int:
         until = time.monotonic() + DEADLINE
         while time.monotonic() < until:
-            for pid in children(self.process.pid):
-                if wanted in re.split("[\0\n]", Path(f"/proc/{pid}/{file}").read_text()):
-                    return pid
+            if pids := found():
+                return pids[0]
             time.sleep(0.01)
         raise AssertionError(f"no {wanted}: {self.said}")
 

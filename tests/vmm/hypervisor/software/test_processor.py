@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from vmm.hypervisor.software._engine import ffi, lib
@@ -29,6 +31,7 @@ from tests.support.bare import (
 )
 from vmm.hypervisor.base import Stop
 from vmm.hypervisor.software import Software, unicorn
+from vmm.hypervisor.software import vcpu as software_vcpu
 from vmm.hypervisor.state import Table
 
 DIVIDE, BREAKPOINT, INVALID, PROTECTION, PAGE_FAULT = 0, 3, 6, 13, 14
@@ -338,15 +341,36 @@ def test_cpuid_tells_of_one_processor_that_the_engine_can_be() -> None:
 
         regs = machine.vcpu.get_regs()
         tsc_hz = regs.rcx * regs.rbx // regs.rax
-        before, at = read_tsc(), time.monotonic()
+        earliest, before, latest = read_tsc()
         time.sleep(0.2)
-        measured = (read_tsc() - before) / (time.monotonic() - at)
+        earliest_end, after, latest_end = read_tsc()
         assert regs.rcx == 25_000_000
-        assert abs(tsc_hz / measured - 1) < 0.01
+        assert (after - before) / (latest_end - earliest) < 1.01 * tsc_hz
+        assert (after - before) / (earliest_end - latest) > 0.99 * tsc_hz
 
 
-def read_tsc() -> int:
-    return int(lib.engine_ticks())
+@pytest.mark.parametrize("held_up", range(12))
+def test_the_tsc_is_measured_right_whenever_who_does_it_is_held_up(
+    held_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [0], itertools.count()
+
+    def look() -> int:
+        now[0] += 5_000_000 if next(looks) == held_up else 100
+        return now[0]
+
+    monkeypatch.setattr(software_vcpu, "lib", SimpleNamespace(engine_ticks=lambda: 3 * look()))
+    clock = SimpleNamespace(monotonic_ns=look, sleep=lambda seconds: None)
+    monkeypatch.setattr(software_vcpu, "time", clock)
+    tsc = software_vcpu.Tsc()
+    now[0] += 20_000_000
+
+    assert abs(tsc.hz() / 3e9 - 1) < 1e-4
+
+
+def read_tsc() -> tuple[float, int, float]:
+    """It, between the seconds before and after it: who reads may be held up at any moment."""
+    return time.monotonic(), int(lib.engine_ticks()), time.monotonic()
 
 
 def test_code_that_somebody_else_has_written_runs_as_it_is_now() -> None:
