@@ -48,8 +48,9 @@ _RESERVED = frozenset({"vmm", "launcher", "serial", "zygote", "spare", "hand"})
 # with --allow-inject. A successor has some of its own, too. Clients of the control interface come
 # on top, 64 at most (protocol.service.MOST_CLIENTS).
 _DESCRIPTORS, _DEVICE_DESCRIPTORS = 44 + 64, 20
-# Of each queue beyond those of a console: its kick, and a successor's.
-_USUAL_QUEUES, _QUEUE_DESCRIPTORS = 2, 2
+# Of each queue beyond those of a console, in the VMM: the first's kick, those of the two dead that
+# it keeps, of who serves, and of a successor (vmm.seating): 675 in all for 8 disks of 16 queues.
+_USUAL_QUEUES, _QUEUE_DESCRIPTORS = 2, 5
 
 
 @dataclass(frozen=True, slots=True)

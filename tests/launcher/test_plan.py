@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from launcher import cli, plan
 from launcher.config import read
 from launcher.plan import Plan
+from protocol.errors import HostError
 
 
 def devices(binary: str, *options: str) -> list[tuple[str, int, int]]:
@@ -71,3 +74,13 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert "rng0" in text
     assert "at 0xa03000, GSI 10" in text
     assert "memory map the guest is given:" in text
+
+
+def test_what_the_vmm_keeps_of_the_dead_has_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Measured, of a VMM whose 8 disks of 16 queues, a console and entropy have died five times.
+    most = 675
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+
+    with pytest.raises(HostError, match=f"{most} are allowed"):
+        plan.check_descriptors(10, 8 * 14)
+    plan.check_descriptors(10, 0)
