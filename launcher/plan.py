@@ -248,16 +248,18 @@ def make(options: RunOptions, check: Callable[[], object] = lambda: None) -> Pla
 
 
 def check_descriptors(devices: int, queues: int = 0) -> None:
-    """HostError if this process may not open as many files as a machine with ``devices`` takes, of
-    which some have so many ``queues`` more than usual."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Raise the limit of open files to what a machine with ``devices`` takes, of which some have so
+    many ``queues`` more than usual; HostError if this process may not."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/proc/self/fd")) + _DESCRIPTORS + devices * _DEVICE_DESCRIPTORS
     needed += queues * _QUEUE_DESCRIPTORS
-    if 0 <= limit < needed:
+    if 0 <= most < needed:
         raise HostError(
-            f"this machine needs {needed} open files, and {limit} are allowed: "
+            f"this machine needs {needed} open files, and {most} are allowed: "
             f"ulimit -n {max(needed, 1024)}"
         )
+    if 0 <= limit < needed:  # which many hosts have at 1024, and far more for who asks
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def check_isolation(machine: Isolation, devices: Iterable[PlannedDevice]) -> None:

@@ -189,7 +189,8 @@ class Seat:
             reason = self._resume() or self._why_empty(successor)
             if reason is not None:
                 successor.fence(reason)
-                self.remote = None
+                if successor.has_ended():
+                    self.remote = None
             return reason
 
     def retire(self) -> None:

@@ -253,6 +253,21 @@ def test_too_few_descriptors_are_said_before_anything_is_started(
     assert list(runtime.iterdir()) == []
 
 
+def test_a_limit_of_descriptors_that_may_be_raised_is(binary: str, runtime: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
+    options = ["--entry", "0x10000", "--name", "poweroff", *["--console", "pty"] * 15]
+
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -S -n 30; exec "$@"', "sh", *command, *options],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("devices", [0, 15])
 @pytest.mark.parametrize("backend", ["terminal", "pty", "socket"])
 def test_as_many_descriptors_as_are_asked_for_are_enough(

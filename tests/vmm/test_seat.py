@@ -390,6 +390,16 @@ def test_nobody_is_switched_to_while_something_goes_on_for_the_old_one(
     assert third.calls == [("start", [0, 1], b"" if dies_in else b"state")]
 
 
+def test_a_place_is_not_empty_while_something_goes_on_for_one_that_refused(here: Place) -> None:
+    here.sit(FakeRemote())
+    new = FakeRemote()
+    new.refuses, new.lingers = "no such state", True
+
+    assert switch(here, new) == "no such state"
+
+    assert here.seat.remote is new
+
+
 def test_both_die_in_a_switch_and_the_place_is_empty(here: Place) -> None:
     old, new = here.sit(FakeRemote()), FakeRemote()
     old.dies_in, new.dies_in = "quiesce", "start"
