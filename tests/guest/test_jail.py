@@ -258,7 +258,7 @@ def test_a_machine_without_cgroups_says_why_and_is_refused_where_they_have_to_be
     # An ordinary user's group is this test's, too.
     with machine(folder, before=as_user(folder)) as running:
         told = described(as_user(folder))
-        (line,) = running.wait_for(f"{_NAME} without cgroup: ")
+        (line,) = running.wait_for("jailed without cgroup: ")
     assert [told[name]["lacks"] for name in ("blk0", "rng0")] == [["cgroup"], ["cgroup"]]
     why = line.partition("without cgroup: ")[2]
     done = strict(folder, as_user(folder))

@@ -131,7 +131,8 @@ def victim(
         [
             *before,
             *(sys.executable, "-m", "launcher", "run", "--timeout", str(DEADLINE - 30)),
-            *(*raw(folder, image), *devices, "--log", "info", "--log-file", str(log), *options),
+            *(*raw(folder, image), *devices, "--log", "info", "--log", "launcher=debug"),
+            *("--log-file", str(log), *options),
         ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
