@@ -74,6 +74,9 @@ _START_DEADLINE = 90.0
 STOP_DEADLINE = 30.0
 # Seconds for processes that have nothing more to do than to exit.
 _EXIT_DEADLINE = 5.0
+# Seconds in which the VMM says that the guest runs, after a device died: it may have run before
+# (arbitrary). Of one that died while it was started the VMM tells as soon.
+_ON_ITS_WAY = 1.0
 
 _KEYBOARD = 0
 
@@ -142,6 +145,8 @@ class Session:
         self._outcome: Outcome | None = None
         self._conversation: Conversation | None = None
         self._held_for: set[str] = set()
+        # Who died before it was known that the guest runs.
+        self._early: list[Child] = []
         self._report = Report(plan, self.name, startup, outputs, self._logs, self._traces)
         self._last_stats: MachineStats | None = None
         self._vmm_lacks: tuple[Part, ...] = ()
@@ -440,6 +445,9 @@ class Session:
                 self._logs.note(Level.DEBUG, f"started: {self._startup}")
                 if self._spares is not None:
                     self._spares.prepare()
+                early, self._early = self._early, []
+                for child in early:
+                    self._bereaved(child)
             case Rebooted():
                 took = f"booted again in {message.microseconds / 1000:.1f} ms"
                 self._logs.note(Level.INFO, f"the guest was reset ({message.count}), and {took}")
@@ -487,8 +495,12 @@ class Session:
 
     def _bereaved(self, child: Child) -> None:
         # Nobody wanted it to end. What a machine that runs can bear, it bears.
-        if child is self._vmm or self._supervisor is None or not self._startup.is_ready:
+        if child is self._vmm or self._supervisor is None:
             self.stop_for(child)
+            return
+        if not self._startup.is_ready:
+            self._early.append(child)
+            self._loop.after(_ON_ITS_WAY, partial(self._too_early, child))
             return
         self._family.let_go(child)
         if self._uplinks is not None and self._uplinks.died(child):
@@ -509,6 +521,10 @@ class Session:
         else:
             self._supervisor.died(child)
         child.close()
+
+    def _too_early(self, child: Child) -> None:
+        if not self._outcome and child in self._early:
+            self.stop_for(child)
 
     def _replace_zygote(self) -> None:
         if self._outcome or self._nursery is None or self._spares is None:

@@ -97,6 +97,16 @@ def test_dead_device_ends_the_run_and_is_named_whoever_notices_first(
     assert "E about to call what is forbidden" in message
 
 
+def test_device_that_dies_before_it_is_known_that_the_guest_runs_is_followed(
+    binary: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(tmp_path / "log", ("doomed was killed by SIGSYS", signal.SIGTERM))
+
+    assert vibevmm(binary, "slow", "--device", "rng,id=doomed", *sender.options) == 0
+
+    sender.join()
+
+
 def test_guest_output_arrives_whole_and_in_order(
     binary: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

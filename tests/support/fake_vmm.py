@@ -72,6 +72,8 @@ class FakeVmm:
         self.channel.bind(self.spec.endpoint)
         fds.send(self.handover, b"bound", {})
         self.answer()
+        if self.behaviour == "slow":
+            self.wait_for_death()
         self.channel.send(MachineReady({"machine built": 5, "devices ready": 9}, ("net",)))
         BEHAVIOURS[self.behaviour](self)
         while self.answer():
@@ -145,9 +147,13 @@ class FakeVmm:
 
     def device(self) -> None:
         """Do as the VMM does when the first device dies: tell the launcher."""
+        self.wait_for_death()
+        self.end("host-error", "a device ended before it was ready")
+
+    def wait_for_death(self) -> None:
+        """Of the first device."""
         pidfd = self.fds[f"{self.spec.devices[0].name}.pidfd"]
         select.select([pidfd], [], [])
-        self.end("host-error", "a device ended before it was ready")
 
 
 BEHAVIOURS: dict[str, Callable[[FakeVmm], None]] = {
@@ -166,6 +172,7 @@ BEHAVIOURS: dict[str, Callable[[FakeVmm], None]] = {
     "rude": FakeVmm.rude,
     "idle": lambda vmm: None,
     "polite": lambda vmm: None,
+    "slow": lambda vmm: None,  # to say that the guest runs, which a device has died of already
     "buttonless": lambda vmm: None,
 }
 
