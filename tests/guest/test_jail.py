@@ -31,7 +31,7 @@ IDLE = b"\xeb\xfe"
 _USER = 54321
 
 # Root's machines have no run directory of their own, and these tests may run twice at once.
-_NAME = f"jailed-{os.getpid()}"
+NAME = f"jailed-{os.getpid()}"
 
 # What a device makes of itself; its cgroup is its launcher's to make.
 _OWN_PARTS = tuple(part for part in PARTS if part != "cgroup")
@@ -80,7 +80,7 @@ def lacking(*parts: str) -> list[str]:
 def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """An idle one with three devices, on the software CPU, once it runs."""
     require_backend("software")
-    software = ("--hypervisor", "software", "--name", _NAME)
+    software = ("--hypervisor", "software", "--name", NAME)
     with victim(folder, IDLE, *software, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")
         yield running
@@ -89,7 +89,7 @@ def machine(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator
 def described(before: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """What `vibevmm ps` says of the machine's processes, by name."""
     done = subprocess.run(
-        [*before, sys.executable, "-m", "launcher", "ps", _NAME, "--json"],
+        [*before, sys.executable, "-m", "launcher", "ps", NAME, "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,

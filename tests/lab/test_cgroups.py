@@ -18,7 +18,7 @@ import pytest
 
 from launcher import limits
 from protocol.jail import cgroup
-from tests.guest.test_jail import IDLE, as_user, described, folder
+from tests.guest.test_jail import IDLE, NAME, as_user, described, folder
 from tests.support.recovery import Victim, victim
 from tests.support.vibevmm import DEADLINE
 from vmm import memory_map
@@ -66,7 +66,7 @@ def odd(name: str) -> Sequence[str]:
 @contextlib.contextmanager
 def idle(folder: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Victim]:
     """A machine with three devices and ``options``, once it has a spare."""
-    with victim(folder, IDLE, "--name", "jailed", *options, before=before) as running:
+    with victim(folder, IDLE, "--name", NAME, *options, before=before) as running:
         running.until(lambda: "spare" in running.pids(), "a spare")
         yield running
 
