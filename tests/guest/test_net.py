@@ -190,7 +190,10 @@ def test_linux_moves_files_over_a_tap_whatever_becomes_of_the_device(
     # With offloads TCP sends packets larger than the interface's: fewer than there would be else.
     (packets,) = re.findall(r"^linux: (\d+) packets\r", text, re.MULTILINE)
     assert int(packets) < SIZE // 1460
-    assert text.count("8.00 MBytes") == 2  # as iperf3's receivers say, here and there
+    # Of 8.00 what iperf3's receivers, here and there, had counted when they were told of the end.
+    received = re.findall(r"^linux: iperf3 .* ([\d.]+) MBytes .*receiver", text, re.MULTILINE)
+    assert len(received) == 2
+    assert min(map(float, received)) > 7
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/passt"), reason="passt is not installed")
