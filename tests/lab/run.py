@@ -29,7 +29,7 @@ TIMED_OUT, DIED = 124, 125
 
 BEAT = b"alive"
 # Seconds; L1 boots in 5 to 40, and under the heaviest load seen it was never silent for 30.
-MAX_SILENCE = 90.0
+MAX_SILENCE = 60.0
 # How often a machine that locked up is started again. Arbitrary.
 ATTEMPTS = 4
 
