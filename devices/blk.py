@@ -182,8 +182,7 @@ class Blk(Device[Config]):
     @classmethod
     def open(cls, config: Config, host: Host) -> dict[str, int]:
         """The image, checked and locked, as ``image``; for an io_uring through the page cache also
-        as ``image-of-ring``.
-        With an overlay, that is ``image``, and what is below it ``base``."""
+        as ``image-of-ring``. With an overlay, that is ``image``, and what is below it ``base``."""
         is_written = not config.readonly and not config.overlay
         mode = os.O_RDWR if is_written else os.O_RDONLY
         try:

@@ -154,11 +154,8 @@ class RemoteDevice:
         """Return when it has quit, or was killed because it did not: nothing of it can touch guest
         memory any more. On the thread that closes ``pidfd``."""
         self.ask(Quit())
-        if not fds.has_ended(self.pidfd, _QUIT_BY_HAND if self.by_hand else _QUIT_DEADLINE):
-            self.fence("it was told to quit, and did not")
-        with self._pidfd_lock:
-            self._outlast()
-            self.gone()
+        fds.has_ended(self.pidfd, _QUIT_BY_HAND if self.by_hand else _QUIT_DEADLINE)
+        self.fence("it was told to quit, and did not")
 
     def stop_queue(self, index: int) -> None:
         """Return when queue ``index`` is quiet, or the device dead."""
@@ -256,8 +253,8 @@ class RemoteDevice:
             log.critical("%s is %s after SIGKILL", self.name, how)
 
     def fence(self, why: str, *, hung: bool = False) -> None:
-        """Kill the process, and return when nothing of it can touch guest memory any more. From
-        any thread: whoever closes ``pidfd`` waits for us in :meth:`gone`."""
+        """Kill the process, if it lives, and return when nothing of it can touch guest memory any
+        more. From any thread: whoever closes ``pidfd`` waits for us in :meth:`gone`."""
         with self._pidfd_lock:
             self._kill(why, hung=hung)
             self._outlast()

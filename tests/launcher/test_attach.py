@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.leaks import children
 from tests.support.machines import Start
+from tests.support.vibevmm import piped
 
 # Nearly each starts a machine.
 pytestmark = pytest.mark.slow
@@ -156,20 +157,8 @@ def test_end_of_the_machine_puts_the_terminal_back(start: Start) -> None:
 
 def test_without_a_terminal_what_comes_is_typed(start: Start) -> None:
     start("echo")
-    with subprocess.Popen(
-        [sys.executable, "-m", "launcher", "attach", "serial"],
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"\x01d is no command here")
-        process.stdin.close()
-        got = b""
-        while b"here]" not in got:
-            got += (data := os.read(process.stdout.fileno(), 100))
-            assert data
-        process.terminate()
+    command = [sys.executable, "-m", "launcher", "attach", "serial"]
+
+    got, _ = piped(command, b"\x01d is no command here", b"here]")
 
     assert got.replace(b"][", b"") == b"[\x01d is no command here]"

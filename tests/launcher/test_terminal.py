@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leaks import children
+from tests.support.vibevmm import piped
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE = 30.0
@@ -204,26 +205,9 @@ def test_terminal_of_somebody_else_is_left_alone(
 def test_piped_input_goes_to_the_guest_up_to_its_end(binary: str, runtime: Path) -> None:
     command = [sys.executable, "-m", "tests.support.fake_launcher", "run", "--binary", binary]
 
-    with subprocess.Popen(
-        [*command, "--entry", "0x10000", "--name", "echo", "--timeout", "60"],
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"hello\x01x")
-        process.stdin.close()
-        said = b""
-        while b"]" not in said:
-            data = os.read(process.stdout.fileno(), 4096)
-            assert data, said
-            said += data
-        process.terminate()
-        said += process.stdout.read()
+    command += ["--entry", "0x10000", "--name", "echo", "--timeout", "60"]
 
-    assert said == b"[hello\x01x]"
-    assert process.returncode == 0
+    assert piped(command, b"hello\x01x", b"]") == (b"[hello\x01x]", 0)
 
 
 def test_end_of_the_reader_stops_the_machine(binary: str, runtime: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -36,6 +37,18 @@ def at_work(ended: int) -> int:
     """What the kernel has open for the process at the other end of that pipe, dead or alive, while
     it is at work for it."""
     return os.open(f"/proc/self/fd/{ended}", os.O_RDONLY)
+
+
+def waits_for(work: int, action: Callable[[], object], seconds: float) -> bool:
+    """Whether ``action`` has not returned after so many ``seconds``, while ``work`` is open, which
+    is closed then."""
+    actor = threading.Thread(target=action)
+    actor.start()
+    actor.join(seconds)
+    found = actor.is_alive()
+    os.close(work)
+    actor.join()
+    return found
 
 
 class FakeRemote:

@@ -66,6 +66,26 @@ def run(folder: Path, image: bytes, *options: str) -> tuple[str, dict[str, Any]]
     return serial.read_text() + done.stdout, json.loads(stats.read_text())
 
 
+def piped(command: list[str], typed: bytes, until: bytes) -> tuple[bytes, int]:
+    """All that ``command`` prints, whose whole input is ``typed``, and its status: it has SIGTERM
+    when it has printed ``until``."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(typed)
+        process.stdin.close()
+        printed = b""
+        while until not in printed:
+            data = os.read(process.stdout.fileno(), 4096)
+            assert data, printed
+            printed += data
+        process.terminate()
+        printed += process.stdout.read()
+    return printed, process.returncode
+
+
 class Running:
     """`vibevmm run` while it runs; ``screen`` is what it and its guest have written so far."""
 

@@ -36,7 +36,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.specs import DeviceSlot
-from tests.support.seats import at_work, stand_in
+from tests.support.seats import at_work, stand_in, waits_for
 from vmm.control import Control
 from vmm.remote import DEADLINE, RemoteDevice
 
@@ -250,12 +250,7 @@ def test_one_that_was_started_by_hand_and_is_dead_is_not_waited_for_as_if_it_tho
         with pytest.raises(DeviceGone):
             pair.remote.call(Ping())
 
-    caller = threading.Thread(target=call)
-    caller.start()
-    caller.join(DEADLINE)
-    is_waited_for = caller.is_alive()
-    os.close(work)
-    caller.join()
+    is_waited_for = waits_for(work, call, DEADLINE)
     pair.close()
 
     assert not is_waited_for
@@ -276,14 +271,7 @@ def test_nobody_else_waits_for_what_goes_on_for_one(
             pair.remote.outlast_until = time.monotonic()  # others have used up the time
             pair.remote.fence("the VM ends")
 
-    actor = threading.Thread(target=act)
-    actor.start()
-    actor.join(DEADLINE)
-    is_waited_for = actor.is_alive()
-    os.close(work)
-    actor.join()
-
-    assert not is_waited_for
+    assert not waits_for(work, act, DEADLINE)
     assert fds.has_ended(pair.pidfd)
 
 

@@ -34,7 +34,7 @@ from protocol.messages import (
 )
 from protocol.specs import BootSpec, DeviceSlot, MachineSpec, Successor
 from tests.support.leaks import descriptors
-from tests.support.seats import FakeWires, at_work, stand_in
+from tests.support.seats import FakeWires, at_work, stand_in, waits_for
 from vmm.control import Control
 from vmm.seating import Seating
 
@@ -260,17 +260,10 @@ def test_a_machine_that_ends_has_one_deadline_for_what_goes_on_for_all(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vmm.seating.DEADLINE", 0.1)
+    monkeypatch.setattr("vmm.remote._FENCE_DEADLINE", 2 * DEADLINE)
     first = house.begin()
-    work = at_work(first.ended)
 
-    ending = threading.Thread(target=house.seating.quit)
-    ending.start()
-    ending.join(2)
-    is_waited_for = ending.is_alive()
-    os.close(work)
-    ending.join()
-
-    assert not is_waited_for
+    assert not waits_for(at_work(first.ended), house.seating.quit, DEADLINE)
 
 
 def test_successor_for_a_swap_waits_even_where_the_place_is_empty(house: House) -> None:
@@ -304,8 +297,6 @@ def test_candidate_that_dies_between_its_offer_and_the_switch(house: House) -> N
 
 
 def test_candidate_that_is_dead_and_not_seen_to_be_leaves_the_old_one(house: House) -> None:
-    import threading
-
     from protocol.messages import QueueSetup
 
     first = house.begin()
